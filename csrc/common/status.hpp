@@ -1,0 +1,54 @@
+// The core's one error scheme: a failure is a value that has to be looked at.
+#pragma once
+
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace lmkv {
+
+enum class StatusKind {
+  kOk,
+  kMissing,    // there is no such chunk (any more): a plain miss
+  kBadChunk,   // what is there is not the chunk that was asked for
+  kIo,         // the filesystem refused or failed; `error_number` says how
+  kDevice,     // gather or scatter failed
+  kCancelled,  // dropped by close() before it was started
+};
+
+class [[nodiscard]] Status {
+ public:
+  static Status ok() { return Status(StatusKind::kOk, 0, {}); }
+  static Status missing(std::string_view path) {
+    return Status(StatusKind::kMissing, 0, "no such chunk: " + std::string(path));
+  }
+  static Status bad_chunk(std::string_view path, std::string_view what) {
+    return Status(StatusKind::kBadChunk, 0, std::string(what) + ": " + std::string(path));
+  }
+  // `error_number` is a positive errno value.
+  static Status io(int error_number, std::string_view operation, std::string_view path) {
+    return Status(
+        StatusKind::kIo, error_number,
+        std::string(operation) + " " + std::string(path) + ": " + std::strerror(error_number));
+  }
+  static Status device(std::string message) {
+    return Status(StatusKind::kDevice, 0, std::move(message));
+  }
+  static Status cancelled() { return Status(StatusKind::kCancelled, 0, "cancelled by close()"); }
+
+  [[nodiscard]] bool is_ok() const { return kind_ == StatusKind::kOk; }
+  [[nodiscard]] StatusKind kind() const { return kind_; }
+  [[nodiscard]] int error_number() const { return error_number_; }
+  [[nodiscard]] const std::string& message() const { return message_; }
+
+ private:
+  Status(StatusKind kind, int error_number, std::string message)
+      : kind_(kind), error_number_(error_number), message_(std::move(message)) {}
+
+  StatusKind kind_;
+  int error_number_;
+  std::string message_;
+};
+
+}  // namespace lmkv

@@ -1,0 +1,113 @@
+#include "store/directory.hpp"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cctype>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <random>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+
+namespace lmkv {
+namespace {
+
+std::string host_name() {
+  std::array<char, 256> buffer{};
+  if (::gethostname(buffer.data(), buffer.size() - 1) != 0) return "unknown";
+  std::string name(buffer.data());
+  std::replace_if(
+      name.begin(), name.end(),
+      [](unsigned char c) { return std::isalnum(c) == 0 && c != '-' && c != '.'; }, '_');
+  return name.empty() ? "unknown" : name;
+}
+
+std::string to_hex(std::uint64_t value) {
+  std::array<char, 17> buffer{};
+  std::snprintf(buffer.data(), buffer.size(), "%016llx", static_cast<unsigned long long>(value));
+  return buffer.data();
+}
+
+std::uint64_t random_start() {
+  std::random_device device;  // getrandom(2): differs between processes and hosts
+  return (static_cast<std::uint64_t>(device()) << 32) | device();
+}
+
+// Hosts may share a name and, in containers, a pid: the random start keeps writers apart.
+std::uint64_t next_unique() {
+  static std::atomic<std::uint64_t> counter{random_start()};
+  return counter.fetch_add(1, std::memory_order_relaxed);
+}
+
+}  // namespace
+
+ChunkPaths::ChunkPaths(std::string root, const NamespaceDigest& namespace_digest,
+                       std::uint32_t rank)
+    : root_(std::move(root)),
+      version_directory_(root_ + "/v1"),
+      namespace_directory_(version_directory_ + "/" + namespace_digest.hex().substr(0, 16)),
+      rank_directory_(namespace_directory_ + "/r" + std::to_string(rank)),
+      temporary_directory_(rank_directory_ + "/tmp"),
+      temporary_prefix_(temporary_directory_ + "/" + host_name() + "-" +
+                        std::to_string(::getpid()) + "-") {}
+
+std::string ChunkPaths::chunk(const ChunkKey& key) const {
+  const std::string hex = key.hex();
+  return rank_directory_ + "/" + hex.substr(0, 3) + "/" + hex + ".kv";
+}
+
+std::string ChunkPaths::unique_temporary() const {
+  return temporary_prefix_ + to_hex(next_unique());
+}
+
+std::vector<std::string> ChunkPaths::directories_for(const ChunkKey& key) const {
+  return {version_directory_, namespace_directory_, rank_directory_, temporary_directory_,
+          rank_directory_ + "/" + key.hex().substr(0, 3)};
+}
+
+void make_root(const std::string& root) {
+  std::error_code error;
+  std::filesystem::create_directories(root, error);
+  if (error) throw std::runtime_error("cannot make the directory " + root + ": " + error.message());
+}
+
+void make_tree(const ChunkPaths& paths) {
+  make_root(paths.root());
+  std::vector<std::string> directories = paths.directories_for(ChunkKey{});
+  directories.pop_back();  // the key's own directory is made when it is needed
+  for (const std::string& directory : directories) {
+    if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
+      throw std::runtime_error("cannot make the directory " + directory + ": " +
+                               std::strerror(errno));
+    }
+  }
+}
+
+Directory::Directory(const std::string& root, const NamespaceDigest& namespace_digest,
+                     std::uint32_t ranks) {
+  for (std::uint32_t rank = 0; rank < ranks; ++rank) {
+    ranks_.emplace_back(root, namespace_digest, rank);
+  }
+}
+
+bool Directory::present(const ChunkKey& key) const {
+  return std::all_of(ranks_.begin(), ranks_.end(), [&](const ChunkPaths& paths) {
+    return ::faccessat(AT_FDCWD, paths.chunk(key).c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+  });
+}
+
+std::size_t Directory::lookup(std::span<const ChunkKey> keys) const {
+  const auto absent =
+      std::find_if_not(keys.begin(), keys.end(), [&](const ChunkKey& key) { return present(key); });
+  return static_cast<std::size_t>(absent - keys.begin());
+}
+
+}  // namespace lmkv

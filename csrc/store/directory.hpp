@@ -1,0 +1,56 @@
+// Where chunks are in the tree under a root, and which of them are there.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/types.hpp"
+
+namespace lmkv {
+
+// Paths of one rank's chunks: <root>/v1/<namespace16>/r<rank>/<hhh>/<key>.kv, and tmp/ beside the
+// <hhh> directories. Built from hex digits only, so no input can leave the tree.
+class ChunkPaths {
+ public:
+  ChunkPaths(std::string root, const NamespaceDigest& namespace_digest, std::uint32_t rank);
+
+  [[nodiscard]] std::string chunk(const ChunkKey& key) const;
+  // A name that no other writer has: host, process and a counter over a random start.
+  [[nodiscard]] std::string unique_temporary() const;
+  // Every directory that a store of `key` needs, outermost first, the root itself excluded.
+  [[nodiscard]] std::vector<std::string> directories_for(const ChunkKey& key) const;
+  [[nodiscard]] const std::string& root() const { return root_; }
+  [[nodiscard]] const std::string& temporary_directory() const { return temporary_directory_; }
+
+ private:
+  std::string root_;
+  std::string version_directory_;
+  std::string namespace_directory_;
+  std::string rank_directory_;
+  std::string temporary_directory_;
+  std::string temporary_prefix_;
+};
+
+// Makes `root` and its parents with the user's umask. Blocks on the disk: start-up only.
+// Throws std::runtime_error.
+void make_root(const std::string& root);
+// The root, then the directories below it that every store needs (0700). As above.
+void make_tree(const ChunkPaths& paths);
+
+// Looks chunks up. A present entry is a hint: it may be bad, or gone, when it is loaded.
+// Stateless after construction, so any thread may call it.
+class Directory {
+ public:
+  Directory(const std::string& root, const NamespaceDigest& namespace_digest, std::uint32_t ranks);
+
+  // Number of leading `keys` that every rank has.
+  [[nodiscard]] std::size_t lookup(std::span<const ChunkKey> keys) const;
+  [[nodiscard]] bool present(const ChunkKey& key) const;
+
+ private:
+  std::vector<ChunkPaths> ranks_;
+};
+
+}  // namespace lmkv
