@@ -1,0 +1,197 @@
+#include "io/direct_file.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "common/types.hpp"
+#include "io/file_task.hpp"
+
+namespace lmkv {
+namespace {
+
+// EAGAIN storms end: a file that needs more than this many retries has failed.
+constexpr int kMaxRetries = 1000;
+
+}  // namespace
+
+void FileTask::step(Operation operation, Continuation next) {
+  step_ = operation;
+  step_.handler = this;
+  next_ = std::move(next);
+  owner_.engine_.submit(step_);
+}
+
+void FileTask::transfer(OperationKind kind, int descriptor, std::byte* buffer, Caching caching,
+                        std::function<void(int)> next) {
+  granule_ = caching == Caching::kDirect ? kPageBytes : 1;
+  pieces_done_ = std::move(next);
+  pieces_outcome_.store(0, std::memory_order_relaxed);
+  pieces_.clear();
+  for (std::size_t at = 0; at < bytes_; at += owner_.options_.request_bytes) {
+    Operation& piece = pieces_.emplace_back();
+    piece.kind = kind;
+    piece.handler = this;
+    piece.descriptor = descriptor;
+    piece.buffer = buffer + at;
+    piece.length = std::min(owner_.options_.request_bytes, bytes_ - at);
+    piece.offset = at;
+  }
+  pieces_left_.store(pieces_.size(), std::memory_order_relaxed);
+  // The last piece may finish, and the task go on without pieces_, before submit() returns.
+  const std::size_t count = pieces_.size();
+  Operation* const pieces = pieces_.data();
+  IoEngine& engine = owner_.engine_;
+  for (std::size_t i = 0; i < count; ++i) engine.submit(pieces[i]);
+}
+
+bool FileTask::retry(Operation& operation, int result) {
+  if (result != -EINTR && result != -EAGAIN) return false;
+  if (retries_.fetch_add(1, std::memory_order_relaxed) >= kMaxRetries) return false;
+  owner_.engine_.submit(operation);
+  return true;
+}
+
+void FileTask::on_complete(Operation& operation, int result) {
+  if (&operation != &step_) return on_piece(operation, result);
+  if (retry(operation, result)) return;
+  const Continuation next = std::move(next_);
+  next(result);
+}
+
+void FileTask::on_piece(Operation& piece, int result) {
+  if (retry(piece, result)) return;
+  int outcome = result < 0 ? -result : 0;
+  if (result >= 0) {
+    const auto moved = static_cast<std::size_t>(result);
+    const bool whole = moved == piece.length;
+    // A direct request that ends inside a page met the end of the file (a read) or left a page to
+    // be written again (a write); the next one has to start at a page in any case.
+    const std::size_t kept = whole ? moved : moved / granule_ * granule_;
+    piece.buffer += kept;
+    piece.offset += kept;
+    piece.length -= kept;
+    const bool at_end = moved == 0 || (piece.kind == OperationKind::kRead && kept != moved);
+    if (!whole && !at_end && kept != 0) return owner_.engine_.submit(piece);
+    if (!whole) outcome = piece.kind == OperationKind::kRead ? kEndOfFile : EIO;
+  }
+  if (outcome != 0) {
+    int expected = 0;
+    pieces_outcome_.compare_exchange_strong(expected, outcome, std::memory_order_relaxed);
+  }
+  if (pieces_left_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  const std::function<void(int)> done = std::move(pieces_done_);
+  done(pieces_outcome_.load(std::memory_order_relaxed));
+}
+
+FileIo::FileIo(IoEngine& engine, const FileIoOptions& options)
+    : engine_(engine), options_(options), caching_(options.caching) {}
+
+FileIo::~FileIo() { shutdown(); }
+
+void FileIo::read(FileRead request) { enqueue(make_read_task(*this, std::move(request))); }
+void FileIo::write(FileWrite request) { enqueue(make_write_task(*this, std::move(request))); }
+void FileIo::remove(std::string path, std::function<void(Status)> done) {
+  enqueue(make_remove_task(*this, std::move(path), std::move(done)));
+}
+
+void FileIo::enqueue(std::unique_ptr<FileTask> task) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!shut_down_) {
+      lane_of(*task).queue.push_back(std::move(task));
+    }
+  }
+  if (task != nullptr) return task->cancel();
+  start_admissible();
+}
+
+FileIo::Lane& FileIo::lane_of(const FileTask& task) {
+  switch (task.lane()) {
+    case FileTask::Lane::kRead: return reads_;
+    case FileTask::Lane::kWrite: return writes_;
+    case FileTask::Lane::kRemove: break;
+  }
+  return removals_;
+}
+
+std::unique_ptr<FileTask> FileIo::next_admissible() {
+  const auto fits = [](const Lane& lane, std::size_t depth) {
+    return !lane.queue.empty() && (lane.bytes_in_flight == 0 ||
+                                   lane.bytes_in_flight + lane.queue.front()->bytes() <= depth);
+  };
+  Lane* lane = nullptr;
+  if (!removals_.queue.empty()) {
+    lane = &removals_;
+  } else if (fits(reads_, options_.read_depth)) {
+    lane = &reads_;
+  } else if (fits(writes_, reads_.queue.empty() ? options_.write_depth : 0)) {
+    lane = &writes_;
+  } else {
+    return nullptr;
+  }
+  std::unique_ptr<FileTask> task = std::move(lane->queue.front());
+  lane->queue.pop_front();
+  lane->bytes_in_flight += task->bytes();
+  ++running_;
+  return task;
+}
+
+void FileIo::start_admissible() {
+  for (;;) {
+    std::unique_ptr<FileTask> task;
+    {
+      const std::lock_guard lock(mutex_);
+      task = next_admissible();
+    }
+    if (task == nullptr) return;
+    task.release()->start();  // owns itself until finish()
+  }
+}
+
+void FileIo::finish(FileTask* finished) {
+  const std::unique_ptr<FileTask> task(finished);
+  {
+    const std::lock_guard lock(mutex_);
+    lane_of(*task).bytes_in_flight -= task->bytes();
+  }
+  start_admissible();  // before the report, which verifies checksums: the disk need not wait for it
+  task->report();
+  const std::lock_guard lock(mutex_);
+  --running_;
+  all_done_.notify_all();
+}
+
+void FileIo::refuse_direct() {
+  Caching expected = Caching::kDirect;
+  if (caching_.compare_exchange_strong(expected, Caching::kBuffered)) {
+    fallbacks_.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+void FileIo::shutdown() {
+  std::deque<std::unique_ptr<FileTask>> queued;
+  {
+    const std::lock_guard lock(mutex_);
+    shut_down_ = true;
+    for (Lane* lane : {&reads_, &writes_, &removals_}) {
+      std::move(lane->queue.begin(), lane->queue.end(), std::back_inserter(queued));
+      lane->queue.clear();
+    }
+  }
+  for (const std::unique_ptr<FileTask>& task : queued) task->cancel();
+  std::unique_lock lock(mutex_);
+  all_done_.wait(lock, [this] { return running_ == 0; });
+}
+
+std::size_t FileIo::read_bytes_in_flight() const {
+  const std::lock_guard lock(mutex_);
+  return reads_.bytes_in_flight;
+}
+
+std::size_t FileIo::write_bytes_in_flight() const {
+  const std::lock_guard lock(mutex_);
+  return writes_.bytes_in_flight;
+}
+
+}  // namespace lmkv

@@ -1,0 +1,81 @@
+// One file's state machine. Private to direct_file.cpp and file_tasks.cpp.
+//
+// A task runs one operation after another ("steps"), or its pieces all at once; nothing of it runs
+// twice at a time, whatever the number of I/O threads, so its members need no lock but those that
+// finishing pieces share.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "io/direct_file.hpp"
+
+namespace lmkv {
+
+class FileTask : public OperationHandler {
+ public:
+  enum class Lane { kRead, kWrite, kRemove };
+
+  FileTask(FileIo& owner, Lane lane, std::size_t bytes)
+      : owner_(owner), lane_(lane), bytes_(bytes) {}
+  virtual ~FileTask() = default;
+  FileTask(const FileTask&) = delete;
+  FileTask& operator=(const FileTask&) = delete;
+
+  virtual void start() = 0;
+  // Reports to the requester; the task is gone or still queued, never running.
+  virtual void report() = 0;
+  virtual void cancel() = 0;
+
+  [[nodiscard]] Lane lane() const { return lane_; }
+  [[nodiscard]] std::size_t bytes() const { return bytes_; }
+
+ protected:
+  using Continuation = std::function<void(int result)>;
+
+  // One operation; `next` gets its result. EINTR and EAGAIN are retried underneath.
+  void step(Operation operation, Continuation next);
+
+  // What pieces end with: 0, an errno, or kEndOfFile.
+  static constexpr int kEndOfFile = -1;
+  // Reads or writes `bytes()` bytes of `buffer` in requests that are all in flight together.
+  void transfer(OperationKind kind, int descriptor, std::byte* buffer, Caching caching,
+                std::function<void(int outcome)> next);
+
+  // The last thing that a task does: it may be gone when this returns.
+  void finish() { owner_.finish(this); }
+  void refuse_direct() { owner_.refuse_direct(); }
+  [[nodiscard]] Caching caching() const { return owner_.caching(); }
+  [[nodiscard]] Publish publish() const { return owner_.options_.publish; }
+
+ private:
+  void on_complete(Operation& operation, int result) final;
+  void on_piece(Operation& piece, int result);
+  bool retry(Operation& operation, int result);
+
+  FileIo& owner_;
+  const Lane lane_;
+  const std::size_t bytes_;
+
+  Operation step_;
+  Continuation next_;
+  std::atomic<int> retries_{0};
+
+  std::vector<Operation> pieces_;
+  std::size_t granule_ = 1;  // a continued request starts at a multiple of this
+  std::function<void(int)> pieces_done_;
+  std::atomic<std::size_t> pieces_left_{0};
+  std::atomic<int> pieces_outcome_{0};
+};
+
+std::unique_ptr<FileTask> make_read_task(FileIo& owner, FileRead request);
+std::unique_ptr<FileTask> make_write_task(FileIo& owner, FileWrite request);
+std::unique_ptr<FileTask> make_remove_task(FileIo& owner, std::string path,
+                                           std::function<void(Status)> done);
+
+}  // namespace lmkv

@@ -1,0 +1,291 @@
+// The three things done to files: read one whole, publish one whole, remove one.
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "io/file_task.hpp"
+
+namespace lmkv {
+namespace {
+
+constexpr int kCommonFlags = O_NOFOLLOW | O_CLOEXEC;
+constexpr mode_t kFileMode = 0600;
+constexpr mode_t kDirectoryMode = 0700;
+
+int with_caching(int flags, Caching caching) {
+  return flags | kCommonFlags | (caching == Caching::kDirect ? O_DIRECT : 0);
+}
+
+Operation open_operation(const std::string& path, int flags) {
+  Operation op;
+  op.kind = OperationKind::kOpen;
+  op.path = path.c_str();
+  op.flags = flags;
+  op.mode = kFileMode;
+  return op;
+}
+
+Operation path_operation(OperationKind kind, const std::string& path) {
+  Operation op;
+  op.kind = kind;
+  op.path = path.c_str();
+  op.mode = kDirectoryMode;  // used by kMakeDirectory alone
+  return op;
+}
+
+Operation descriptor_operation(OperationKind kind, int descriptor) {
+  Operation op;
+  op.kind = kind;
+  op.descriptor = descriptor;
+  return op;
+}
+
+Operation stat_operation(const std::string& path, struct statx& status) {
+  Operation op = path_operation(OperationKind::kStat, path);
+  op.status = &status;
+  return op;
+}
+
+// A name that is gone, a parent that is gone, or an NFS handle whose file is gone.
+bool is_gone(int error) { return error == ENOENT || error == ENOTDIR || error == ESTALE; }
+
+class ReadTask final : public FileTask {
+ public:
+  ReadTask(FileIo& owner, FileRead request)
+      : FileTask(owner, Lane::kRead, request.bytes), request_(std::move(request)) {}
+
+  // The type is looked at before the file is opened: opening a FIFO would wait for a writer.
+  void start() override {
+    step(stat_operation(request_.path, found_), [this](int result) {
+      if (result < 0) return fail(-result, "stat");
+      if (!S_ISREG(found_.stx_mode)) return end(bad("not a regular file"));
+      if (found_.stx_size != bytes()) return end(bad("file of an unexpected size"));
+      open();
+    });
+  }
+
+  void report() override { request_.done(std::move(status_)); }
+  void cancel() override { request_.done(Status::cancelled()); }
+
+ private:
+  void open() {
+    caching_ = caching();
+    step(open_operation(request_.path, with_caching(O_RDONLY, caching_)), [this](int result) {
+      if (result == -EINVAL && caching_ == Caching::kDirect) {
+        refuse_direct();
+        return open();
+      }
+      if (result == -ELOOP) return end(bad("a symbolic link"));
+      if (result < 0) return fail(-result, "open");
+      descriptor_ = result;
+      transfer(OperationKind::kRead, descriptor_, request_.buffer, caching_,
+               [this](int outcome) { close(outcome); });
+    });
+  }
+
+  void close(int outcome) {
+    step(descriptor_operation(OperationKind::kClose, descriptor_), [this, outcome](int) {
+      if (outcome == EINVAL && caching_ == Caching::kDirect) {
+        refuse_direct();
+        return open();
+      }
+      if (outcome == kEndOfFile) return end(bad("truncated file"));
+      if (outcome != 0) return fail(outcome, "read");
+      end(Status::ok());
+    });
+  }
+
+  [[nodiscard]] Status bad(std::string_view what) const {
+    return Status::bad_chunk(request_.path, what);
+  }
+  void fail(int error, std::string_view operation) {
+    end(is_gone(error) ? Status::missing(request_.path)
+                       : Status::io(error, operation, request_.path));
+  }
+  void end(Status status) {
+    status_ = std::move(status);
+    finish();
+  }
+
+  FileRead request_;
+  struct statx found_{};
+  Caching caching_ = Caching::kDirect;
+  int descriptor_ = -1;
+  Status status_ = Status::cancelled();
+};
+
+class WriteTask final : public FileTask {
+ public:
+  WriteTask(FileIo& owner, FileWrite request)
+      : FileTask(owner, Lane::kWrite, request.bytes), request_(std::move(request)) {}
+
+  void start() override {
+    step(stat_operation(request_.path, found_), [this](int result) {
+      const bool whole = result == 0 && S_ISREG(found_.stx_mode) && found_.stx_size == bytes();
+      if (whole) return end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
+      open();
+    });
+  }
+
+  void report() override { request_.done(std::move(status_), outcome_); }
+  void cancel() override { request_.done(Status::cancelled(), FileWrite::Outcome::kFailed); }
+
+ private:
+  void open() {
+    caching_ = caching();
+    const int flags = with_caching(O_WRONLY | O_CREAT | O_EXCL, caching_);
+    step(open_operation(request_.temporary, flags), [this](int result) {
+      if (result == -ENOENT && !made_directories_) return make_directories(0, [this] { open(); });
+      if (result == -EINVAL && caching_ == Caching::kDirect) return again_buffered();
+      if (result < 0) return abandon(-result, "create");
+      descriptor_ = result;
+      allocate();
+    });
+  }
+
+  // The size is set once, so that concurrent direct writes extend nothing and ENOSPC comes early.
+  void allocate() {
+    Operation op = descriptor_operation(OperationKind::kAllocate, descriptor_);
+    op.length = bytes();
+    step(op, [this](int result) {
+      const bool unsupported = result == -EOPNOTSUPP || result == -ENOSYS || result == -EINVAL;
+      if (result < 0 && !unsupported) return abandon(-result, "allocate");
+      // The seam has one buffer pointer for both directions; kWrite only reads through it.
+      auto* const buffer = const_cast<std::byte*>(request_.buffer);
+      transfer(OperationKind::kWrite, descriptor_, buffer, caching_, [this](int outcome) {
+        if (outcome == EINVAL && caching_ == Caching::kDirect) return again_buffered();
+        if (outcome != 0) return abandon(outcome, "write");
+        sync();
+      });
+    });
+  }
+
+  void sync() {
+    if (publish() == Publish::kRename) return close();
+    step(descriptor_operation(OperationKind::kSync, descriptor_), [this](int result) {
+      if (result < 0) return abandon(-result, "sync");
+      close();
+    });
+  }
+
+  void close() {
+    step(descriptor_operation(OperationKind::kClose, std::exchange(descriptor_, -1)),
+         [this](int result) {
+           if (result < 0) return abandon(-result, "close");
+           rename();
+         });
+  }
+
+  void rename() {
+    Operation op = path_operation(OperationKind::kRename, request_.temporary);
+    op.target = request_.path.c_str();
+    step(op, [this](int result) {
+      if (result == -ENOENT && !made_directories_) {
+        return make_directories(0, [this] { rename(); });
+      }
+      if (result == -EISDIR && !removed_obstacle_) return remove_obstacle();
+      if (result < 0) return abandon(-result, "rename");
+      end(Status::ok(), FileWrite::Outcome::kWritten);
+    });
+  }
+
+  void make_directories(std::size_t index, std::function<void()> next) {
+    made_directories_ = true;
+    if (index == request_.directories.size()) return next();
+    step(path_operation(OperationKind::kMakeDirectory, request_.directories[index]),
+         [this, index, next = std::move(next)](int result) {
+           if (result < 0 && result != -EEXIST) return abandon(-result, "mkdir");
+           make_directories(index + 1, next);
+         });
+  }
+
+  // An empty directory in the file's place; one with something in it is not ours to touch.
+  void remove_obstacle() {
+    removed_obstacle_ = true;
+    step(path_operation(OperationKind::kRemoveDirectory, request_.path), [this](int result) {
+      if (result < 0) return abandon(-result, "rmdir");
+      rename();
+    });
+  }
+
+  void again_buffered() {
+    refuse_direct();
+    discard([this] { open(); });
+  }
+
+  void abandon(int error, std::string_view operation) {
+    status_ = Status::io(error, operation, request_.temporary);
+    discard([this] { end(std::move(status_), FileWrite::Outcome::kFailed); });
+  }
+
+  // Closes and unlinks the temporary file, if there is one, then goes on.
+  void discard(std::function<void()> next) {
+    const auto unlink = [this, next = std::move(next)](int) {
+      step(path_operation(OperationKind::kUnlink, request_.temporary), [next](int) { next(); });
+    };
+    if (descriptor_ < 0) return unlink(0);
+    step(descriptor_operation(OperationKind::kClose, std::exchange(descriptor_, -1)), unlink);
+  }
+
+  void end(Status status, FileWrite::Outcome outcome) {
+    status_ = std::move(status);
+    outcome_ = outcome;
+    finish();
+  }
+
+  FileWrite request_;
+  struct statx found_{};
+  Caching caching_ = Caching::kDirect;
+  int descriptor_ = -1;
+  bool made_directories_ = false;
+  bool removed_obstacle_ = false;
+  Status status_ = Status::cancelled();
+  FileWrite::Outcome outcome_ = FileWrite::Outcome::kFailed;
+};
+
+class RemoveTask final : public FileTask {
+ public:
+  RemoveTask(FileIo& owner, std::string path, std::function<void(Status)> done)
+      : FileTask(owner, Lane::kRemove, 0), path_(std::move(path)), done_(std::move(done)) {}
+
+  void start() override {
+    step(path_operation(OperationKind::kUnlink, path_), [this](int result) {
+      if (result != -EISDIR) return end(result, "unlink");
+      step(path_operation(OperationKind::kRemoveDirectory, path_),
+           [this](int removed) { end(removed, "rmdir"); });
+    });
+  }
+
+  void report() override { done_(std::move(status_)); }
+  void cancel() override { done_(Status::cancelled()); }
+
+ private:
+  void end(int result, std::string_view operation) {
+    const bool gone = result == 0 || is_gone(-result);
+    status_ = gone ? Status::ok() : Status::io(-result, operation, path_);
+    finish();
+  }
+
+  std::string path_;
+  std::function<void(Status)> done_;
+  Status status_ = Status::cancelled();
+};
+
+}  // namespace
+
+std::unique_ptr<FileTask> make_read_task(FileIo& owner, FileRead request) {
+  return std::make_unique<ReadTask>(owner, std::move(request));
+}
+
+std::unique_ptr<FileTask> make_write_task(FileIo& owner, FileWrite request) {
+  return std::make_unique<WriteTask>(owner, std::move(request));
+}
+
+std::unique_ptr<FileTask> make_remove_task(FileIo& owner, std::string path,
+                                           std::function<void(Status)> done) {
+  return std::make_unique<RemoveTask>(owner, std::move(path), std::move(done));
+}
+
+}  // namespace lmkv

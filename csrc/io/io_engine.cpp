@@ -1,0 +1,29 @@
+#include "io/io_engine.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace lmkv {
+namespace {
+
+// A thread holds one request: enough of them stand in for a ring's depth.
+constexpr unsigned kThreadsPerRing = 8;
+
+IoEngineSelection threads_because(unsigned threads, std::string reason) {
+  return {make_thread_engine(std::max(1U, threads) * kThreadsPerRing), std::move(reason)};
+}
+
+}  // namespace
+
+IoEngineSelection start_io_engine(IoEngineChoice choice, unsigned threads) {
+  if (choice == IoEngineChoice::kThreads) return threads_because(threads, "asked for");
+  try {
+    return {make_uring_engine(std::max(1U, threads)),
+            choice == IoEngineChoice::kUring ? "asked for" : "the kernel allows it"};
+  } catch (const std::runtime_error& refused) {
+    if (choice == IoEngineChoice::kUring) throw;
+    return threads_because(threads, refused.what());
+  }
+}
+
+}  // namespace lmkv

@@ -1,0 +1,88 @@
+// The seam to the kernel: one file operation at a time, asynchronous, with -errno results.
+//
+// Two implementations, chosen once at start: UringEngine (one ring an I/O thread) and ThreadEngine
+// (blocking system calls on a pool). What a result means, short reads and writes included, is the
+// business of direct_file.cpp, above the seam, so that it is written once.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace lmkv {
+
+enum class OperationKind : std::uint8_t {
+  kOpen,             // path, flags, mode        -> file descriptor
+  kRead,             // descriptor, buffer, length, offset -> bytes, 0 at the end of the file
+  kWrite,            // descriptor, buffer, length, offset -> bytes
+  kAllocate,         // descriptor, length       -> 0
+  kSync,             // descriptor               -> 0 (data and size, as fdatasync)
+  kClose,            // descriptor               -> 0
+  kStat,             // path, status             -> 0 (symbolic links are not followed)
+  kRename,           // path, target             -> 0
+  kMakeDirectory,    // path, mode               -> 0
+  kUnlink,           // path                     -> 0
+  kRemoveDirectory,  // path                     -> 0
+};
+
+struct Operation;
+
+class OperationHandler {
+ public:
+  // Called exactly once for every submitted operation, on an I/O thread. `result` is what the table
+  // above says, or -errno. May submit further operations; must not block on one.
+  virtual void on_complete(Operation& operation, int result) = 0;
+
+ protected:
+  ~OperationHandler() = default;
+};
+
+// Owned by the submitter. It, and all that it points to, stays valid until on_complete.
+struct Operation {
+  OperationKind kind{};
+  OperationHandler* handler = nullptr;
+  int descriptor = -1;
+  int flags = 0;
+  mode_t mode = 0;
+  std::byte* buffer = nullptr;  // read only by kWrite
+  std::size_t length = 0;
+  std::uint64_t offset = 0;
+  const char* path = nullptr;
+  const char* target = nullptr;
+  struct statx* status = nullptr;
+};
+
+class IoEngine {
+ public:
+  IoEngine() = default;
+  IoEngine(const IoEngine&) = delete;
+  IoEngine& operator=(const IoEngine&) = delete;
+  // Waits for every operation that was submitted.
+  virtual ~IoEngine() = default;
+
+  // Any thread; never blocks on the disk.
+  virtual void submit(Operation& operation) = 0;
+  [[nodiscard]] virtual std::string_view name() const = 0;
+};
+
+enum class IoEngineChoice { kAuto, kUring, kThreads };
+
+struct IoEngineSelection {
+  std::unique_ptr<IoEngine> engine;
+  std::string reason;  // why this one, in words for the log
+};
+
+// Starts the chosen engine with `threads` I/O threads. kAuto takes io_uring where kernel, seccomp
+// profile and build allow it. Throws std::runtime_error when kUring was asked for and is refused.
+IoEngineSelection start_io_engine(IoEngineChoice choice, unsigned threads);
+
+// The implementations' own constructors, for start_io_engine and tests.
+std::unique_ptr<IoEngine> make_thread_engine(unsigned threads);
+// Throws std::runtime_error with the kernel's reason when io_uring cannot be used.
+std::unique_ptr<IoEngine> make_uring_engine(unsigned threads);
+
+}  // namespace lmkv

@@ -1,0 +1,150 @@
+#include "io/root_probe.hpp"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <linux/stat.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <stdexcept>
+
+#include "common/types.hpp"
+#include "common/unique_fd.hpp"
+
+namespace lmkv {
+namespace {
+
+struct Filesystem {
+  const char* name;
+  Publish publish;
+};
+
+// Magic numbers that <linux/magic.h> of older distributions lacks are written out.
+const std::map<std::uint64_t, Filesystem>& known_filesystems() {
+  // Network filesystems report ENOSPC and EDQUOT as late as at fsync or close, and another host may
+  // read the file right after the rename: there, data is synced first.
+  static const std::map<std::uint64_t, Filesystem> table = {
+      {EXT4_SUPER_MAGIC, {"ext4", Publish::kRename}},
+      {0x58465342, {"xfs", Publish::kRename}},
+      {BTRFS_SUPER_MAGIC, {"btrfs", Publish::kRename}},
+      {0xF2F52010, {"f2fs", Publish::kRename}},
+      {0x2FC12FC1, {"zfs", Publish::kRename}},
+      {TMPFS_MAGIC, {"tmpfs", Publish::kRename}},
+      {OVERLAYFS_SUPER_MAGIC, {"overlayfs", Publish::kRename}},
+      {NFS_SUPER_MAGIC, {"nfs", Publish::kSyncThenRename}},
+      {0xFF534D42, {"cifs", Publish::kSyncThenRename}},
+      {0xFE534D42, {"smb", Publish::kSyncThenRename}},
+      {0x00C36400, {"ceph", Publish::kSyncThenRename}},
+      {0x0BD00BD0, {"lustre", Publish::kSyncThenRename}},
+      {0x47504653, {"gpfs", Publish::kSyncThenRename}},
+      {0x65735546, {"fuse", Publish::kSyncThenRename}},
+  };
+  return table;
+}
+
+class Scratch {
+ public:
+  explicit Scratch(const std::string& directory)
+      : path_(directory + "/.probe-" + std::to_string(::getpid()) + "-XXXXXX") {
+    const UniqueFd created(::mkostemp(path_.data(), O_CLOEXEC));
+    if (created.get() < 0) throw std::runtime_error(failure("create"));
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { ::unlink(path_.c_str()); }
+
+  [[nodiscard]] const std::string& path() const { return path_; }
+  [[nodiscard]] std::string failure(const char* what) const {
+    return std::string(what) + " " + path_ + ": " + std::strerror(errno);
+  }
+
+ private:
+  std::string path_;
+};
+
+// Writes and reads back one page; returns an empty string or what went wrong.
+std::string try_page(const Scratch& scratch, Caching caching) {
+  struct alignas(kPageBytes) Page {
+    std::array<unsigned char, kPageBytes> bytes;
+  };
+  const auto written = std::make_unique<Page>();
+  const auto read = std::make_unique<Page>();
+  for (std::size_t i = 0; i < kPageBytes; ++i) {
+    written->bytes[i] = static_cast<unsigned char>(i * 131 + 17);
+  }
+  const int direct = caching == Caching::kDirect ? O_DIRECT : 0;
+  const UniqueFd file(::open(scratch.path().c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | direct));
+  if (file.get() < 0) return scratch.failure("open");
+  const auto page = static_cast<ssize_t>(kPageBytes);
+  if (::pwrite(file.get(), written.get(), kPageBytes, 0) != page) return scratch.failure("write");
+  if (::pread(file.get(), read.get(), kPageBytes, 0) != page) return scratch.failure("read");
+  if (written->bytes != read->bytes) return "read back other bytes than written";
+  return {};
+}
+
+// Empty when page-aligned direct I/O is fine as far as the filesystem tells (Linux 6.1 and newer).
+std::string alignment_objection([[maybe_unused]] const std::string& path) {
+#ifdef STATX_DIOALIGN
+  struct statx status{};
+  if (::statx(AT_FDCWD, path.c_str(), AT_SYMLINK_NOFOLLOW, STATX_DIOALIGN, &status) == 0 &&
+      (status.stx_mask & STATX_DIOALIGN) != 0) {
+    if (status.stx_dio_offset_align == 0) return "the filesystem does not support O_DIRECT";
+    if (kPageBytes % status.stx_dio_offset_align != 0 ||
+        kPageBytes % status.stx_dio_mem_align != 0) {
+      return "O_DIRECT here wants a larger alignment than 4096 bytes";
+    }
+  }
+#endif
+  return {};
+}
+
+}  // namespace
+
+RootProbe probe_root(const std::string& directory, DirectIoChoice choice) {
+  RootProbe probe;
+  struct statfs filesystem{};
+  if (::statfs(directory.c_str(), &filesystem) != 0) {
+    throw std::runtime_error("statfs " + directory + ": " + std::strerror(errno));
+  }
+  const auto magic = static_cast<std::uint32_t>(filesystem.f_type);
+  const auto known = known_filesystems().find(magic);
+  if (known != known_filesystems().end()) {
+    probe.filesystem = known->second.name;
+    probe.publish = known->second.publish;
+  } else {
+    std::array<char, 16> text{};
+    std::snprintf(text.data(), text.size(), "0x%08x", magic);
+    probe.filesystem = text.data();
+    probe.publish = Publish::kSyncThenRename;
+  }
+
+  const Scratch scratch(directory);
+  if (const std::string error = try_page(scratch, Caching::kBuffered); !error.empty()) {
+    throw std::runtime_error(error);
+  }
+  if (choice == DirectIoChoice::kOff) {
+    probe.reason = "switched off";
+    return probe;
+  }
+  std::string objection = alignment_objection(scratch.path());
+  if (objection.empty()) objection = try_page(Scratch(directory), Caching::kDirect);
+  if (objection.empty()) {
+    probe.caching = Caching::kDirect;
+    probe.reason = "the filesystem takes it";
+  } else if (choice == DirectIoChoice::kOn) {
+    throw std::runtime_error("direct I/O was asked for and is refused: " + objection);
+  } else {
+    probe.reason = objection;
+  }
+  return probe;
+}
+
+}  // namespace lmkv

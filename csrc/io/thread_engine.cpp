@@ -1,0 +1,106 @@
+// File operations as blocking system calls on a pool of threads.
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <condition_variable>
+#include <cstdio>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "io/io_engine.hpp"
+
+namespace lmkv {
+namespace {
+
+int result_of(long returned) { return returned < 0 ? -errno : static_cast<int>(returned); }
+
+int execute(const Operation& op) {
+  switch (op.kind) {
+    case OperationKind::kOpen: return result_of(::open(op.path, op.flags, op.mode));
+    case OperationKind::kRead:
+      return result_of(::pread(op.descriptor, op.buffer, op.length, static_cast<off_t>(op.offset)));
+    case OperationKind::kWrite:
+      return result_of(
+          ::pwrite(op.descriptor, op.buffer, op.length, static_cast<off_t>(op.offset)));
+    case OperationKind::kAllocate:
+      return result_of(::fallocate(op.descriptor, 0, 0, static_cast<off_t>(op.length)));
+    case OperationKind::kSync: return result_of(::fdatasync(op.descriptor));
+    case OperationKind::kClose: return result_of(::close(op.descriptor));
+    case OperationKind::kStat:
+      return result_of(
+          ::statx(AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW, STATX_TYPE | STATX_SIZE, op.status));
+    case OperationKind::kRename: return result_of(::rename(op.path, op.target));
+    case OperationKind::kMakeDirectory: return result_of(::mkdir(op.path, op.mode));
+    case OperationKind::kUnlink: return result_of(::unlink(op.path));
+    case OperationKind::kRemoveDirectory: return result_of(::rmdir(op.path));
+  }
+  return -EINVAL;
+}
+
+class ThreadEngine final : public IoEngine {
+ public:
+  explicit ThreadEngine(unsigned threads) {
+    threads_.reserve(threads);
+    for (unsigned i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
+  }
+
+  ~ThreadEngine() override {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  void submit(Operation& operation) override {
+    {
+      const std::lock_guard lock(mutex_);
+      queue_.push_back(&operation);
+    }
+    wake_.notify_one();
+  }
+
+  [[nodiscard]] std::string_view name() const override { return "threads"; }
+
+ private:
+  void run() {
+    ::pthread_setname_np(::pthread_self(), "lmkv-io");
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      // A handler that runs now may still submit: only the last idle thread may end.
+      wake_.wait(lock, [this] { return !queue_.empty() || (stopping_ && running_ == 0); });
+      if (queue_.empty()) {
+        wake_.notify_all();
+        return;
+      }
+      Operation* operation = queue_.front();
+      queue_.pop_front();
+      ++running_;
+      lock.unlock();
+      operation->handler->on_complete(*operation, execute(*operation));
+      lock.lock();
+      if (--running_ == 0 && stopping_) wake_.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Operation*> queue_;  // guarded by mutex_, as the two below
+  unsigned running_ = 0;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace
+
+std::unique_ptr<IoEngine> make_thread_engine(unsigned threads) {
+  return std::make_unique<ThreadEngine>(threads);
+}
+
+}  // namespace lmkv
