@@ -1,0 +1,80 @@
+// The seam to the memory that holds the paged KV cache.
+//
+// A device owns a queue of transfers and a thread that runs their callbacks: to the engine, the
+// host's memory behaves as a GPU's does. Two implementations: HostDevice (memcpy, for engines that
+// run on the CPU) and CudaDevice (cuda_device.cu, built where nvcc is found).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/status.hpp"
+#include "common/types.hpp"
+#include "device/segment_table.hpp"
+
+namespace lmkv {
+
+// A point in the engine's own work (a CUDA event on its compute stream).
+class Fence {
+ public:
+  Fence() = default;
+  Fence(const Fence&) = delete;
+  Fence& operator=(const Fence&) = delete;
+  virtual ~Fence() = default;
+};
+
+enum class Direction { kGather, kScatter };
+
+// Moves `blocks`, in order, to or from the contiguous `host` bytes: blocks.size() * block_bytes.
+struct Transfer {
+  Direction direction = Direction::kGather;
+  std::vector<BlockId> blocks;
+  std::byte* host = nullptr;
+  // The transfer starts only after this point. A gather must not overtake the forward pass that
+  // writes the blocks, a scatter not one that still reads what the blocks held before.
+  std::shared_ptr<const Fence> after;
+  // Runs on the device's thread when the bytes are where they belong, or the transfer failed.
+  std::function<void(Status)> done;
+};
+
+class Device {
+ public:
+  Device() = default;
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+  // Finishes every transfer that was submitted.
+  virtual ~Device() = default;
+
+  // The point that work queued on `stream` so far will reach. Engine's thread; never blocks.
+  [[nodiscard]] virtual std::shared_ptr<const Fence> fence(std::uintptr_t stream) = 0;
+
+  // Any thread; never blocks. Scatters that wait go ahead of gathers that wait.
+  virtual void submit(Transfer transfer) = 0;
+
+  // Makes host memory fast to transfer from and to (pins it). Returns what went wrong, or "";
+  // transfers work either way. Undone by `unpin`.
+  [[nodiscard]] virtual std::string pin(std::byte* begin, std::size_t bytes) = 0;
+  virtual void unpin(std::byte* begin) = 0;
+
+  [[nodiscard]] virtual std::string name() const = 0;
+};
+
+std::unique_ptr<Device> make_host_device(SegmentTable table);
+
+// Throws std::runtime_error when there is no such GPU, or this build has no CUDA.
+std::unique_ptr<Device> make_cuda_device(SegmentTable table, int ordinal);
+
+struct CudaStatus {
+  int device_count = 0;
+  std::string reason;  // why the count is 0
+};
+[[nodiscard]] CudaStatus cuda_status();
+
+// "host" or "cuda:<n>". Throws std::invalid_argument for anything else.
+std::unique_ptr<Device> make_device(const std::string& name, SegmentTable table);
+
+}  // namespace lmkv
