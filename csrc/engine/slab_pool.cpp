@@ -1,0 +1,102 @@
+#include "engine/slab_pool.hpp"
+
+#include <sys/mman.h>
+
+#include <cassert>
+#include <new>
+
+namespace lmkv {
+
+Slab::~Slab() {
+  if (pool_ != nullptr) pool_->release(index_);
+}
+
+std::span<std::byte> Slab::bytes() const { return pool_->bytes_of(index_); }
+
+SharedSlab::~SharedSlab() {
+  if (pool_ != nullptr) pool_->release(index_);
+}
+
+std::span<std::byte> SharedSlab::bytes() const { return pool_->bytes_of(index_); }
+
+SlabPool::SlabPool(std::size_t slab_bytes, std::size_t count, Device& device)
+    : slab_bytes_(slab_bytes), device_(device), memory_bytes_(slab_bytes * count), entries_(count) {
+  void* const memory = ::mmap(nullptr, memory_bytes_, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  memory_ = static_cast<std::byte*>(memory);
+  // A fork while the kernel writes to a private page by O_DIRECT would lose the write: open(2).
+  ::madvise(memory_, memory_bytes_, MADV_DONTFORK);
+  ::madvise(memory_, memory_bytes_, MADV_HUGEPAGE);
+  pin_error_ = device_.pin(memory_, memory_bytes_);
+  free_.reserve(count);
+  for (std::size_t index = count; index > 0; --index) free_.push_back(index - 1);
+}
+
+SlabPool::~SlabPool() {
+  assert(counts().in_use == 0);
+  if (pin_error_.empty()) device_.unpin(memory_);
+  ::munmap(memory_, memory_bytes_);
+}
+
+std::span<std::byte> SlabPool::bytes_of(std::size_t index) const {
+  return {memory_ + index * slab_bytes_, slab_bytes_};
+}
+
+std::optional<Slab> SlabPool::try_acquire() {
+  const std::lock_guard lock(mutex_);
+  std::size_t index = 0;
+  if (!free_.empty()) {
+    index = free_.back();
+    free_.pop_back();
+  } else if (!lru_.empty()) {
+    index = lru_.front();
+    lru_.pop_front();
+    by_key_.erase(*entries_[index].key);
+    entries_[index] = Entry{};
+  } else {
+    return std::nullopt;
+  }
+  entries_[index].users = 1;
+  return Slab(this, index);
+}
+
+SharedSlab SlabPool::publish(Slab slab, const ChunkKey& key) {
+  slab.pool_ = nullptr;  // its use goes over to the shared handle
+  const std::lock_guard lock(mutex_);
+  if (by_key_.emplace(key, slab.index_).second) entries_[slab.index_].key = key;
+  return {this, slab.index_};
+}
+
+std::optional<SharedSlab> SlabPool::find(const ChunkKey& key) {
+  const std::lock_guard lock(mutex_);
+  const auto found = by_key_.find(key);
+  if (found == by_key_.end()) return std::nullopt;
+  Entry& entry = entries_[found->second];
+  if (entry.in_lru) {
+    lru_.erase(*entry.in_lru);
+    entry.in_lru.reset();
+  }
+  ++entry.users;
+  return SharedSlab(this, found->second);
+}
+
+void SlabPool::release(std::size_t index) {
+  const std::lock_guard lock(mutex_);
+  Entry& entry = entries_[index];
+  if (--entry.users > 0) return;
+  if (entry.key) {
+    entry.in_lru = lru_.insert(lru_.end(), index);
+  } else {
+    free_.push_back(index);
+  }
+}
+
+SlabCounts SlabPool::counts() const {
+  const std::lock_guard lock(mutex_);
+  SlabCounts counts{entries_.size(), free_.size(), 0, lru_.size()};
+  counts.in_use = counts.total - counts.free - counts.cached;
+  return counts;
+}
+
+}  // namespace lmkv

@@ -1,0 +1,45 @@
+// Counters since start. Every drop, miss and failure has one (architecture.md, invariant 10).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <string>
+
+namespace lmkv {
+
+struct Stats {
+  using Counter = std::atomic<std::uint64_t>;
+
+  Counter chunks_stored{0};           // new files
+  Counter bytes_stored{0};            // their sizes, header pages included
+  Counter stores_already_present{0};  // the directory had the chunk
+  Counter stores_dropped{0};          // no free slab, or closing
+  Counter stores_failed{0};           // the filesystem refused or failed
+  Counter gathers_failed{0};
+  Counter chunks_loaded{0};       // into the KV cache, from memory or the directory
+  Counter bytes_loaded{0};        // read from the directory and verified
+  Counter memory_hits{0};         // chunks loaded that were still in a slab
+  Counter loads_failed{0};        // chunks not loaded, for any reason
+  Counter chunks_missing{0};      // of these: gone between lookup and load
+  Counter chunks_bad{0};          // of these: not what was asked for, or damaged
+  Counter chunks_bad_removed{0};  // bad files that are gone now
+
+  [[nodiscard]] std::map<std::string, std::uint64_t> snapshot() const {
+    return {{"chunks_stored", chunks_stored},
+            {"bytes_stored", bytes_stored},
+            {"stores_already_present", stores_already_present},
+            {"stores_dropped", stores_dropped},
+            {"stores_failed", stores_failed},
+            {"gathers_failed", gathers_failed},
+            {"chunks_loaded", chunks_loaded},
+            {"bytes_loaded", bytes_loaded},
+            {"memory_hits", memory_hits},
+            {"loads_failed", loads_failed},
+            {"chunks_missing", chunks_missing},
+            {"chunks_bad", chunks_bad},
+            {"chunks_bad_removed", chunks_bad_removed}};
+  }
+};
+
+}  // namespace lmkv
