@@ -1,0 +1,182 @@
+#include "binding_types.hpp"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <string_view>
+#include <utility>
+
+namespace lmkv::python {
+namespace {
+
+template <typename Tag>
+Digest<Tag> digest_from(const std::string& bytes, std::string_view what) {
+  if (bytes.size() != Digest<Tag>::kBytes) {
+    throw ConfigError(std::string(what) + " must be 32 bytes, not " + std::to_string(bytes.size()));
+  }
+  Digest<Tag> digest;
+  std::copy(bytes.begin(), bytes.end(), digest.bytes.begin());
+  return digest;
+}
+
+ChunkKey key_from(const std::string& bytes) {
+  return digest_from<struct ChunkKeyTag>(bytes, "a chunk's key");
+}
+
+NamespaceDigest namespace_from(const std::string& bytes) {
+  return digest_from<struct NamespaceDigestTag>(bytes, "a namespace");
+}
+
+std::vector<ChunkKey> keys_from(const std::vector<std::string>& keys) {
+  std::vector<ChunkKey> converted;
+  converted.reserve(keys.size());
+  std::transform(keys.begin(), keys.end(), std::back_inserter(converted), key_from);
+  return converted;
+}
+
+std::vector<BlockId> blocks_from(const std::vector<std::uint32_t>& ids) {
+  std::vector<BlockId> blocks(ids.size());
+  std::transform(ids.begin(), ids.end(), blocks.begin(),
+                 [](std::uint32_t id) { return BlockId{id}; });
+  return blocks;
+}
+
+template <typename Enum, std::size_t N>
+Enum one_of(const std::string& name, std::string_view setting,
+            const std::array<std::pair<std::string_view, Enum>, N>& choices) {
+  std::string known;
+  for (const auto& [choice, value] : choices) {
+    if (name == choice) return value;
+    known += (known.empty() ? "" : ", ") + std::string(choice);
+  }
+  throw ConfigError(std::string(setting) + " must be one of " + known + ", not \"" + name + "\"");
+}
+
+IoEngineChoice io_engine_from(const std::string& name) {
+  return one_of<IoEngineChoice, 3>(name, "io_engine",
+                                   {{{"auto", IoEngineChoice::kAuto},
+                                     {"io_uring", IoEngineChoice::kUring},
+                                     {"threads", IoEngineChoice::kThreads}}});
+}
+
+DirectIoChoice direct_io_from(const std::string& name) {
+  return one_of<DirectIoChoice, 3>(name, "direct_io",
+                                   {{{"auto", DirectIoChoice::kAuto},
+                                     {"on", DirectIoChoice::kOn},
+                                     {"off", DirectIoChoice::kOff}}});
+}
+
+}  // namespace
+
+RootReport report_root(const std::string& root, const std::string& io_engine,
+                       const std::string& direct_io) {
+  const IoEngineChoice engine_choice = io_engine_from(io_engine);
+  const DirectIoChoice direct_choice = direct_io_from(direct_io);
+  RootReport report;
+  try {
+    make_root(root);
+    const RootProbe probe = probe_root(root, direct_choice);
+    report.filesystem = probe.filesystem;
+    report.direct_io = probe.caching == Caching::kDirect;
+    report.direct_io_reason = probe.reason;
+    const IoEngineSelection selection = start_io_engine(engine_choice, 1);
+    report.io_engine = selection.engine->name();
+    report.io_engine_reason = selection.reason;
+  } catch (const std::runtime_error& error) {
+    report.error = error.what();
+  }
+  return report;
+}
+
+std::size_t slab_bytes(std::size_t block_bytes, std::uint32_t blocks_per_chunk) {
+  ChunkIdentity whole;
+  whole.block_bytes = block_bytes;
+  whole.block_count = blocks_per_chunk;
+  return whole.file_bytes();
+}
+
+EngineOptions make_options(const std::string& root, const std::string& namespace_digest,
+                           std::uint32_t rank, const std::vector<SegmentTuple>& segments,
+                           std::size_t block_count, std::uint32_t block_tokens,
+                           std::uint32_t blocks_per_chunk, std::size_t host_memory,
+                           const std::string& device, const std::string& io_engine,
+                           const std::string& direct_io, unsigned io_threads,
+                           std::size_t request_bytes, std::size_t load_depth,
+                           std::size_t store_depth) {
+  EngineOptions options;
+  options.root = root;
+  options.namespace_digest = namespace_from(namespace_digest);
+  options.rank = rank;
+  for (const auto& [base, stride, bytes] : segments)
+    options.segments.push_back({base, stride, bytes});
+  options.block_count = block_count;
+  options.block_tokens = block_tokens;
+  options.blocks_per_chunk = blocks_per_chunk;
+  options.host_memory = host_memory;
+  options.device = device;
+  options.io_engine = io_engine_from(io_engine);
+  options.direct_io = direct_io_from(direct_io);
+  options.io_threads = io_threads;
+  options.request_bytes = request_bytes;
+  options.load_depth = load_depth;
+  options.store_depth = store_depth;
+  return options;
+}
+
+std::unique_ptr<Engine> make_engine(const EngineOptions& options) {
+  try {
+    return std::make_unique<Engine>(options, make_parts(options));
+  } catch (const std::invalid_argument& error) {
+    throw ConfigError(error.what());
+  } catch (const std::runtime_error& error) {
+    throw ConfigError(error.what());
+  }
+}
+
+std::uint64_t store_chunk(Engine& engine, const std::string& key, std::uint64_t token_begin,
+                          const std::vector<std::uint32_t>& block_ids, std::uintptr_t stream) {
+  const auto job = engine.store(key_from(key), token_begin, blocks_from(block_ids), stream);
+  return job ? static_cast<std::uint64_t>(*job) : 0;
+}
+
+std::uint64_t load_chunks(Engine& engine, const std::vector<ChunkTuple>& chunks,
+                          std::uintptr_t stream) {
+  std::vector<LoadChunk> loads;
+  loads.reserve(chunks.size());
+  for (const auto& [key, token_begin, block_count, first_block, block_ids] : chunks) {
+    loads.push_back({key_from(key), token_begin, block_count, first_block, blocks_from(block_ids)});
+  }
+  return static_cast<std::uint64_t>(engine.load(std::move(loads), stream));
+}
+
+std::uint64_t job_number(const Completion& completion) {
+  return static_cast<std::uint64_t>(completion.job);
+}
+
+bool drain_engine(Engine& engine, double timeout_s) {
+  return engine.drain(std::chrono::duration<double>(timeout_s));
+}
+
+std::unique_ptr<Directory> make_directory(const std::string& root,
+                                          const std::string& namespace_digest,
+                                          std::uint32_t ranks) {
+  return std::make_unique<Directory>(root, namespace_from(namespace_digest), ranks);
+}
+
+std::size_t lookup_keys(const Directory& directory, const std::vector<std::string>& keys) {
+  const std::vector<ChunkKey> converted = keys_from(keys);
+  const pybind11::gil_scoped_release release;
+  return directory.lookup(converted);
+}
+
+std::vector<bool> present_keys(const Directory& directory, const std::vector<std::string>& keys) {
+  const std::vector<ChunkKey> converted = keys_from(keys);
+  const pybind11::gil_scoped_release release;
+  std::vector<bool> present(converted.size());
+  std::transform(converted.begin(), converted.end(), present.begin(),
+                 [&](const ChunkKey& key) { return directory.present(key); });
+  return present;
+}
+
+}  // namespace lmkv::python

@@ -1,0 +1,64 @@
+// Between Python's types and the core's: what bindings.cpp binds where the two differ.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "engine/engine.hpp"
+#include "store/directory.hpp"
+
+namespace lmkv::python {
+
+// A setting or an argument that cannot work; ValueError's child in Python.
+class ConfigError : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct RootReport {
+  std::string filesystem;
+  std::string io_engine;
+  std::string io_engine_reason;
+  bool direct_io = false;
+  std::string direct_io_reason;
+  std::string error;
+};
+RootReport report_root(const std::string& root, const std::string& io_engine,
+                       const std::string& direct_io);
+
+std::size_t slab_bytes(std::size_t block_bytes, std::uint32_t blocks_per_chunk);
+
+using SegmentTuple = std::tuple<std::uintptr_t, std::size_t, std::size_t>;
+EngineOptions make_options(const std::string& root, const std::string& namespace_digest,
+                           std::uint32_t rank, const std::vector<SegmentTuple>& segments,
+                           std::size_t block_count, std::uint32_t block_tokens,
+                           std::uint32_t blocks_per_chunk, std::size_t host_memory,
+                           const std::string& device, const std::string& io_engine,
+                           const std::string& direct_io, unsigned io_threads,
+                           std::size_t request_bytes, std::size_t load_depth,
+                           std::size_t store_depth);
+std::unique_ptr<Engine> make_engine(const EngineOptions& options);
+
+std::uint64_t store_chunk(Engine& engine, const std::string& key, std::uint64_t token_begin,
+                          const std::vector<std::uint32_t>& block_ids, std::uintptr_t stream);
+// key, token_begin, block_count, first_block, block_ids
+using ChunkTuple = std::tuple<std::string, std::uint64_t, std::uint32_t, std::uint32_t,
+                              std::vector<std::uint32_t>>;
+std::uint64_t load_chunks(Engine& engine, const std::vector<ChunkTuple>& chunks,
+                          std::uintptr_t stream);
+std::uint64_t job_number(const Completion& completion);
+bool drain_engine(Engine& engine, double timeout_s);
+
+std::unique_ptr<Directory> make_directory(const std::string& root,
+                                          const std::string& namespace_digest, std::uint32_t ranks);
+// Both release the GIL while they ask the filesystem.
+std::size_t lookup_keys(const Directory& directory, const std::vector<std::string>& keys);
+std::vector<bool> present_keys(const Directory& directory, const std::vector<std::string>& keys);
+
+}  // namespace lmkv::python

@@ -1,0 +1,101 @@
+// Only binds: names, argument types, GIL release. No logic (docs/architecture.md).
+#include <pybind11/native_enum.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "binding_types.hpp"
+#include "common/build_info.hpp"
+#include "device/device.hpp"
+#include "engine/engine.hpp"
+#include "store/directory.hpp"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace lmkv::python {
+namespace {
+
+void bind_build(py::module_& m) {
+  py::class_<BuildInfo>(m, "BuildInfo")
+      .def_readonly("version", &BuildInfo::version)
+      .def_readonly("compiler", &BuildInfo::compiler)
+      .def_readonly("liburing", &BuildInfo::liburing)
+      .def_readonly("xxhash", &BuildInfo::xxhash)
+      .def_readonly("cuda", &BuildInfo::cuda)
+      .def_readonly("cuda_architectures", &BuildInfo::cuda_architectures);
+  m.def("build_info", &build_info);
+
+  py::class_<CudaStatus>(m, "CudaStatus")
+      .def_readonly("device_count", &CudaStatus::device_count)
+      .def_readonly("reason", &CudaStatus::reason);
+  m.def("cuda_status", &cuda_status, py::call_guard<py::gil_scoped_release>());
+
+  py::class_<RootReport>(m, "RootReport")
+      .def_readonly("filesystem", &RootReport::filesystem)
+      .def_readonly("io_engine", &RootReport::io_engine)
+      .def_readonly("io_engine_reason", &RootReport::io_engine_reason)
+      .def_readonly("direct_io", &RootReport::direct_io)
+      .def_readonly("direct_io_reason", &RootReport::direct_io_reason)
+      .def_readonly("error", &RootReport::error);
+  m.def("probe_root", &report_root, "root"_a, "io_engine"_a = "auto", "direct_io"_a = "auto",
+        py::call_guard<py::gil_scoped_release>());
+  m.def("slab_bytes", &slab_bytes, "block_bytes"_a, "blocks_per_chunk"_a);
+}
+
+void bind_engine(py::module_& m) {
+  const EngineOptions defaults;
+  py::class_<EngineOptions>(m, "EngineOptions")
+      .def(py::init(&make_options), py::kw_only(), "root"_a, "namespace"_a, "rank"_a, "segments"_a,
+           "block_count"_a, "block_tokens"_a, "blocks_per_chunk"_a, "host_memory"_a,
+           "device"_a = defaults.device, "io_engine"_a = "auto", "direct_io"_a = "auto",
+           "io_threads"_a = defaults.io_threads, "request_bytes"_a = defaults.request_bytes,
+           "load_depth"_a = defaults.load_depth, "store_depth"_a = defaults.store_depth);
+
+  py::native_enum<CompletionKind>(m, "CompletionKind", "enum.Enum")
+      .value("GATHERED", CompletionKind::kGathered)
+      .value("STORED", CompletionKind::kStored)
+      .value("LOADED", CompletionKind::kLoaded)
+      .finalize();
+  py::class_<Completion>(m, "Completion")
+      .def_readonly("kind", &Completion::kind)
+      .def_property_readonly("job", &job_number)
+      .def_readonly("failed_chunks", &Completion::failed_chunks)
+      .def_readonly("error", &Completion::error);
+
+  py::class_<Engine>(m, "Engine")
+      .def(py::init(&make_engine), "options"_a, py::call_guard<py::gil_scoped_release>())
+      .def("store", &store_chunk, "key"_a, "token_begin"_a, "block_ids"_a, "stream"_a = 0)
+      .def("load", &load_chunks, "chunks"_a, "stream"_a = 0)
+      .def("poll", &Engine::poll)
+      .def("stats", &Engine::stats)
+      .def("info", &Engine::info)
+      .def("drain", &drain_engine, "timeout_s"_a, py::call_guard<py::gil_scoped_release>())
+      .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_directory(py::module_& m) {
+  py::class_<Directory>(m, "Directory")
+      .def(py::init(&make_directory), py::kw_only(), "root"_a, "namespace"_a, "ranks"_a)
+      .def("lookup", &lookup_keys, "keys"_a)
+      .def("present", &present_keys, "keys"_a);
+}
+
+}  // namespace
+}  // namespace lmkv::python
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "lmkv's C++ core. See _C.pyi.";
+  const py::object config_error =
+      py::register_exception<lmkv::python::ConfigError>(m, "ConfigError", PyExc_ValueError);
+  config_error.attr("__module__") = "lmkv";
+  lmkv::python::bind_build(m);
+  lmkv::python::bind_engine(m);
+  lmkv::python::bind_directory(m);
+}

@@ -1,0 +1,164 @@
+"""The C++ core, as Python sees it. Bound in ``csrc/bindings.cpp``.
+
+Nothing here imports torch. Calls that may touch a disk release the GIL and say so; every
+other call returns in microseconds and may be made from an engine's step.
+"""
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import final
+
+class ConfigError(ValueError):
+    """A setting or an argument that cannot work, found before anything was started."""
+
+@final
+class BuildInfo:
+    """What this binary was built with. All fields are strings; ``""`` means not built in."""
+
+    version: str
+    compiler: str
+    liburing: str
+    xxhash: str
+    cuda: str
+    cuda_architectures: str
+
+def build_info() -> BuildInfo: ...
+@final
+class CudaStatus:
+    """``device_count`` is 0 where there is no usable GPU; ``reason`` then says why."""
+
+    device_count: int
+    reason: str
+
+def cuda_status() -> CudaStatus: ...
+@final
+class RootReport:
+    """What a directory can do, found by trying: writes, reads back and removes one small file.
+
+    ``io_engine`` and ``direct_io`` are what an :class:`Engine` would choose for it, the
+    ``*_reason`` fields say why, and ``error`` is ``""`` unless the directory is unusable.
+    """
+
+    filesystem: str
+    io_engine: str
+    io_engine_reason: str
+    direct_io: bool
+    direct_io_reason: str
+    error: str
+
+def probe_root(root: str, io_engine: str = "auto", direct_io: str = "auto") -> RootReport:
+    """Blocks on the disk; creates ``root`` if it is missing. Raises ConfigError for unknown names."""
+
+def slab_bytes(block_bytes: int, blocks_per_chunk: int) -> int:
+    """Size in bytes of one slab, which is also that of a whole chunk's file."""
+
+@final
+class EngineOptions:
+    """Everything an :class:`Engine` needs. Keyword arguments only; sizes are in bytes.
+
+    ``segments`` is the layout of the paged KV cache: ``(base address, block stride, bytes)`` of
+    each dense run inside every block. ``device`` is ``"host"`` or ``"cuda:<n>"``.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        namespace: bytes,
+        rank: int,
+        segments: Sequence[tuple[int, int, int]],
+        block_count: int,
+        block_tokens: int,
+        blocks_per_chunk: int,
+        host_memory: int,
+        device: str = "host",
+        io_engine: str = "auto",
+        direct_io: str = "auto",
+        io_threads: int = 1,
+        request_bytes: int = 1 << 20,
+        load_depth: int = 64 << 20,
+        store_depth: int = 32 << 20,
+    ) -> None: ...
+
+class CompletionKind(Enum):
+    GATHERED = 0
+    STORED = 1
+    LOADED = 2
+
+@final
+class Completion:
+    """One event of one job.
+
+    A store job yields GATHERED (its source blocks may be freed: nothing reads them any more),
+    then STORED, both also when it fails. A load job yields one LOADED; ``failed_chunks`` are the
+    indices, in the list given to ``load``, of chunks whose bytes did not all reach the KV cache.
+    ``error`` is ``""`` on success.
+    """
+
+    kind: CompletionKind
+    job: int
+    failed_chunks: list[int]
+    error: str
+
+@final
+class Engine:
+    """Moves chunks between a paged KV cache and a directory. One per worker process.
+
+    Construction may block on the disk (it makes directories and probes the filesystem) and
+    raises ConfigError. All other methods but ``drain`` and ``close`` return in microseconds.
+    They may be called from one thread at a time.
+    """
+
+    def __init__(self, options: EngineOptions) -> None: ...
+    def store(
+        self, key: bytes, token_begin: int, block_ids: Sequence[int], stream: int = 0
+    ) -> int:
+        """Queue the store of one chunk; returns the job, or 0 if it was dropped (counted).
+
+        ``key`` is 32 bytes. ``block_ids`` are the chunk's blocks in order: ``blocks_per_chunk``
+        of them, or fewer for a prompt's tail. The gather is ordered after all work on
+        ``stream`` (a CUDA stream handle; ignored by the host device) at the time of the call.
+        The blocks must not be freed or written until GATHERED is polled.
+        """
+
+    def load(
+        self, chunks: Sequence[tuple[bytes, int, int, int, Sequence[int]]], stream: int = 0
+    ) -> int:
+        """Queue the load of one request's chunks and return the job.
+
+        Each chunk is ``(key, token_begin, block_count, first_block, block_ids)``: its file holds
+        ``block_count`` blocks, of which those from ``first_block`` on go to ``block_ids``.
+        Bytes are verified before any of them is written, and written only after all work on
+        ``stream`` at the time of the call (which may still read what the blocks held before).
+        The blocks must stay allocated to the request until LOADED is polled.
+        """
+
+    def poll(self) -> list[Completion]:
+        """Completions since the last call, oldest first. Never blocks."""
+
+    def stats(self) -> dict[str, int]:
+        """Counters since start, and gauges (``slabs_*``, ``*_in_flight``)."""
+
+    def info(self) -> dict[str, str]:
+        """What was chosen at start and why: ``device``, ``io_engine``, ``io_engine_reason``, ..."""
+
+    def drain(self, timeout_s: float) -> bool:
+        """Block (GIL released) until no job is in flight; False if ``timeout_s`` passed first."""
+
+    def close(self) -> None:
+        """Finish what is on the device or at the kernel, drop what is queued, free everything."""
+
+@final
+class Directory:
+    """Looks chunks up in ``<root>/v1/<namespace16>/r<rank>/``. Needs no Engine."""
+
+    def __init__(self, *, root: str, namespace: bytes, ranks: int) -> None: ...
+    def lookup(self, keys: Sequence[bytes]) -> int:
+        """How many of the leading ``keys`` have an entry in every rank's directory.
+
+        A hint, not a promise: what is found may be bad or gone when it is loaded. One batched
+        call, GIL released, one system call per key and rank.
+        """
+
+    def present(self, keys: Sequence[bytes]) -> list[bool]:
+        """For each of ``keys``, whether every rank's directory has an entry for it."""
