@@ -1,0 +1,101 @@
+// What several tests need: a directory of their own, page-aligned memory, random bytes.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <new>
+#include <random>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/types.hpp"
+
+namespace lmkv::test {
+
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory() {
+    // On the build's own filesystem: /tmp may be a tmpfs, and O_DIRECT is to be tried on a disk.
+    std::string pattern = std::filesystem::current_path() / "lmkv-test-XXXXXX";
+    if (::mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp");
+    path_ = pattern;
+  }
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  ~TemporaryDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+  [[nodiscard]] std::string operator/(const std::string& name) const { return path_ / name; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+class PageBuffer {
+ public:
+  explicit PageBuffer(std::size_t bytes)
+      : bytes_(bytes), data_(static_cast<std::byte*>(std::aligned_alloc(kPageBytes, bytes))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  PageBuffer(const PageBuffer&) = delete;
+  PageBuffer& operator=(const PageBuffer&) = delete;
+  ~PageBuffer() { std::free(data_); }
+  [[nodiscard]] std::span<std::byte> span() const { return {data_, bytes_}; }
+  [[nodiscard]] std::byte* data() const { return data_; }
+  [[nodiscard]] std::size_t size() const { return bytes_; }
+
+ private:
+  std::size_t bytes_;
+  std::byte* data_;
+};
+
+inline void fill_random(std::span<std::byte> bytes, std::uint64_t seed) {
+  std::mt19937_64 generator(seed);
+  std::generate(bytes.begin(), bytes.end(), [&] { return static_cast<std::byte>(generator()); });
+}
+
+template <typename D>
+D digest_of(std::uint64_t seed) {
+  std::mt19937_64 generator(seed);
+  D digest;
+  std::generate(digest.bytes.begin(), digest.bytes.end(),
+                [&] { return static_cast<std::uint8_t>(generator()); });
+  return digest;
+}
+
+inline std::vector<std::byte> bytes_of_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
+  std::vector<std::byte> result(bytes.size());
+  std::transform(bytes.begin(), bytes.end(), result.begin(),
+                 [](char c) { return static_cast<std::byte>(c); });
+  return result;
+}
+
+inline void write_file(const std::string& path, std::span<const std::byte> bytes) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file.write(reinterpret_cast<const char*>(bytes.data()),
+             static_cast<std::streamsize>(bytes.size()));
+}
+
+inline std::size_t count_files(const std::filesystem::path& root) {
+  std::size_t count = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(root)) {
+    if (entry.is_regular_file()) ++count;
+  }
+  return count;
+}
+
+}  // namespace lmkv::test

@@ -1,0 +1,406 @@
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <future>
+#include <map>
+#include <thread>
+
+#include "fault_engine.hpp"
+#include "io/direct_file.hpp"
+#include "io/root_probe.hpp"
+#include "support.hpp"
+
+namespace lmkv {
+namespace {
+
+using test::FaultEngine;
+using Outcome = FileWrite::Outcome;
+
+constexpr std::size_t kFileBytes = 40 * kPageBytes;
+constexpr std::size_t kRequestBytes = 16 * kPageBytes;  // so a file is three requests
+
+class DirectFileTest : public ::testing::TestWithParam<IoEngineChoice> {
+ protected:
+  DirectFileTest() {
+    test::fill_random(source.span(), 1);
+    options.request_bytes = kRequestBytes;
+    options.caching = probe_root(directory.path(), DirectIoChoice::kAuto).caching;
+    start({});
+  }
+
+  void start(FaultEngine::Fault fault) {
+    files.reset();
+    engine = start_io_engine(GetParam(), 1).engine;
+    if (fault) engine = std::make_unique<FaultEngine>(std::move(engine), std::move(fault));
+    files = std::make_unique<FileIo>(*engine, options);
+  }
+
+  std::pair<Status, Outcome> write(const std::string& path, std::span<const std::byte> bytes) {
+    std::promise<std::pair<Status, Outcome>> promise;
+    auto result = promise.get_future();
+    FileWrite request;
+    request.path = path;
+    request.temporary = directory / ("tmp/" + std::to_string(++temporaries));
+    request.directories = {directory / "tmp", std::filesystem::path(path).parent_path()};
+    request.buffer = bytes.data();
+    request.bytes = bytes.size();
+    request.done = [&](Status status, Outcome outcome) {
+      promise.set_value({std::move(status), outcome});
+    };
+    files->write(std::move(request));
+    return result.get();
+  }
+  Outcome write_source() { return write(target, source.span()).second; }
+
+  Status read(const std::string& path, std::size_t bytes = kFileBytes) {
+    test::fill_random(sink.span(), 99);
+    std::promise<Status> promise;
+    auto result = promise.get_future();
+    files->read({path, sink.data(), bytes, [&](Status status) { promise.set_value(status); }});
+    return result.get();
+  }
+
+  void expect_source_at(const std::string& path) {
+    const std::vector<std::byte> found = test::bytes_of_file(path);
+    ASSERT_EQ(found.size(), source.size());
+    EXPECT_TRUE(std::equal(found.begin(), found.end(), source.data()));
+  }
+  void expect_read_source() {
+    const Status status = read(target);
+    EXPECT_TRUE(status.is_ok()) << status.message();
+    EXPECT_TRUE(std::equal(sink.data(), sink.data() + kFileBytes, source.data()));
+  }
+  std::size_t leftovers() {
+    const std::string temporaries_directory = directory / "tmp";
+    if (!std::filesystem::exists(temporaries_directory)) return 0;
+    return test::count_files(temporaries_directory);
+  }
+
+  test::TemporaryDirectory directory;
+  const std::string target = directory / "abc/file";
+  test::PageBuffer source{kFileBytes};
+  test::PageBuffer sink{kFileBytes};
+  FileIoOptions options;
+  int temporaries = 0;
+  std::unique_ptr<IoEngine> engine;
+  std::unique_ptr<FileIo> files;
+};
+
+TEST_P(DirectFileTest, AFileIsPublishedWholeInDirectoriesMadeOnTheWay) {
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  expect_source_at(target);
+  EXPECT_EQ(leftovers(), 0U);
+  expect_read_source();
+  struct stat status{};
+  ASSERT_EQ(::stat(target.c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777U, 0600U);
+}
+
+TEST_P(DirectFileTest, AFileThatIsThereIsNotWrittenAgain) {
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  EXPECT_EQ(write_source(), Outcome::kAlreadyThere);
+}
+
+TEST_P(DirectFileTest, WithoutDirectIoTheResultIsTheSame) {
+  options.caching = Caching::kBuffered;
+  options.publish = Publish::kSyncThenRename;
+  start({});
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  expect_read_source();
+  EXPECT_EQ(files->direct_io_fallbacks(), 0U);
+}
+
+TEST_P(DirectFileTest, AFileOfAnotherSizeIsReplaced) {
+  std::filesystem::create_directories(directory / "abc");
+  test::write_file(target, {});
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  expect_source_at(target);
+}
+
+TEST_P(DirectFileTest, AnEmptyDirectoryInTheFilesPlaceGivesWay) {
+  std::filesystem::create_directories(target);
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  expect_source_at(target);
+}
+
+TEST_P(DirectFileTest, ADirectoryWithSomethingInItIsNotTouched) {
+  std::filesystem::create_directories(target + "/users own");
+  EXPECT_EQ(write_source(), Outcome::kFailed);
+  EXPECT_TRUE(std::filesystem::exists(target + "/users own"));
+  EXPECT_EQ(leftovers(), 0U);
+}
+
+TEST_P(DirectFileTest, TwoWritersOfOneFileLeaveOneWholeFile) {
+  std::vector<std::future<void>> done;
+  std::vector<std::promise<void>> promises(16);
+  for (std::size_t i = 0; i < promises.size(); ++i) {
+    done.push_back(promises[i].get_future());
+    FileWrite request;
+    request.path = target;
+    request.temporary = directory / ("tmp/w" + std::to_string(i));
+    request.directories = {directory / "tmp", directory / "abc"};
+    request.buffer = source.data();
+    request.bytes = source.size();
+    request.done = [&promises, i](const Status& status, Outcome outcome) {
+      EXPECT_NE(outcome, Outcome::kFailed) << status.message();
+      promises[i].set_value();
+    };
+    files->write(std::move(request));
+  }
+  for (auto& future : done) future.get();
+  expect_source_at(target);
+  EXPECT_EQ(leftovers(), 0U);
+}
+
+TEST_P(DirectFileTest, WhatIsNotTheFileIsTold) {
+  std::filesystem::create_directories(directory / "abc");
+  EXPECT_EQ(read(target).kind(), StatusKind::kMissing);
+  EXPECT_EQ(read(directory / "nowhere/file").kind(), StatusKind::kMissing);
+
+  test::write_file(target, {});
+  EXPECT_EQ(read(target).kind(), StatusKind::kBadChunk);
+  test::write_file(target, source.span().first(kFileBytes - 100));
+  EXPECT_EQ(read(target).kind(), StatusKind::kBadChunk);
+
+  std::filesystem::remove(target);
+  std::filesystem::create_directory(target);
+  EXPECT_EQ(read(target).kind(), StatusKind::kBadChunk);
+
+  std::filesystem::remove(target);
+  test::write_file(directory / "elsewhere", source.span());
+  std::filesystem::create_symlink(directory / "elsewhere", target);
+  EXPECT_EQ(read(target).kind(), StatusKind::kBadChunk);
+
+  std::filesystem::remove(target);
+  ASSERT_EQ(::mkfifo(target.c_str(), 0600), 0);
+  EXPECT_EQ(read(target).kind(), StatusKind::kBadChunk);  // and does not wait for a writer
+}
+
+TEST_P(DirectFileTest, RemoveTakesFilesLinksAndEmptyDirectories) {
+  const auto remove = [&](const std::string& path) {
+    std::promise<Status> promise;
+    auto result = promise.get_future();
+    files->remove(path, [&](Status status) { promise.set_value(status); });
+    return result.get();
+  };
+  test::write_file(directory / "file", {});
+  std::filesystem::create_symlink(directory / "file", directory / "link");
+  std::filesystem::create_directory(directory / "empty");
+  std::filesystem::create_directories(directory / "full/x");
+  EXPECT_TRUE(remove(directory / "link").is_ok());
+  EXPECT_TRUE(std::filesystem::exists(directory / "file"));
+  EXPECT_TRUE(remove(directory / "file").is_ok());
+  EXPECT_TRUE(remove(directory / "empty").is_ok());
+  EXPECT_TRUE(remove(directory / "never was").is_ok());
+  EXPECT_EQ(remove(directory / "full").error_number(), ENOTEMPTY);
+}
+
+// ---- Faults through the seam
+
+TEST_P(DirectFileTest, ShortReadsAndWritesAreContinued) {
+  start([n = 0](Operation& op) mutable -> std::optional<int> {
+    if (op.kind == OperationKind::kRead || op.kind == OperationKind::kWrite) {
+      if (++n % 2 == 1 && op.length > kPageBytes) op.length = kPageBytes;
+    }
+    return std::nullopt;
+  });
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  expect_source_at(target);
+  expect_read_source();
+}
+
+TEST_P(DirectFileTest, InterruptionsAndShortagesAreRetried) {
+  start([n = 0](Operation&) mutable -> std::optional<int> {
+    ++n;
+    if (n % 3 == 1) return -EINTR;
+    if (n % 3 == 2) return -EAGAIN;
+    return std::nullopt;
+  });
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  expect_read_source();
+}
+
+TEST_P(DirectFileTest, AnEndlessStormFails) {
+  start([](Operation& op) -> std::optional<int> {
+    return op.kind == OperationKind::kWrite ? std::optional<int>(-EAGAIN) : std::nullopt;
+  });
+  const auto [status, outcome] = write(target, source.span());
+  EXPECT_EQ(outcome, Outcome::kFailed);
+  EXPECT_EQ(status.error_number(), EAGAIN);
+  EXPECT_EQ(leftovers(), 0U);
+}
+
+TEST_P(DirectFileTest, EveryStepThatFailsLeavesNothingBehind) {
+  for (const OperationKind kind :
+       {OperationKind::kOpen, OperationKind::kAllocate, OperationKind::kWrite, OperationKind::kSync,
+        OperationKind::kClose, OperationKind::kRename}) {
+    for (const int error : {ENOSPC, EDQUOT, EIO, EROFS, EACCES}) {
+      options.publish = Publish::kSyncThenRename;
+      bool tripped = false;
+      start([&, kind, error](Operation& op) -> std::optional<int> {
+        if (op.kind != kind || tripped) return std::nullopt;
+        tripped = true;
+        if (kind == OperationKind::kClose) ::close(op.descriptor);
+        return -error;
+      });
+      const auto [status, outcome] = write(target, source.span());
+      EXPECT_TRUE(tripped);
+      EXPECT_EQ(outcome, Outcome::kFailed);
+      EXPECT_EQ(status.error_number(), error);
+      EXPECT_FALSE(std::filesystem::exists(target));
+      EXPECT_EQ(leftovers(), 0U);
+      EXPECT_EQ(files->write_bytes_in_flight(), 0U);
+    }
+  }
+}
+
+TEST_P(DirectFileTest, AReadThatFailsIsNeverSuccess) {
+  ASSERT_EQ(write_source(), Outcome::kWritten);
+  for (const OperationKind kind :
+       {OperationKind::kStat, OperationKind::kOpen, OperationKind::kRead}) {
+    for (const int error : {EIO, EACCES, ESTALE}) {
+      start([kind, error, n = 0](Operation& op) mutable -> std::optional<int> {
+        return op.kind == kind && ++n == 1 ? std::optional<int>(-error) : std::nullopt;
+      });
+      const Status status = read(target);
+      EXPECT_EQ(status.kind(), error == ESTALE ? StatusKind::kMissing : StatusKind::kIo);
+      EXPECT_EQ(status.error_number(), error == ESTALE ? 0 : error);
+    }
+  }
+  start({});
+  expect_read_source();
+}
+
+TEST_P(DirectFileTest, AFileThatShrinksWhileItIsReadIsBad) {
+  ASSERT_EQ(write_source(), Outcome::kWritten);
+  start([this](Operation& op) -> std::optional<int> {
+    if (op.kind == OperationKind::kOpen) std::filesystem::resize_file(target, 2 * kPageBytes + 10);
+    return std::nullopt;
+  });
+  EXPECT_EQ(read(target).kind(), StatusKind::kBadChunk);
+}
+
+TEST_P(DirectFileTest, AFilesystemThatRefusesDirectIoIsRemembered) {
+  options.caching = Caching::kDirect;
+  for (const OperationKind refusing : {OperationKind::kOpen, OperationKind::kWrite}) {
+    std::filesystem::remove_all(directory / "abc");
+    std::map<int, int> opens;  // by O_DIRECT or not
+    bool direct_descriptor = false;
+    start([&, refusing](Operation& op) -> std::optional<int> {
+      if (op.kind == OperationKind::kOpen) {
+        direct_descriptor = (op.flags & O_DIRECT) != 0;
+        ++opens[op.flags & O_DIRECT];
+        if (direct_descriptor && refusing == OperationKind::kOpen) return -EINVAL;
+        op.flags &= ~O_DIRECT;  // the real filesystem here may lack it too
+      }
+      if (op.kind == refusing && direct_descriptor) return -EINVAL;
+      return std::nullopt;
+    });
+    EXPECT_EQ(write_source(), Outcome::kWritten);
+    expect_read_source();
+    EXPECT_EQ(files->caching(), Caching::kBuffered);
+    EXPECT_EQ(files->direct_io_fallbacks(), 1U);
+    EXPECT_EQ(leftovers(), 0U);
+    EXPECT_LE(opens[O_DIRECT], 2) << "asked again after the refusal";
+  }
+}
+
+TEST_P(DirectFileTest, ReadDirectRefusedAtReadFallsBack) {
+  ASSERT_EQ(write_source(), Outcome::kWritten);
+  options.caching = Caching::kDirect;
+  bool direct_descriptor = false;
+  start([&](Operation& op) -> std::optional<int> {
+    if (op.kind == OperationKind::kOpen) {
+      direct_descriptor = (op.flags & O_DIRECT) != 0;
+      op.flags &= ~O_DIRECT;
+    }
+    if (op.kind == OperationKind::kRead && direct_descriptor) return -EINVAL;
+    return std::nullopt;
+  });
+  expect_read_source();
+  EXPECT_EQ(files->direct_io_fallbacks(), 1U);
+}
+
+// ---- Admission
+
+TEST_P(DirectFileTest, BytesInFlightStayWithinTheDepthAndReadsGoFirst) {
+  for (int i = 0; i < 8; ++i) {
+    ASSERT_EQ(write(directory / ("in/" + std::to_string(i)), source.span()).second,
+              Outcome::kWritten);
+  }
+  options.read_depth = 2 * kFileBytes;
+  options.write_depth = 2 * kFileBytes;
+  std::atomic<std::size_t> most_reads{0};
+  std::atomic<std::size_t> most_writes{0};
+  start([&](Operation&) -> std::optional<int> {
+    most_reads = std::max(most_reads.load(), files->read_bytes_in_flight());
+    most_writes = std::max(most_writes.load(), files->write_bytes_in_flight());
+    return std::nullopt;
+  });
+  std::vector<std::unique_ptr<test::PageBuffer>> sinks;
+  std::atomic<int> left{16};
+  std::promise<void> all;
+  const auto one_done = [&] {
+    if (--left == 0) all.set_value();
+  };
+  for (int i = 0; i < 8; ++i) {
+    FileWrite request;
+    request.path = directory / ("out/" + std::to_string(i));
+    request.temporary = directory / ("tmp/o" + std::to_string(i));
+    request.directories = {directory / "tmp", directory / "out"};
+    request.buffer = source.data();
+    request.bytes = source.size();
+    request.done = [&](const Status& status, Outcome) {
+      EXPECT_TRUE(status.is_ok()) << status.message();
+      one_done();
+    };
+    files->write(std::move(request));
+    sinks.push_back(std::make_unique<test::PageBuffer>(kFileBytes));
+    files->read({directory / ("in/" + std::to_string(i)), sinks.back()->data(), kFileBytes,
+                 [&](const Status& status) {
+                   EXPECT_TRUE(status.is_ok()) << status.message();
+                   one_done();
+                 }});
+  }
+  all.get_future().get();
+  files->shutdown();
+  EXPECT_LE(most_reads, 2 * kFileBytes);
+  EXPECT_LE(most_writes, 2 * kFileBytes);
+  EXPECT_GT(most_reads, 0U);
+}
+
+TEST_P(DirectFileTest, ShutdownCancelsTheQueueAndWaitsForTheRest) {
+  options.write_depth = 1;  // one file at a time
+  start({});
+  std::atomic<int> reported{0};
+  std::atomic<int> cancelled{0};
+  for (int i = 0; i < 50; ++i) {
+    FileWrite request;
+    request.path = directory / ("out/" + std::to_string(i));
+    request.temporary = directory / ("tmp/o" + std::to_string(i));
+    request.directories = {directory / "tmp", directory / "out"};
+    request.buffer = source.data();
+    request.bytes = source.size();
+    request.done = [&](const Status& status, Outcome) {
+      ++reported;
+      if (status.kind() == StatusKind::kCancelled) ++cancelled;
+    };
+    files->write(std::move(request));
+  }
+  files->shutdown();
+  EXPECT_EQ(reported, 50);
+  EXPECT_EQ(read(target).kind(), StatusKind::kCancelled);
+  EXPECT_EQ(leftovers(), 0U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, DirectFileTest,
+                         ::testing::Values(IoEngineChoice::kUring, IoEngineChoice::kThreads),
+                         [](const auto& param) {
+                           return param.param == IoEngineChoice::kUring ? "io_uring" : "threads";
+                         });
+
+}  // namespace
+}  // namespace lmkv

@@ -1,0 +1,87 @@
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <set>
+
+#include "store/directory.hpp"
+#include "support.hpp"
+
+namespace lmkv {
+namespace {
+
+using test::digest_of;
+
+class DirectoryTest : public ::testing::Test {
+ protected:
+  void put(const ChunkKey& key, std::uint32_t rank) {
+    const ChunkPaths paths(root.path(), name, rank);
+    make_tree(paths);
+    std::filesystem::create_directories(std::filesystem::path(paths.chunk(key)).parent_path());
+    test::write_file(paths.chunk(key), {});
+  }
+
+  test::TemporaryDirectory root;
+  NamespaceDigest name = digest_of<NamespaceDigest>(1);
+  std::vector<ChunkKey> keys = {digest_of<ChunkKey>(1), digest_of<ChunkKey>(2),
+                                digest_of<ChunkKey>(3)};
+};
+
+TEST_F(DirectoryTest, PathsAreBuiltAsDocumented) {
+  const ChunkPaths paths("/kv", name, 4);
+  const std::string hex = keys[0].hex();
+  EXPECT_EQ(paths.chunk(keys[0]),
+            "/kv/v1/" + name.hex().substr(0, 16) + "/r4/" + hex.substr(0, 3) + "/" + hex + ".kv");
+  EXPECT_EQ(hex.size(), 64U);
+}
+
+TEST_F(DirectoryTest, TemporaryNamesAreUniqueAndNameTheProcess) {
+  const ChunkPaths paths("/kv", name, 0);
+  std::set<std::string> names;
+  for (int i = 0; i < 1000; ++i) names.insert(paths.unique_temporary());
+  EXPECT_EQ(names.size(), 1000U);
+  EXPECT_NE(names.begin()->find("-" + std::to_string(::getpid()) + "-"), std::string::npos);
+}
+
+TEST_F(DirectoryTest, LookupCountsTheLeadingRun) {
+  const Directory directory(root.path(), name, 1);
+  EXPECT_EQ(directory.lookup(keys), 0U);
+  put(keys[0], 0);
+  put(keys[2], 0);
+  EXPECT_EQ(directory.lookup(keys), 1U);
+  put(keys[1], 0);
+  EXPECT_EQ(directory.lookup(keys), 3U);
+}
+
+TEST_F(DirectoryTest, AChunkCountsOnlyWhenEveryRankHasIt) {
+  const Directory directory(root.path(), name, 2);
+  put(keys[0], 0);
+  EXPECT_EQ(directory.lookup(keys), 0U);
+  put(keys[0], 1);
+  EXPECT_EQ(directory.lookup(keys), 1U);
+}
+
+TEST_F(DirectoryTest, AnotherNamespaceSeesNothing) {
+  put(keys[0], 0);
+  EXPECT_EQ(Directory(root.path(), digest_of<NamespaceDigest>(2), 1).lookup(keys), 0U);
+}
+
+TEST_F(DirectoryTest, TheTreeIsTheOwnersAlone) {
+  const ChunkPaths paths(root.path(), name, 0);
+  make_tree(paths);
+  struct stat status{};
+  ASSERT_EQ(::stat(paths.temporary_directory().c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777U, 0700U);
+}
+
+TEST_F(DirectoryTest, ARootThatCannotBeMadeIsNamed) {
+  test::write_file(root / "file", {});
+  try {
+    make_tree(ChunkPaths(root / "file/below", name, 0));
+    FAIL() << "no exception";
+  } catch (const std::runtime_error& error) {
+    EXPECT_NE(std::string(error.what()).find("file/below"), std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace lmkv

@@ -1,0 +1,476 @@
+#include <fcntl.h>
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <optional>
+#include <random>
+#include <thread>
+
+#include "delayed_device.hpp"
+#include "engine/engine.hpp"
+#include "fault_engine.hpp"
+#include "support.hpp"
+
+namespace lmkv {
+namespace {
+
+using namespace std::chrono_literals;
+using test::digest_of;
+
+constexpr std::size_t kLayers = 3;
+constexpr std::size_t kPage = 5000;  // bytes of a layer's block: nothing is aligned by luck
+constexpr std::size_t kBlocks = 64;
+constexpr std::uint32_t kBlocksPerChunk = 4;
+
+ChunkKey key(std::uint64_t n) { return digest_of<ChunkKey>(n); }
+
+std::vector<BlockId> ids(std::initializer_list<std::uint32_t> list) {
+  std::vector<BlockId> blocks;
+  for (const std::uint32_t id : list) blocks.push_back(BlockId{id});
+  return blocks;
+}
+
+class EngineTest : public ::testing::TestWithParam<IoEngineChoice> {
+ protected:
+  EngineTest() {
+    test::fill_random(kv, 1);
+    options.root = root.path();
+    options.namespace_digest = digest_of<NamespaceDigest>(1);
+    for (std::size_t layer = 0; layer < kLayers; ++layer) {
+      const auto base = reinterpret_cast<std::uintptr_t>(kv.data() + layer * kBlocks * kPage);
+      options.segments.push_back({base, kPage, kPage});
+    }
+    options.block_count = kBlocks;
+    options.block_tokens = 16;
+    options.blocks_per_chunk = kBlocksPerChunk;
+    options.host_memory = 1 << 20;
+    options.request_bytes = 4 * kPageBytes;
+    options.io_engine = GetParam();
+  }
+
+  void start(test::FaultEngine::Fault fault = {}) {
+    engine.reset();
+    EngineParts parts = make_parts(options);
+    auto delayed = std::make_unique<test::DelayedDevice>(SegmentTable(options.segments));
+    device = delayed.get();
+    parts.device = std::move(delayed);
+    if (fault) {
+      parts.io_engine =
+          std::make_unique<test::FaultEngine>(std::move(parts.io_engine), std::move(fault));
+    }
+    engine = std::make_unique<Engine>(options, std::move(parts));
+  }
+
+  std::span<std::byte> page(std::size_t layer, BlockId block) {
+    const std::size_t at = (layer * kBlocks + static_cast<std::size_t>(block)) * kPage;
+    return std::span(kv).subspan(at, kPage);
+  }
+  std::vector<std::byte> bytes_of(const std::vector<BlockId>& blocks) {
+    std::vector<std::byte> bytes;
+    for (const BlockId block : blocks) {
+      for (std::size_t layer = 0; layer < kLayers; ++layer) {
+        const auto part = page(layer, block);
+        bytes.insert(bytes.end(), part.begin(), part.end());
+      }
+    }
+    return bytes;
+  }
+  void poison(const std::vector<BlockId>& blocks) {
+    for (const BlockId block : blocks) {
+      for (std::size_t layer = 0; layer < kLayers; ++layer) {
+        std::ranges::fill(page(layer, block), std::byte{0xEE});
+      }
+    }
+  }
+
+  std::vector<Completion> finish() {
+    EXPECT_TRUE(engine->drain(20s));
+    return engine->poll();
+  }
+  void store(std::uint64_t k, std::vector<BlockId> blocks) {
+    ASSERT_TRUE(engine->store(key(k), k * 64, std::move(blocks), 0));
+    const std::vector<Completion> done = finish();
+    ASSERT_EQ(done.size(), 2U);
+    EXPECT_EQ(done[0].kind, CompletionKind::kGathered);
+    EXPECT_EQ(done[1].kind, CompletionKind::kStored);
+    EXPECT_EQ(done[1].error, "");
+  }
+  LoadChunk chunk(std::uint64_t k, std::vector<BlockId> blocks, std::uint32_t first = 0,
+                  std::uint32_t count = kBlocksPerChunk) {
+    return {key(k), k * 64, count, first, std::move(blocks)};
+  }
+  Completion load(std::vector<LoadChunk> chunks) {
+    engine->load(std::move(chunks), 0);
+    std::vector<Completion> done = finish();
+    EXPECT_EQ(done.size(), 1U);
+    EXPECT_EQ(done.at(0).kind, CompletionKind::kLoaded);
+    return done.at(0);
+  }
+  std::string path_of(std::uint64_t k) {
+    return ChunkPaths(options.root, options.namespace_digest, 0).chunk(key(k));
+  }
+  void expect_all_slabs_back() {
+    const auto stats = engine->stats();
+    EXPECT_EQ(stats.at("slabs_in_use"), 0U);
+    EXPECT_EQ(stats.at("slabs_free") + stats.at("slabs_cached"), stats.at("slabs_total"));
+    EXPECT_EQ(stats.at("load_bytes_in_flight"), 0U);
+    EXPECT_EQ(stats.at("store_bytes_in_flight"), 0U);
+  }
+
+  test::TemporaryDirectory root;
+  std::vector<std::byte> kv = std::vector<std::byte>(kLayers * kBlocks * kPage);
+  EngineOptions options;
+  test::DelayedDevice* device = nullptr;
+  std::unique_ptr<Engine> engine;
+};
+
+TEST_P(EngineTest, AFreshEngineLoadsWhatAnotherStored) {
+  start();
+  const auto source = ids({7, 3, 60, 0});
+  const auto expected = bytes_of(source);
+  store(1, source);
+  start();
+  const auto untouched = bytes_of(ids({14, 15}));
+  const auto target = ids({20, 10, 11, 12});
+  EXPECT_TRUE(load({chunk(1, target)}).failed_chunks.empty());
+  EXPECT_EQ(bytes_of(target), expected);
+  EXPECT_EQ(bytes_of(ids({14, 15})), untouched);
+  EXPECT_EQ(engine->stats().at("memory_hits"), 0U);
+  EXPECT_EQ(engine->stats().at("chunks_loaded"), 1U);
+  expect_all_slabs_back();
+}
+
+TEST_P(EngineTest, ThePayloadOnDiskIsBlockMajor) {
+  start();
+  const auto source = ids({5, 2, 9, 1});
+  store(1, source);
+  const std::vector<std::byte> file = test::bytes_of_file(path_of(1));
+  const std::vector<std::byte> expected = bytes_of(source);
+  ASSERT_GE(file.size(), kHeaderBytes + expected.size());
+  EXPECT_EQ(file.size() % kPageBytes, 0U);
+  EXPECT_TRUE(std::equal(expected.begin(), expected.end(), file.begin() + kHeaderBytes));
+}
+
+TEST_P(EngineTest, AChunksTailAndItsMiddleCanBeLoaded) {
+  start();
+  const auto source = ids({1, 2, 3, 4});
+  store(1, source);
+  start();
+  EXPECT_TRUE(load({chunk(1, ids({33, 34}), 1)}).failed_chunks.empty());
+  EXPECT_EQ(bytes_of(ids({33, 34})), bytes_of(ids({2, 3})));
+}
+
+TEST_P(EngineTest, AShorterChunkIsStoredAndLoaded) {
+  start();
+  store(1, ids({1, 2}));
+  start();
+  EXPECT_TRUE(load({chunk(1, ids({40, 41}), 0, 2)}).failed_chunks.empty());
+  EXPECT_EQ(bytes_of(ids({40, 41})), bytes_of(ids({1, 2})));
+}
+
+TEST_P(EngineTest, AChunkInMemoryIsLoadedWithoutTheDisk) {
+  start();
+  store(1, ids({1, 2, 3, 4}));
+  std::filesystem::remove(path_of(1));
+  EXPECT_TRUE(load({chunk(1, ids({50, 51, 52, 53}))}).failed_chunks.empty());
+  EXPECT_EQ(bytes_of(ids({50, 51, 52, 53})), bytes_of(ids({1, 2, 3, 4})));
+  EXPECT_EQ(engine->stats().at("memory_hits"), 1U);
+  EXPECT_EQ(engine->stats().at("bytes_loaded"), 0U);
+}
+
+TEST_P(EngineTest, AChunkInMemoryWhoseFileWasDeletedIsWrittenAgain) {
+  start();
+  store(1, ids({1, 2, 3, 4}));
+  store(1, ids({1, 2, 3, 4}));
+  EXPECT_EQ(engine->stats().at("stores_already_present"), 1U);
+  std::filesystem::remove_all(root.path() / "v1");
+  store(1, ids({1, 2, 3, 4}));
+  EXPECT_EQ(engine->stats().at("chunks_stored"), 2U);
+  EXPECT_TRUE(std::filesystem::exists(path_of(1)));
+}
+
+TEST_P(EngineTest, SourceBlocksMayBeOverwrittenOnceGatheredIsReported) {
+  start();
+  const auto source = ids({1, 2, 3, 4});
+  const auto expected = bytes_of(source);
+  ASSERT_TRUE(engine->store(key(1), 64, source, 0));
+  std::vector<Completion> done;
+  while (done.empty()) {
+    done = engine->poll();
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(done[0].kind, CompletionKind::kGathered);
+  poison(source);
+  finish();
+  start();
+  EXPECT_TRUE(load({chunk(1, ids({20, 21, 22, 23}))}).failed_chunks.empty());
+  EXPECT_EQ(bytes_of(ids({20, 21, 22, 23})), expected);
+}
+
+TEST_P(EngineTest, GatheredIsNotReportedBeforeTheCopy) {
+  start();
+  device->hold();
+  const auto source = ids({1, 2, 3, 4});
+  ASSERT_TRUE(engine->store(key(1), 64, source, 0));
+  std::this_thread::sleep_for(20ms);
+  EXPECT_TRUE(engine->poll().empty());
+  // Written before the report, so it must be what is stored: the proof that this test can fail.
+  poison(source);
+  device->release();
+  finish();
+  start();
+  EXPECT_TRUE(load({chunk(1, ids({20, 21, 22, 23}))}).failed_chunks.empty());
+  EXPECT_EQ(page(0, BlockId{20})[0], std::byte{0xEE});
+}
+
+TEST_P(EngineTest, WithoutAFreeSlabAStoreIsDroppedAndCounted) {
+  options.host_memory = 2 * (kHeaderBytes + round_up_to_page(kBlocksPerChunk * kLayers * kPage));
+  start();
+  device->hold();
+  EXPECT_TRUE(engine->store(key(1), 0, ids({1, 2, 3, 4}), 0));
+  EXPECT_TRUE(engine->store(key(2), 0, ids({1, 2, 3, 4}), 0));
+  EXPECT_FALSE(engine->store(key(3), 0, ids({1, 2, 3, 4}), 0));
+  EXPECT_EQ(engine->stats().at("stores_dropped"), 1U);
+  device->release();
+  finish();
+  EXPECT_TRUE(engine->store(key(3), 0, ids({1, 2, 3, 4}), 0));
+  finish();
+  expect_all_slabs_back();
+}
+
+TEST_P(EngineTest, LoadsWaitForASlabAndStoresDoNotOvertakeThem) {
+  start();
+  for (std::uint64_t k = 1; k <= 6; ++k) store(k, ids({1, 2, 3, 4}));
+  options.host_memory = 2 * (kHeaderBytes + round_up_to_page(kBlocksPerChunk * kLayers * kPage));
+  start();
+  device->hold();
+  std::vector<LoadChunk> chunks;
+  for (std::uint64_t k = 1; k <= 6; ++k) chunks.push_back(chunk(k, ids({20, 21, 22, 23})));
+  engine->load(std::move(chunks), 0);
+  EXPECT_FALSE(engine->store(key(9), 0, ids({1, 2, 3, 4}), 0)) << "a store took a load's slab";
+  while (device->held() < 2) std::this_thread::yield();
+  device->release();
+  const std::vector<Completion> done = finish();
+  ASSERT_EQ(done.size(), 1U);
+  EXPECT_TRUE(done[0].failed_chunks.empty()) << done[0].error;
+  EXPECT_EQ(engine->stats().at("chunks_loaded"), 6U);
+  expect_all_slabs_back();
+}
+
+TEST_P(EngineTest, AMissingChunkFailsAloneAndTheOthersAreLoaded) {
+  start();
+  store(1, ids({1, 2, 3, 4}));
+  store(3, ids({5, 6, 7, 8}));
+  start();
+  const Completion done = load({chunk(1, ids({20, 21, 22, 23})), chunk(2, ids({24, 25, 26, 27})),
+                                chunk(3, ids({28, 29, 30, 31}))});
+  EXPECT_EQ(done.failed_chunks, std::vector<std::size_t>{1});
+  EXPECT_FALSE(done.error.empty());
+  EXPECT_EQ(bytes_of(ids({28, 29, 30, 31})), bytes_of(ids({5, 6, 7, 8})));
+  EXPECT_EQ(engine->stats().at("chunks_missing"), 1U);
+  EXPECT_EQ(engine->stats().at("loads_failed"), 1U);
+  expect_all_slabs_back();
+}
+
+// Whatever stands where the chunk should be: no byte of it arrives, it is counted, it is gone, and
+// the chunk can be stored again.
+class BadChunk : public EngineTest {
+ protected:
+  void expect_bad_is_a_miss(const std::function<void(const std::string&)>& spoil) {
+    start();
+    store(1, ids({1, 2, 3, 4}));
+    store(2, ids({5, 6, 7, 8}));
+    spoil(path_of(1));
+    start();
+    const auto target = ids({20, 21, 22, 23});
+    const auto before = bytes_of(target);
+    EXPECT_EQ(load({chunk(1, target)}).failed_chunks, std::vector<std::size_t>{0});
+    EXPECT_EQ(bytes_of(target), before);
+    EXPECT_FALSE(std::filesystem::exists(std::filesystem::symlink_status(path_of(1))));
+    EXPECT_EQ(engine->stats().at("chunks_bad"), 1U);
+    EXPECT_EQ(engine->stats().at("chunks_bad_removed"), 1U);
+    expect_all_slabs_back();
+    store(1, ids({1, 2, 3, 4}));
+    start();
+    EXPECT_TRUE(load({chunk(1, target)}).failed_chunks.empty());
+    EXPECT_EQ(bytes_of(target), bytes_of(ids({1, 2, 3, 4})));
+  }
+};
+
+TEST_P(BadChunk, AFlippedByteAnywhere) {
+  for (const std::size_t at : {0UL, 100UL, 300UL, 4096UL, 30000UL, 64000UL}) {
+    expect_bad_is_a_miss([at](const std::string& path) {
+      std::vector<std::byte> bytes = test::bytes_of_file(path);
+      bytes.at(at) ^= std::byte{1};
+      test::write_file(path, bytes);
+    });
+    std::filesystem::remove_all(root.path() / "v1");
+  }
+}
+
+TEST_P(BadChunk, ATruncatedFile) {
+  expect_bad_is_a_miss([](const std::string& path) {
+    std::filesystem::resize_file(path, std::filesystem::file_size(path) - 4096);
+  });
+}
+
+TEST_P(BadChunk, AnEmptyFile) {
+  expect_bad_is_a_miss([](const std::string& path) { std::filesystem::resize_file(path, 0); });
+}
+
+TEST_P(BadChunk, AnotherKeysContent) {
+  expect_bad_is_a_miss([this](const std::string& path) {
+    std::filesystem::copy_file(path_of(2), path, std::filesystem::copy_options::overwrite_existing);
+  });
+}
+
+TEST_P(BadChunk, ADirectory) {
+  expect_bad_is_a_miss([](const std::string& path) {
+    std::filesystem::remove(path);
+    std::filesystem::create_directory(path);
+  });
+}
+
+TEST_P(BadChunk, ASymbolicLinkEvenToTheRightBytes) {
+  expect_bad_is_a_miss([this](const std::string& path) {
+    std::filesystem::rename(path, root / "moved");
+    std::filesystem::create_symlink(root / "moved", path);
+  });
+}
+
+TEST_P(EngineTest, IoErrorsAreFailuresThatRemoveNothing) {
+  start();
+  store(1, ids({1, 2, 3, 4}));
+  start([](Operation& op) -> std::optional<int> {
+    return op.kind == OperationKind::kRead ? std::optional<int>(-EIO) : std::nullopt;
+  });
+  const auto target = ids({20, 21, 22, 23});
+  const auto before = bytes_of(target);
+  EXPECT_EQ(load({chunk(1, target)}).failed_chunks.size(), 1U);
+  EXPECT_EQ(bytes_of(target), before);
+  EXPECT_TRUE(std::filesystem::exists(path_of(1)));
+  EXPECT_EQ(engine->stats().at("chunks_bad"), 0U);
+  EXPECT_EQ(engine->stats().at("loads_failed"), 1U);
+  expect_all_slabs_back();
+}
+
+TEST_P(EngineTest, AFullDiskFailsStoresAndLoadsGoOn) {
+  start();
+  store(1, ids({1, 2, 3, 4}));
+  std::atomic<bool> full{true};
+  start([&](Operation& op) -> std::optional<int> {
+    return op.kind == OperationKind::kAllocate && full ? std::optional<int>(-ENOSPC) : std::nullopt;
+  });
+  ASSERT_TRUE(engine->store(key(2), 0, ids({5, 6, 7, 8}), 0));
+  const std::vector<Completion> done = finish();
+  ASSERT_EQ(done.size(), 2U);
+  EXPECT_EQ(done[0].error, "");
+  EXPECT_NE(done[1].error, "");
+  EXPECT_EQ(engine->stats().at("stores_failed"), 1U);
+  EXPECT_TRUE(load({chunk(1, ids({20, 21, 22, 23}))}).failed_chunks.empty());
+  full = false;
+  store(2, ids({5, 6, 7, 8}));
+  expect_all_slabs_back();
+}
+
+TEST_P(EngineTest, AFailedGatherStoresNothing) {
+  start();
+  device->hold();
+  ASSERT_TRUE(engine->store(key(1), 0, ids({1, 2, 3, 4}), 0));
+  device->fail("no such GPU");
+  const std::vector<Completion> done = finish();
+  ASSERT_EQ(done.size(), 2U);
+  EXPECT_EQ(done[0].error, "no such GPU");
+  EXPECT_FALSE(std::filesystem::exists(path_of(1)));
+  EXPECT_EQ(engine->stats().at("gathers_failed"), 1U);
+  expect_all_slabs_back();
+}
+
+TEST_P(EngineTest, AFailedScatterIsAFailedChunk) {
+  start();
+  store(1, ids({1, 2, 3, 4}));
+  device->hold();
+  engine->load({chunk(1, ids({20, 21, 22, 23}))}, 0);
+  device->fail("no such GPU");
+  const std::vector<Completion> done = finish();
+  EXPECT_EQ(done.at(0).failed_chunks.size(), 1U);
+  expect_all_slabs_back();
+}
+
+TEST_P(EngineTest, RefusesWhatIsOutOfRange) {
+  start();
+  EXPECT_THROW(engine->store(key(1), 0, ids({1, 2, 3, kBlocks}), 0), std::invalid_argument);
+  EXPECT_THROW(engine->store(key(1), 0, {}, 0), std::invalid_argument);
+  EXPECT_THROW(engine->store(key(1), 0, ids({1, 2, 3, 4, 5}), 0), std::invalid_argument);
+  EXPECT_THROW(engine->load({chunk(1, ids({1, 2}), 3)}, 0), std::invalid_argument);
+  EXPECT_THROW(engine->load({}, 0), std::invalid_argument);
+  options.host_memory = 100000;
+  EXPECT_THROW(start(), std::invalid_argument);
+  EXPECT_TRUE(std::filesystem::exists(root.path()));
+}
+
+TEST_P(EngineTest, CloseWithWorkInEveryStageLosesNothingAndHangsNever) {
+  start();
+  for (std::uint64_t k = 1; k <= 4; ++k) store(k, ids({1, 2, 3, 4}));
+  for (int round = 0; round < 10; ++round) {
+    options.host_memory = 3 * (kHeaderBytes + round_up_to_page(kBlocksPerChunk * kLayers * kPage));
+    start();
+    for (std::uint64_t k = 1; k <= 4; ++k) engine->load({chunk(k, ids({20, 21, 22, 23}))}, 0);
+    for (std::uint64_t k = 10; k < 14; ++k) engine->store(key(k), 0, ids({1, 2, 3, 4}), 0);
+    engine->close();
+    EXPECT_EQ(engine->stats().at("jobs_in_flight"), 0U);
+    expect_all_slabs_back();
+    EXPECT_FALSE(engine->store(key(99), 0, ids({1, 2, 3, 4}), 0));
+  }
+}
+
+TEST_P(EngineTest, ARandomMixOfStoresAndLoadsNeverLoadsAWrongByte) {
+  options.host_memory = 6 * (kHeaderBytes + round_up_to_page(kBlocksPerChunk * kLayers * kPage));
+  std::mt19937 random(7);
+  start([&random, faults = std::mt19937(8)](Operation& op) mutable -> std::optional<int> {
+    const auto dice = faults() % 40;
+    if (dice == 0) return -EIO;
+    if (dice == 1) return -EAGAIN;
+    const bool transfers = op.kind == OperationKind::kRead || op.kind == OperationKind::kWrite;
+    if (dice < 8 && transfers && op.length > kPageBytes) op.length = kPageBytes;
+    return std::nullopt;
+  });
+  // Key k is always made from blocks 4k..4k+3 (0 <= k < 8); loads go to blocks 32..63.
+  for (int round = 0; round < 300; ++round) {
+    const auto k = static_cast<std::uint32_t>(random() % 8);
+    if (random() % 2 == 0) {
+      engine->store(key(k), k * 64, ids({4 * k, 4 * k + 1, 4 * k + 2, 4 * k + 3}), 0);
+      continue;
+    }
+    const std::uint32_t at = 32 + 4 * static_cast<std::uint32_t>(random() % 8);
+    const auto target = ids({at, at + 1, at + 2, at + 3});
+    poison(target);
+    const JobId job = engine->load({chunk(k, target)}, 0);
+    std::optional<Completion> loaded;
+    while (!loaded) {
+      for (Completion& done : engine->poll()) {
+        if (done.kind == CompletionKind::kLoaded && done.job == job) loaded = std::move(done);
+      }
+    }
+    if (loaded->failed_chunks.empty()) {
+      EXPECT_EQ(bytes_of(target), bytes_of(ids({4 * k, 4 * k + 1, 4 * k + 2, 4 * k + 3})));
+    } else {
+      EXPECT_EQ(page(0, target[0])[0], std::byte{0xEE});
+    }
+  }
+  finish();
+  const auto stats = engine->stats();
+  EXPECT_GT(stats.at("chunks_loaded"), 20U);
+  EXPECT_GT(stats.at("stores_failed") + stats.at("loads_failed"), 5U);
+  expect_all_slabs_back();
+}
+
+const auto kBothEngines = ::testing::Values(IoEngineChoice::kUring, IoEngineChoice::kThreads);
+const auto kEngineName = [](const auto& param) {
+  return param.param == IoEngineChoice::kUring ? "io_uring" : "threads";
+};
+INSTANTIATE_TEST_SUITE_P(Both, EngineTest, kBothEngines, kEngineName);
+INSTANTIATE_TEST_SUITE_P(Both, BadChunk, kBothEngines, kEngineName);
+
+}  // namespace
+}  // namespace lmkv

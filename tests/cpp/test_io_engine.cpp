@@ -1,0 +1,190 @@
+#include <fcntl.h>
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <future>
+#include <thread>
+
+#include "io/io_engine.hpp"
+#include "support.hpp"
+
+namespace lmkv {
+namespace {
+
+// One operation, waited for.
+class Waiter final : public OperationHandler {
+ public:
+  int run(IoEngine& engine, Operation operation) {
+    result_ = std::promise<int>();
+    std::future<int> result = result_.get_future();
+    operation.handler = this;
+    engine.submit(operation);
+    return result.get();
+  }
+  void on_complete(Operation&, int result) override { result_.set_value(result); }
+
+ private:
+  std::promise<int> result_;
+};
+
+class IoEngineTest : public ::testing::TestWithParam<IoEngineChoice> {
+ protected:
+  int run(Operation operation) { return Waiter().run(*engine, operation); }
+  int open(const std::string& path, int flags) {
+    Operation op;
+    op.kind = OperationKind::kOpen;
+    op.path = path.c_str();
+    op.flags = flags;
+    op.mode = 0600;
+    return run(op);
+  }
+  int on_path(OperationKind kind, const std::string& path, const std::string& target = {}) {
+    Operation op;
+    op.kind = kind;
+    op.path = path.c_str();
+    op.target = target.c_str();
+    op.mode = 0700;
+    return run(op);
+  }
+  int on_descriptor(OperationKind kind, int descriptor, std::span<std::byte> buffer = {},
+                    std::uint64_t offset = 0) {
+    Operation op;
+    op.kind = kind;
+    op.descriptor = descriptor;
+    op.buffer = buffer.data();
+    op.length = buffer.size();
+    op.offset = offset;
+    return run(op);
+  }
+
+  test::TemporaryDirectory directory;
+  std::unique_ptr<IoEngine> engine = start_io_engine(GetParam(), 2).engine;
+};
+
+TEST_P(IoEngineTest, WritesAndReadsBack) {
+  const std::string path = directory / "file";
+  std::vector<std::byte> written(10000);
+  test::fill_random(written, 1);
+  int fd = open(path, O_WRONLY | O_CREAT | O_EXCL);
+  ASSERT_GE(fd, 0);
+  EXPECT_EQ(on_descriptor(OperationKind::kWrite, fd, written), 10000);
+  EXPECT_EQ(on_descriptor(OperationKind::kSync, fd), 0);
+  EXPECT_EQ(on_descriptor(OperationKind::kClose, fd), 0);
+
+  fd = open(path, O_RDONLY);
+  std::vector<std::byte> read(4000);
+  EXPECT_EQ(on_descriptor(OperationKind::kRead, fd, read, 5000), 4000);
+  EXPECT_TRUE(std::equal(read.begin(), read.end(), written.begin() + 5000));
+  EXPECT_EQ(on_descriptor(OperationKind::kRead, fd, read, 9000), 1000);
+  EXPECT_EQ(on_descriptor(OperationKind::kRead, fd, read, 10000), 0);
+  EXPECT_EQ(on_descriptor(OperationKind::kClose, fd), 0);
+}
+
+TEST_P(IoEngineTest, ErrorsAreNegativeErrno) {
+  EXPECT_EQ(open(directory / "none", O_RDONLY), -ENOENT);
+  const int fd = open(directory / "file", O_WRONLY | O_CREAT);
+  EXPECT_EQ(open(directory / "file", O_WRONLY | O_CREAT | O_EXCL), -EEXIST);
+  std::vector<std::byte> buffer(1);
+  EXPECT_EQ(on_descriptor(OperationKind::kRead, fd, buffer), -EBADF);
+  EXPECT_EQ(on_descriptor(OperationKind::kClose, fd), 0);
+  EXPECT_EQ(on_path(OperationKind::kUnlink, directory.path()), -EISDIR);
+}
+
+TEST_P(IoEngineTest, DirectoriesAndNames) {
+  EXPECT_EQ(on_path(OperationKind::kMakeDirectory, directory / "d"), 0);
+  EXPECT_EQ(on_path(OperationKind::kMakeDirectory, directory / "d"), -EEXIST);
+  test::write_file(directory / "a", std::vector<std::byte>(123));
+  EXPECT_EQ(on_path(OperationKind::kRename, directory / "a", directory / "d/b"), 0);
+
+  struct statx status{};
+  Operation op;
+  op.kind = OperationKind::kStat;
+  const std::string path = directory / "d/b";
+  op.path = path.c_str();
+  op.status = &status;
+  EXPECT_EQ(run(op), 0);
+  EXPECT_EQ(status.stx_size, 123U);
+  EXPECT_TRUE(S_ISREG(status.stx_mode));
+
+  EXPECT_EQ(on_path(OperationKind::kRemoveDirectory, directory / "d"), -ENOTEMPTY);
+  EXPECT_EQ(on_path(OperationKind::kUnlink, path), 0);
+  EXPECT_EQ(on_path(OperationKind::kRemoveDirectory, directory / "d"), 0);
+}
+
+TEST_P(IoEngineTest, AllocateSetsTheSize) {
+  const int fd = open(directory / "file", O_WRONLY | O_CREAT);
+  Operation op;
+  op.kind = OperationKind::kAllocate;
+  op.descriptor = fd;
+  op.length = 1 << 20;
+  EXPECT_EQ(run(op), 0);
+  EXPECT_EQ(on_descriptor(OperationKind::kClose, fd), 0);
+  EXPECT_EQ(std::filesystem::file_size(directory / "file"), 1U << 20);
+}
+
+// A handler that submits from its I/O thread, many times, from several chains at once: more than a
+// ring has entries.
+class Chain final : public OperationHandler {
+ public:
+  Chain(IoEngine& engine, int descriptor, int length)
+      : engine_(engine), left_(length), buffer_(16) {
+    operation_.kind = OperationKind::kRead;
+    operation_.handler = this;
+    operation_.descriptor = descriptor;
+    operation_.buffer = buffer_.data();
+    operation_.length = buffer_.size();
+  }
+  void start() { engine_.submit(operation_); }
+  std::future<void> finished() { return finished_.get_future(); }
+  void on_complete(Operation&, int result) override {
+    EXPECT_EQ(result, 16);
+    if (--left_ == 0) return finished_.set_value();
+    engine_.submit(operation_);
+  }
+
+ private:
+  IoEngine& engine_;
+  int left_;
+  std::vector<std::byte> buffer_;
+  Operation operation_;
+  std::promise<void> finished_;
+};
+
+TEST_P(IoEngineTest, HandlersMaySubmitAndQueuesMayBeLong) {
+  test::write_file(directory / "file", std::vector<std::byte>(16));
+  const int fd = open(directory / "file", O_RDONLY);
+  std::vector<std::unique_ptr<Chain>> chains;
+  std::vector<std::future<void>> finished;
+  for (int i = 0; i < 1000; ++i) {
+    chains.push_back(std::make_unique<Chain>(*engine, fd, 5));
+    finished.push_back(chains.back()->finished());
+  }
+  for (const auto& chain : chains) chain->start();
+  for (auto& future : finished) future.get();
+  EXPECT_EQ(on_descriptor(OperationKind::kClose, fd), 0);
+}
+
+TEST_P(IoEngineTest, TheDestructorWaitsForWhatWasSubmitted) {
+  test::write_file(directory / "file", std::vector<std::byte>(16));
+  const int fd = open(directory / "file", O_RDONLY);
+  Chain chain(*engine, fd, 200);
+  std::future<void> finished = chain.finished();
+  chain.start();
+  engine.reset();
+  EXPECT_EQ(finished.wait_for(std::chrono::seconds(0)), std::future_status::ready);
+  ::close(fd);
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, IoEngineTest,
+                         ::testing::Values(IoEngineChoice::kUring, IoEngineChoice::kThreads),
+                         [](const auto& param) {
+                           return param.param == IoEngineChoice::kUring ? "io_uring" : "threads";
+                         });
+
+TEST(IoEngineSelection, SaysWhyItChose) {
+  EXPECT_EQ(start_io_engine(IoEngineChoice::kThreads, 1).reason, "asked for");
+  EXPECT_FALSE(start_io_engine(IoEngineChoice::kAuto, 1).reason.empty());
+}
+
+}  // namespace
+}  // namespace lmkv
