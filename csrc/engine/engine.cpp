@@ -31,11 +31,17 @@ struct Engine::ChunkLoad {
   std::optional<SharedSlab> verified;
 };
 
+namespace {
+// Far beyond what one file takes, and beyond what the clocks of hosts that share a root differ by.
+constexpr std::chrono::hours kAbandonedAfter{1};
+}  // namespace
+
 EngineParts make_parts(const EngineOptions& options) {
   EngineParts parts;
   parts.device = make_device(options.device, SegmentTable(options.segments));
   const ChunkPaths paths(options.root, options.namespace_digest, options.rank);
   make_tree(paths);
+  sweep_temporaries(paths, kAbandonedAfter);
   parts.root = probe_root(paths.temporary_directory(), options.direct_io);
   IoEngineSelection selection = start_io_engine(options.io_engine, options.io_threads);
   parts.io_engine = std::move(selection.engine);
