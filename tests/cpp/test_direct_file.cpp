@@ -283,6 +283,18 @@ TEST_P(DirectFileTest, AFileThatShrinksWhileItIsReadIsBad) {
   EXPECT_EQ(read(target).kind(), StatusKind::kBadChunk);
 }
 
+TEST_P(DirectFileTest, ALinkPutInTheFilesPlaceWhileItIsOpenedIsNotFollowed) {
+  ASSERT_EQ(write_source(), Outcome::kWritten);
+  start([this](Operation& op) -> std::optional<int> {
+    if (op.kind == OperationKind::kOpen) {
+      std::filesystem::rename(target, directory / "moved");
+      std::filesystem::create_symlink(directory / "moved", target);
+    }
+    return std::nullopt;
+  });
+  EXPECT_EQ(read(target).kind(), StatusKind::kBadChunk);
+}
+
 TEST_P(DirectFileTest, AFilesystemThatRefusesDirectIoIsRemembered) {
   options.caching = Caching::kDirect;
   for (const OperationKind refusing : {OperationKind::kOpen, OperationKind::kWrite}) {
