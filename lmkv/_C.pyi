@@ -47,7 +47,7 @@ class RootReport:
     error: str
 
 def probe_root(root: str, io_engine: str = "auto", direct_io: str = "auto") -> RootReport:
-    """Blocks on the disk; creates ``root`` if it is missing. Raises ConfigError for unknown names."""
+    """Blocks on the disk; creates ``root``. Raises ConfigError for unknown names."""
 
 def slab_bytes(block_bytes: int, blocks_per_chunk: int) -> int:
     """Size in bytes of one slab, which is also that of a whole chunk's file."""
