@@ -23,6 +23,7 @@ class BuildInfo:
     cuda_architectures: str
 
 def build_info() -> BuildInfo: ...
+
 @final
 class CudaStatus:
     """``device_count`` is 0 where there is no usable GPU; ``reason`` then says why."""
@@ -31,6 +32,7 @@ class CudaStatus:
     reason: str
 
 def cuda_status() -> CudaStatus: ...
+
 @final
 class RootReport:
     """What a directory can do, found by trying: writes, reads back and removes one small file.
@@ -110,9 +112,7 @@ class Engine:
     """
 
     def __init__(self, options: EngineOptions) -> None: ...
-    def store(
-        self, key: bytes, token_begin: int, block_ids: Sequence[int], stream: int = 0
-    ) -> int:
+    def store(self, key: bytes, token_begin: int, block_ids: Sequence[int], stream: int = 0) -> int:
         """Queue the store of one chunk; returns the job, or 0 if it was dropped (counted).
 
         ``key`` is 32 bytes. ``block_ids`` are the chunk's blocks in order: ``blocks_per_chunk``
