@@ -1,0 +1,1 @@
+"""The demo: real vLLM engines side by side, with and without lmkv, and the delay of each answer."""

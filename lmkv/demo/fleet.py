@@ -1,0 +1,108 @@
+"""All engines of one demo: started together, watched together, and gone together."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from lmkv.demo.engines import EngineProcess, State
+from lmkv.demo.errors import DemoError
+from lmkv.demo.launch import EngineSpec
+
+Watch = Callable[[list[EngineProcess]], None]
+
+_IDLE_CORES = 0.15  # four resting engines take about 0.06
+_IDLE_WINDOW_S = 0.3
+
+
+class Fleet:
+    """A context manager: whatever ends the `with` block, no engine is left behind."""
+
+    def __init__(self, specs: Iterable[EngineSpec], logs: Path) -> None:
+        self.engines = [EngineProcess(spec, logs / f"{spec.name}.log") for spec in specs]
+
+    def __enter__(self) -> Fleet:  # noqa: PYI034 - typing.Self is Python 3.11's
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __iter__(self) -> Iterator[EngineProcess]:
+        return iter(self.engines)
+
+    def start(self, watch: Watch, timeout_s: float) -> None:
+        """Starts all engines at once and returns when every one of them is ready.
+
+        `watch` is called several times a second with the engines. Raises `DemoError` when one
+        dies or is not ready in time; the others are then still to be stopped.
+        """
+        deadline = time.monotonic() + timeout_s
+        for engine in self.engines:
+            engine.start()
+        while {engine.poll() for engine in self.engines} != {State.READY}:
+            watch(self.engines)
+            if time.monotonic() > deadline:
+                raise self._too_slow(timeout_s)
+            time.sleep(0.2)
+        watch(self.engines)
+
+    def check(self) -> None:
+        """Raises `DemoError` when an engine has died."""
+        for engine in self.engines:
+            engine.poll()
+
+    def settle(self, patience_s: float = 5.0) -> None:
+        """Waits until no engine is busy: vLLM's processes spin for about a second after a request.
+
+        Otherwise the last engine's spinning would be measured as the next one's delay. Goes on
+        after `patience_s` in any case.
+        """
+        processes = self._processes()
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            before = _cpu_seconds(processes)
+            time.sleep(_IDLE_WINDOW_S)
+            if (_cpu_seconds(processes) - before) / _IDLE_WINDOW_S < _IDLE_CORES:
+                return
+
+    def stop(self) -> None:
+        """Stops all engines, together; returns when nothing of them is left."""
+        for engine in self.engines:
+            engine.request_stop()
+        for engine in self.engines:
+            engine.stop()
+
+    def _processes(self) -> list[psutil.Process]:
+        found = []
+        for engine in self.engines:
+            with contextlib.suppress(psutil.Error):
+                keeper = psutil.Process(engine.pid)
+                found += [keeper, *keeper.children(recursive=True)]
+        return found
+
+    def _too_slow(self, timeout_s: float) -> DemoError:
+        late = next(engine for engine in self.engines if engine.state is not State.READY)
+        return DemoError(
+            f"engine {late.spec.name} was not ready after {timeout_s:.0f} s ({late.stage()})",
+            hint="give it more time with --timeout; a model may still be downloading",
+            log=late.last_lines(),
+        )
+
+
+def _cpu_seconds(processes: list[psutil.Process]) -> float:
+    total = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
