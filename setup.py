@@ -41,6 +41,7 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Called by setuptools once, for ``lmkv._C``."""
+        import ninja
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -48,12 +49,15 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / f"python-{sys.implementation.cache_tag}"
         configure = [
             "cmake",
+            "--fresh",  # what an earlier build was told is not remembered; objects are kept
             f"-S{ROOT}",
             f"-B{build}",
             "-GNinja",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'RelWithDebInfo'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            # Under pip's build isolation ninja lies in a directory that is another the next time.
+            f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR) / 'ninja'}",
             f"-DLMKV_VERSION={version()}",
             *os.environ.get("LMKV_CMAKE_ARGS", "").split(),
         ]

@@ -67,6 +67,16 @@ DirectIoChoice direct_io_from(const std::string& name) {
                                      {"off", DirectIoChoice::kOff}}});
 }
 
+// What the core calls an invalid argument is the caller's mistake.
+template <typename F>
+auto as_config_error(F&& call) {
+  try {
+    return call();
+  } catch (const std::invalid_argument& error) {
+    throw ConfigError(error.what());
+  }
+}
+
 }  // namespace
 
 RootReport report_root(const std::string& root, const std::string& io_engine,
@@ -126,17 +136,16 @@ EngineOptions make_options(const std::string& root, const std::string& namespace
 
 std::unique_ptr<Engine> make_engine(const EngineOptions& options) {
   try {
-    return std::make_unique<Engine>(options, make_parts(options));
-  } catch (const std::invalid_argument& error) {
-    throw ConfigError(error.what());
-  } catch (const std::runtime_error& error) {
+    return as_config_error([&] { return std::make_unique<Engine>(options, make_parts(options)); });
+  } catch (const std::runtime_error& error) {  // a machine or a directory that cannot do it
     throw ConfigError(error.what());
   }
 }
 
 std::uint64_t store_chunk(Engine& engine, const std::string& key, std::uint64_t token_begin,
                           const std::vector<std::uint32_t>& block_ids, std::uintptr_t stream) {
-  const auto job = engine.store(key_from(key), token_begin, blocks_from(block_ids), stream);
+  const auto job = as_config_error(
+      [&] { return engine.store(key_from(key), token_begin, blocks_from(block_ids), stream); });
   return job ? static_cast<std::uint64_t>(*job) : 0;
 }
 
@@ -147,7 +156,8 @@ std::uint64_t load_chunks(Engine& engine, const std::vector<ChunkTuple>& chunks,
   for (const auto& [key, token_begin, block_count, first_block, block_ids] : chunks) {
     loads.push_back({key_from(key), token_begin, block_count, first_block, blocks_from(block_ids)});
   }
-  return static_cast<std::uint64_t>(engine.load(std::move(loads), stream));
+  return as_config_error(
+      [&] { return static_cast<std::uint64_t>(engine.load(std::move(loads), stream)); });
 }
 
 std::uint64_t job_number(const Completion& completion) {
@@ -155,12 +165,14 @@ std::uint64_t job_number(const Completion& completion) {
 }
 
 bool drain_engine(Engine& engine, double timeout_s) {
+  if (std::isnan(timeout_s)) throw ConfigError("timeout_s is not a number");
   return engine.drain(std::chrono::duration<double>(timeout_s));
 }
 
 std::unique_ptr<Directory> make_directory(const std::string& root,
                                           const std::string& namespace_digest,
                                           std::uint32_t ranks) {
+  if (ranks == 0) throw ConfigError("an engine has at least one rank");
   return std::make_unique<Directory>(root, namespace_from(namespace_digest), ranks);
 }
 

@@ -69,7 +69,8 @@ void bind_engine(py::module_& m) {
       .def_readonly("failed_chunks", &Completion::failed_chunks)
       .def_readonly("error", &Completion::error);
 
-  py::class_<Engine>(m, "Engine")
+  // Its destructor waits for what is in flight: without the GIL.
+  py::class_<Engine>(m, "Engine", py::release_gil_before_calling_cpp_dtor())
       .def(py::init(&make_engine), "options"_a, py::call_guard<py::gil_scoped_release>())
       .def("store", &store_chunk, "key"_a, "token_begin"_a, "block_ids"_a, "stream"_a = 0)
       .def("load", &load_chunks, "chunks"_a, "stream"_a = 0)

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import final
 
 class ConfigError(ValueError):
-    """A setting or an argument that cannot work, found before anything was started."""
+    """A setting or an argument that cannot work."""
 
 @final
 class BuildInfo:
@@ -118,7 +118,8 @@ class Engine:
         ``key`` is 32 bytes. ``block_ids`` are the chunk's blocks in order: ``blocks_per_chunk``
         of them, or fewer for a prompt's tail. The gather is ordered after all work on
         ``stream`` (a CUDA stream handle; ignored by the host device) at the time of the call.
-        The blocks must not be freed or written until GATHERED is polled.
+        The blocks must not be freed or written until GATHERED is polled. Raises ConfigError,
+        with nothing begun, for a key, ids or counts that cannot be.
         """
 
     def load(
@@ -130,7 +131,8 @@ class Engine:
         ``block_count`` blocks, of which those from ``first_block`` on go to ``block_ids``.
         Bytes are verified before any of them is written, and written only after all work on
         ``stream`` at the time of the call (which may still read what the blocks held before).
-        The blocks must stay allocated to the request until LOADED is polled.
+        The blocks must stay allocated to the request until LOADED is polled. Raises ConfigError,
+        with nothing begun, for keys, ids or counts that cannot be.
         """
 
     def poll(self) -> list[Completion]:
@@ -146,7 +148,10 @@ class Engine:
         """Block (GIL released) until no job is in flight; False if ``timeout_s`` passed first."""
 
     def close(self) -> None:
-        """Finish what is on the device or at the kernel, drop what is queued, free everything."""
+        """Finish what is on the device or at the kernel, and drop what is queued.
+
+        Stores are dropped and loads fail from then on. The memory is freed with the object.
+        """
 
 @final
 class Directory:

@@ -1,15 +1,15 @@
 // Paged KV in GPU memory, moved by the copy engines.
 //
-// One low-priority stream a direction, so that copies never wait behind compute nor behind each
-// other; ordering against the engine's own stream by events alone. Nothing here synchronises that
-// stream, and only the device's own thread ever waits.
+// A low-priority stream and a thread for each direction: a load does not wait behind a store that
+// waits for a forward pass. Ordering against the engine's own stream is by events alone; nothing
+// here synchronises that stream, and only the device's own threads ever wait.
 #include <cuda_runtime.h>
 #include <pthread.h>
 
-#include <array>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
@@ -49,18 +49,56 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
-// When recording failed, every transfer that waits for the fence fails with the same error.
+// Makes a device current for a scope: the current device is the thread's, and torch's too.
+class OnDevice {
+ public:
+  explicit OnDevice(int ordinal) {
+    if (cudaGetDevice(&before_) != cudaSuccess) before_ = ordinal;
+    error_ = cudaSetDevice(ordinal);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+  ~OnDevice() { static_cast<void>(cudaSetDevice(before_)); }
+  [[nodiscard]] cudaError_t error() const { return error_; }
+
+ private:
+  int before_ = 0;
+  cudaError_t error_;
+};
+
+class Stream {
+ public:
+  explicit Stream(int priority) {
+    require(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, priority), "stream");
+  }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream() { cudaStreamDestroy(stream_); }
+  [[nodiscard]] cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// Whatever went wrong while it was made, every transfer that waits for it fails with.
 class CudaFence final : public Fence {
  public:
-  explicit CudaFence(cudaStream_t stream)
-      : event_(cudaEventDisableTiming), error_(cudaEventRecord(event_.get(), stream)) {}
+  CudaFence(int ordinal, cudaStream_t stream) {
+    const OnDevice device(ordinal);
+    error_ = device.error();
+    if (error_ == cudaSuccess) error_ = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming);
+    if (error_ == cudaSuccess) error_ = cudaEventRecord(event_, stream);
+  }
+  ~CudaFence() override {
+    if (event_ != nullptr) cudaEventDestroy(event_);
+  }
   [[nodiscard]] cudaError_t wait_on(cudaStream_t stream) const {
-    return error_ != cudaSuccess ? error_ : cudaStreamWaitEvent(stream, event_.get(), 0);
+    return error_ != cudaSuccess ? error_ : cudaStreamWaitEvent(stream, event_, 0);
   }
 
  private:
-  Event event_;
-  cudaError_t error_;
+  cudaEvent_t event_ = nullptr;
+  cudaError_t error_ = cudaSuccess;
 };
 
 // The copies of one transfer, neighbours in both memories merged.
@@ -135,55 +173,31 @@ cudaError_t enqueue(CopyList& copies, cudaStream_t stream) {
   return enqueue_one_by_one(copies, stream);
 }
 
-class CudaDevice final : public Device {
+// One direction: a queue, a stream and the thread that feeds and watches it.
+class Lane {
  public:
-  CudaDevice(SegmentTable table, int ordinal) : table_(std::move(table)), ordinal_(ordinal) {
-    require(cudaSetDevice(ordinal_), "cudaSetDevice");
-    int lowest = 0;
-    int highest = 0;
-    require(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "stream priorities");
-    for (cudaStream_t& stream : streams_) {
-      require(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, lowest), "stream");
+  Lane(const SegmentTable& table, int ordinal, int priority)
+      : table_(table), ordinal_(ordinal), stream_(priority), thread_([this] { run(); }) {}
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
+  ~Lane() { stop(); }
+
+  void submit(Transfer transfer) {
+    {
+      const std::lock_guard lock(mutex_);
+      queue_.push_back(std::move(transfer));
     }
-    thread_ = std::thread([this] { run(); });
+    wake_.notify_one();
   }
 
-  ~CudaDevice() override {
+  void stop() {
     {
       const std::lock_guard lock(mutex_);
       stopping_ = true;
     }
     wake_.notify_all();
-    thread_.join();
-    for (cudaStream_t stream : streams_) cudaStreamDestroy(stream);
+    if (thread_.joinable()) thread_.join();
   }
-
-  // This runtime's current device is the thread's own, apart from torch's.
-  [[nodiscard]] std::shared_ptr<const Fence> fence(std::uintptr_t stream) override {
-    require(cudaSetDevice(ordinal_), "cudaSetDevice");
-    return std::make_shared<CudaFence>(reinterpret_cast<cudaStream_t>(stream));
-  }
-
-  void submit(Transfer transfer) override {
-    {
-      const std::lock_guard lock(mutex_);
-      (transfer.direction == Direction::kScatter ? scatters_ : gathers_)
-          .push_back(std::move(transfer));
-    }
-    wake_.notify_one();
-  }
-
-  [[nodiscard]] std::string pin(std::byte* begin, std::size_t bytes) override {
-    static_cast<void>(cudaSetDevice(ordinal_));
-    const cudaError_t error = cudaHostRegister(begin, bytes, cudaHostRegisterPortable);
-    if (error == cudaSuccess) return {};
-    static_cast<void>(cudaGetLastError());
-    return describe(error, "cudaHostRegister");
-  }
-
-  void unpin(std::byte* begin) override { cudaHostUnregister(begin); }
-
-  [[nodiscard]] std::string name() const override { return "cuda:" + std::to_string(ordinal_); }
 
  private:
   struct InFlight {
@@ -197,13 +211,10 @@ class CudaDevice final : public Device {
     std::deque<InFlight> in_flight;
     std::unique_lock lock(mutex_);
     for (;;) {
-      if (in_flight.empty()) {
-        wake_.wait(lock, [this] { return stopping_ || !scatters_.empty() || !gathers_.empty(); });
-      }
-      std::deque<Transfer>& queue = scatters_.empty() ? gathers_ : scatters_;
-      if (!queue.empty() && in_flight.size() < kTransfersInFlight) {
-        Transfer transfer = std::move(queue.front());
-        queue.pop_front();
+      if (in_flight.empty()) wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+      if (!queue_.empty() && in_flight.size() < kTransfersInFlight) {
+        Transfer transfer = std::move(queue_.front());
+        queue_.pop_front();
         lock.unlock();
         start(std::move(transfer), in_flight);
         lock.lock();
@@ -220,40 +231,83 @@ class CudaDevice final : public Device {
   }
 
   void start(Transfer transfer, std::deque<InFlight>& in_flight) {
-    const cudaStream_t stream = streams_[transfer.direction == Direction::kScatter ? 1 : 0];
     try {
-      InFlight& entry = in_flight.emplace_back();
-      entry.transfer = std::move(transfer);
-      cudaError_t error = cudaSuccess;
-      if (entry.transfer.after != nullptr) {
-        error = static_cast<const CudaFence&>(*entry.transfer.after).wait_on(stream);
-      }
-      if (error == cudaSuccess) {
-        CopyList copies = copies_of(entry.transfer, table_);
-        error = enqueue(copies, stream);
-      }
-      // Also after an error: some copies may be on their way, and nobody may be told before.
-      const cudaError_t recorded = cudaEventRecord(entry.done.get(), stream);
-      if (error == cudaSuccess) error = recorded;
-      if (error == cudaSuccess) return;
-      static_cast<void>(cudaStreamSynchronize(stream));
-      const Transfer failed = std::move(entry.transfer);
-      in_flight.pop_back();
-      failed.done(to_status(error, "transfer"));
+      in_flight.emplace_back();
     } catch (const std::runtime_error& error) {  // no event to be had; nothing was queued
-      transfer.done(Status::device(error.what()));
+      return transfer.done(Status::device(error.what()));
     }
+    InFlight& entry = in_flight.back();
+    entry.transfer = std::move(transfer);
+    cudaError_t error = cudaSuccess;
+    if (entry.transfer.after != nullptr) {
+      error = static_cast<const CudaFence&>(*entry.transfer.after).wait_on(stream_.get());
+    }
+    if (error == cudaSuccess) {
+      CopyList copies = copies_of(entry.transfer, table_);
+      error = enqueue(copies, stream_.get());
+    }
+    const cudaError_t recorded = cudaEventRecord(entry.done.get(), stream_.get());
+    if (error == cudaSuccess) error = recorded;
+    if (error == cudaSuccess) return;
+    // Some of the copies may be on their way, and nobody may be told before they have ended.
+    static_cast<void>(cudaStreamSynchronize(stream_.get()));
+    const Transfer failed = std::move(entry.transfer);
+    in_flight.pop_back();
+    failed.done(to_status(error, "transfer"));
   }
 
-  const SegmentTable table_;
+  const SegmentTable& table_;
   const int ordinal_;
-  std::array<cudaStream_t, 2> streams_{};  // gathers, scatters
+  Stream stream_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::deque<Transfer> scatters_;  // guarded by mutex_, as the two below
-  std::deque<Transfer> gathers_;
+  std::deque<Transfer> queue_;  // guarded by mutex_, as the next
   bool stopping_ = false;
-  std::thread thread_;
+  std::thread thread_;  // last: it uses all of the above
+};
+
+class CudaDevice final : public Device {
+ public:
+  CudaDevice(SegmentTable table, int ordinal) : table_(std::move(table)), ordinal_(ordinal) {
+    const OnDevice device(ordinal_);
+    require(device.error(), "cudaSetDevice");
+    int lowest = 0;
+    int highest = 0;
+    require(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "stream priorities");
+    gathers_ = std::make_unique<Lane>(table_, ordinal_, lowest);
+    scatters_ = std::make_unique<Lane>(table_, ordinal_, lowest);
+  }
+
+  void stop() override {
+    gathers_->stop();
+    scatters_->stop();
+  }
+
+  [[nodiscard]] std::shared_ptr<const Fence> fence(std::uintptr_t stream) override {
+    return std::make_shared<CudaFence>(ordinal_, reinterpret_cast<cudaStream_t>(stream));
+  }
+
+  void submit(Transfer transfer) override {
+    (transfer.direction == Direction::kScatter ? scatters_ : gathers_)->submit(std::move(transfer));
+  }
+
+  [[nodiscard]] std::string pin(std::byte* begin, std::size_t bytes) override {
+    const OnDevice device(ordinal_);
+    const cudaError_t error = cudaHostRegister(begin, bytes, cudaHostRegisterPortable);
+    if (error == cudaSuccess) return {};
+    static_cast<void>(cudaGetLastError());
+    return describe(error, "cudaHostRegister");
+  }
+
+  void unpin(std::byte* begin) override { cudaHostUnregister(begin); }
+
+  [[nodiscard]] std::string name() const override { return "cuda:" + std::to_string(ordinal_); }
+
+ private:
+  const SegmentTable table_;
+  const int ordinal_;
+  std::unique_ptr<Lane> gathers_;  // both use table_
+  std::unique_ptr<Lane> scatters_;
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 // The seam to the memory that holds the paged KV cache.
 //
-// A device owns a queue of transfers and a thread that runs their callbacks: to the engine, the
+// A device owns queues of transfers and the threads that run their callbacks: to the engine, the
 // host's memory behaves as a GPU's does. Two implementations: HostDevice (memcpy, for engines that
 // run on the CPU) and CudaDevice (cuda_device.cu, built where nvcc is found).
 #pragma once
@@ -37,7 +37,7 @@ struct Transfer {
   // The transfer starts only after this point. A gather must not overtake the forward pass that
   // writes the blocks, a scatter not one that still reads what the blocks held before.
   std::shared_ptr<const Fence> after;
-  // Runs on the device's thread when the bytes are where they belong, or the transfer failed.
+  // Runs on a thread of the device's when the bytes are where they belong, or the transfer failed.
   std::function<void(Status)> done;
 };
 
@@ -46,13 +46,18 @@ class Device {
   Device() = default;
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
-  // Finishes every transfer that was submitted.
+  // stop() has been called by then.
   virtual ~Device() = default;
 
-  // The point that work queued on `stream` so far will reach. Engine's thread; never blocks.
+  // Finishes every transfer that was submitted, callbacks included; nothing may be submitted after
+  // it. Idempotent.
+  virtual void stop() = 0;
+
+  // The point that work queued on `stream` so far will reach. Engine's thread; never blocks and
+  // never throws: a fence that could not be made fails the transfers that wait for it.
   [[nodiscard]] virtual std::shared_ptr<const Fence> fence(std::uintptr_t stream) = 0;
 
-  // Any thread; never blocks. Scatters that wait go ahead of gathers that wait.
+  // Any thread; never blocks. A scatter does not wait for gathers that have not begun.
   virtual void submit(Transfer transfer) = 0;
 
   // Makes host memory fast to transfer from and to (pins it). Returns what went wrong, or "";

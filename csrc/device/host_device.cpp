@@ -18,13 +18,15 @@ class HostDevice final : public Device {
  public:
   explicit HostDevice(SegmentTable table) : table_(std::move(table)), thread_([this] { run(); }) {}
 
-  ~HostDevice() override {
+  ~HostDevice() override { HostDevice::stop(); }
+
+  void stop() override {
     {
       const std::lock_guard lock(mutex_);
       stopping_ = true;
     }
     wake_.notify_all();
-    thread_.join();
+    if (thread_.joinable()) thread_.join();
   }
 
   [[nodiscard]] std::shared_ptr<const Fence> fence(std::uintptr_t) override { return nullptr; }

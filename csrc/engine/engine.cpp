@@ -32,11 +32,48 @@ struct Engine::ChunkLoad {
 };
 
 namespace {
+
 // Far beyond what one file takes, and beyond what the clocks of hosts that share a root differ by.
 constexpr std::chrono::hours kAbandonedAfter{1};
+
+constexpr std::size_t kMaxRequestBytes = 1 << 30;  // io_uring's lengths have 32 bits
+constexpr std::chrono::hours kLongestDrain{24};
+
+std::size_t slab_bytes_of(const EngineOptions& options) {
+  const SegmentTable table(options.segments);
+  return kHeaderBytes + round_up_to_page(options.blocks_per_chunk * table.block_bytes());
+}
+
+void check(const EngineOptions& options) {
+  if (options.blocks_per_chunk == 0 || options.blocks_per_chunk > kMaxBlocksPerChunk) {
+    throw std::invalid_argument("a chunk has 1 to " + std::to_string(kMaxBlocksPerChunk) +
+                                " blocks, not " + std::to_string(options.blocks_per_chunk));
+  }
+  if (options.request_bytes == 0 || options.request_bytes % kPageBytes != 0 ||
+      options.request_bytes > kMaxRequestBytes) {
+    throw std::invalid_argument("request_bytes must be a multiple of 4096, and 1 GiB at most");
+  }
+  // One slab for a load and one for a store: with fewer, either would wait for the other.
+  const std::size_t slab_bytes = slab_bytes_of(options);
+  if (options.host_memory / slab_bytes < 2) {
+    throw std::invalid_argument("host_memory holds fewer than two chunks of " +
+                                std::to_string(slab_bytes) + " bytes");
+  }
+}
+
+FileIoOptions file_options(const EngineOptions& options, const RootProbe& root) {
+  return {root.id,
+          root.caching,
+          root.publish,
+          options.request_bytes,
+          options.load_depth,
+          options.store_depth};
+}
+
 }  // namespace
 
 EngineParts make_parts(const EngineOptions& options) {
+  check(options);
   EngineParts parts;
   parts.device = make_device(options.device, SegmentTable(options.segments));
   const ChunkPaths paths(options.root, options.namespace_digest, options.rank);
@@ -49,36 +86,6 @@ EngineParts make_parts(const EngineOptions& options) {
   return parts;
 }
 
-namespace {
-
-std::size_t slab_count(const EngineOptions& options, std::size_t slab_bytes) {
-  const std::size_t count = options.host_memory / slab_bytes;
-  // One slab for a load and one for a store: with fewer, either would wait for the other.
-  if (count < 2) {
-    throw std::invalid_argument("host_memory holds fewer than two chunks of " +
-                                std::to_string(slab_bytes) + " bytes");
-  }
-  return count;
-}
-
-std::size_t whole_chunk_bytes(const EngineOptions& options, const SegmentTable& table) {
-  if (options.blocks_per_chunk == 0 || options.blocks_per_chunk > kMaxBlocksPerChunk) {
-    throw std::invalid_argument("a chunk has 1 to " + std::to_string(kMaxBlocksPerChunk) +
-                                " blocks, not " + std::to_string(options.blocks_per_chunk));
-  }
-  return kHeaderBytes + round_up_to_page(options.blocks_per_chunk * table.block_bytes());
-}
-
-FileIoOptions file_options(const EngineOptions& options, const RootProbe& root) {
-  if (options.request_bytes == 0 || options.request_bytes % kPageBytes != 0) {
-    throw std::invalid_argument("request_bytes must be a positive multiple of 4096");
-  }
-  return {root.caching, root.publish, options.request_bytes, options.load_depth,
-          options.store_depth};
-}
-
-}  // namespace
-
 Engine::Engine(const EngineOptions& options, EngineParts parts)
     : options_(options),
       table_(options.segments),
@@ -88,8 +95,8 @@ Engine::Engine(const EngineOptions& options, EngineParts parts)
       io_engine_reason_(std::move(parts.io_engine_reason)),
       device_(std::move(parts.device)),
       io_engine_(std::move(parts.io_engine)) {
-  const std::size_t slab_bytes = whole_chunk_bytes(options, table_);
-  pool_ = std::make_unique<SlabPool>(slab_bytes, slab_count(options, slab_bytes), *device_);
+  const std::size_t slab_bytes = slab_bytes_of(options);
+  pool_ = std::make_unique<SlabPool>(slab_bytes, options.host_memory / slab_bytes, *device_);
   files_ = std::make_unique<FileIo>(*io_engine_, file_options(options, parts.root));
 }
 
@@ -129,21 +136,21 @@ std::optional<JobId> Engine::store(const ChunkKey& key, std::uint64_t token_begi
   check_blocks(blocks);
   auto job = std::make_shared<StoreJob>();
   job->identity = identity(key, token_begin, blocks.size());
-  job->sealed = pool_->find(key);
-  if (!job->sealed) {
-    bool refused = false;
-    {
-      const std::lock_guard lock(mutex_);
-      refused = closed_ || !waiting_loads_.empty();
-    }
-    if (!refused) job->filling = pool_->try_acquire();
-    if (!job->filling) {
-      stats_.stores_dropped.fetch_add(1, std::memory_order_relaxed);
-      return std::nullopt;
-    }
+  bool closed = false;
+  bool loads_wait = false;
+  {
+    const std::lock_guard lock(mutex_);
+    closed = closed_;
+    loads_wait = !waiting_loads_.empty();
   }
-  const JobId id = job->id = begin_job();
-  if (job->sealed) {  // in memory already: nothing to gather, but the file may be gone
+  if (!closed) job->sealed = find_in_memory(job->identity);
+  if (!closed && !job->sealed && !loads_wait) job->filling = pool_->try_acquire();
+  if (!job->sealed && !job->filling) {
+    stats_.stores_dropped.fetch_add(1, std::memory_order_relaxed);
+    return std::nullopt;
+  }
+  if (job->sealed) {  // nothing to gather, but the file may be gone
+    const JobId id = job->id = begin_job();
     complete({CompletionKind::kGathered, id, {}, {}});
     write(std::move(job));
     return id;
@@ -153,11 +160,18 @@ std::optional<JobId> Engine::store(const ChunkKey& key, std::uint64_t token_begi
   transfer.blocks = std::move(blocks);
   transfer.host = job->filling->bytes().data() + kHeaderBytes;
   transfer.after = device_->fence(stream);
+  const JobId id = job->id = begin_job();
   transfer.done = [this, job = std::move(job)](Status status) mutable {
     gathered(std::move(job), std::move(status));
   };
   device_->submit(std::move(transfer));
   return id;
+}
+
+std::optional<SharedSlab> Engine::find_in_memory(const ChunkIdentity& identity) {
+  std::optional<SharedSlab> found = pool_->find(identity.key);
+  if (found && verify_header(found->bytes(), identity) != ChunkFault::kNone) found.reset();
+  return found;
 }
 
 void Engine::gathered(std::shared_ptr<StoreJob> job, Status status) {
@@ -176,6 +190,7 @@ void Engine::write(std::shared_ptr<StoreJob> job) {
   FileWrite request;
   request.path = paths_.chunk(job->identity.key);
   request.temporary = paths_.unique_temporary();
+  request.root = paths_.root();
   request.directories = paths_.directories_for(job->identity.key);
   request.buffer = job->sealed->bytes().data();
   request.bytes = job->identity.file_bytes();
@@ -236,33 +251,34 @@ JobId Engine::load(std::vector<LoadChunk> chunks, std::uintptr_t stream) {
 }
 
 void Engine::start_load(std::shared_ptr<ChunkLoad> load) {
-  load->verified = pool_->find(load->identity.key);
-  if (load->verified) {
-    stats_.memory_hits.fetch_add(1, std::memory_order_relaxed);
-    return scatter(std::move(load));
-  }
   bool closed = false;
   {
     const std::lock_guard lock(mutex_);
     closed = closed_;
-    if (!closed) waiting_loads_.push_back(std::move(load));
   }
   if (closed) return loaded(load, Status::cancelled());
+  load->verified = find_in_memory(load->identity);
+  if (load->verified) {
+    stats_.memory_hits.fetch_add(1, std::memory_order_relaxed);
+    return scatter(std::move(load));
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    waiting_loads_.push_back(std::move(load));
+  }
   start_waiting_loads();
 }
 
 void Engine::start_waiting_loads() {
   for (;;) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (waiting_loads_.empty()) return;
-    }
-    std::optional<Slab> slab = pool_->try_acquire();
-    if (!slab) return;
+    std::optional<Slab> slab;
     std::shared_ptr<ChunkLoad> load;
     {
+      // In one piece: a slab that was taken and not used would be missed by whoever waits for it.
       const std::lock_guard lock(mutex_);
       if (waiting_loads_.empty()) return;
+      slab = pool_->try_acquire();
+      if (!slab) return;
       load = std::move(waiting_loads_.front());
       waiting_loads_.pop_front();
     }
@@ -365,8 +381,9 @@ std::vector<Completion> Engine::poll() {
 }
 
 bool Engine::drain(std::chrono::duration<double> timeout) {
+  const std::chrono::duration<double> longest = kLongestDrain;  // infinity overflows the clock
   std::unique_lock lock(mutex_);
-  return idle_.wait_for(lock, timeout, [this] { return jobs_in_flight_ == 0; });
+  return idle_.wait_for(lock, std::min(timeout, longest), [this] { return jobs_in_flight_ == 0; });
 }
 
 void Engine::close() {
@@ -379,8 +396,12 @@ void Engine::close() {
   for (const std::shared_ptr<ChunkLoad>& load : waiting) loaded(load, Status::cancelled());
   if (files_ != nullptr) files_->shutdown();
   // What the device still holds ends by itself: a gather finds the files shut down.
-  std::unique_lock lock(mutex_);
-  idle_.wait(lock, [this] { return jobs_in_flight_ == 0; });
+  {
+    std::unique_lock lock(mutex_);
+    idle_.wait(lock, [this] { return jobs_in_flight_ == 0; });
+  }
+  // Its thread may still be on the way back from the callback that ended the last job.
+  device_->stop();
 }
 
 std::map<std::string, std::uint64_t> Engine::stats() const {
@@ -404,7 +425,9 @@ std::map<std::string, std::string> Engine::info() const {
           {"io_engine", std::string(io_engine_->name())},
           {"io_engine_reason", io_engine_reason_},
           {"direct_io", files_->caching() == Caching::kDirect ? "on" : "off"},
-          {"direct_io_reason", root_reason_},
+          {"direct_io_reason", files_->direct_io_fallbacks() == 0
+                                   ? root_reason_
+                                   : "refused by the filesystem while in use"},
           {"pin_error", pool_->pin_error()},
           {"block_bytes", std::to_string(table_.block_bytes())},
           {"segments", std::to_string(table_.segments().size())}};

@@ -1,7 +1,6 @@
 // The two pipelines: gather -> seal -> write, and read -> verify -> scatter.
 #pragma once
 
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -12,7 +11,6 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "common/status.hpp"
@@ -53,8 +51,8 @@ struct EngineParts {
   RootProbe root;
   std::string io_engine_reason;
 };
-// Throws std::invalid_argument for options that cannot work, std::runtime_error for a machine or a
-// directory that does not let them. Blocks on the disk.
+// Throws std::invalid_argument for options that cannot work, before anything is started or made;
+// std::runtime_error for a machine or a directory that does not let them. Blocks on the disk.
 EngineParts make_parts(const EngineOptions& options);
 
 struct LoadChunk {
@@ -83,8 +81,9 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Empty when no slab is free, or loads wait for one: the store is dropped and counted.
-  // Throws std::invalid_argument for ids or counts that are out of range.
+  // Both throw std::invalid_argument, with nothing begun, for ids or counts that are out of range.
+  // A store is empty when no slab is free, loads wait for one, or the engine is closed: it is
+  // dropped and counted. A load of a closed engine fails.
   std::optional<JobId> store(const ChunkKey& key, std::uint64_t token_begin,
                              std::vector<BlockId> blocks, std::uintptr_t stream);
   JobId load(std::vector<LoadChunk> chunks, std::uintptr_t stream);
@@ -95,7 +94,8 @@ class Engine {
 
   // True when no job is in flight any more; false after `timeout`.
   bool drain(std::chrono::duration<double> timeout);
-  // Drops what is queued, waits for what is on its way. Idempotent; the destructor does it too.
+  // Drops what is queued, waits for what is on its way, ends the device's thread. Idempotent; the
+  // destructor does it too. Memory and I/O threads live as long as the engine.
   void close();
 
  private:
@@ -106,6 +106,8 @@ class Engine {
   [[nodiscard]] ChunkIdentity identity(const ChunkKey& key, std::uint64_t token_begin,
                                        std::size_t blocks) const;
   void check_blocks(const std::vector<BlockId>& blocks) const;
+
+  [[nodiscard]] std::optional<SharedSlab> find_in_memory(const ChunkIdentity& identity);
 
   void gathered(std::shared_ptr<StoreJob> job, Status status);
   void write(std::shared_ptr<StoreJob> job);
@@ -131,7 +133,8 @@ class Engine {
   const std::string io_engine_reason_;
   Stats stats_;
 
-  mutable std::mutex mutex_;  // of all up to the blank line; never held across I/O or callbacks
+  // Of all up to the blank line; never held across I/O or callbacks. The pool's lock is inside it.
+  mutable std::mutex mutex_;
   std::condition_variable idle_;
   std::uint64_t next_job_ = 1;
   std::size_t jobs_in_flight_ = 0;
@@ -139,7 +142,7 @@ class Engine {
   std::vector<Completion> completions_;
   std::deque<std::shared_ptr<ChunkLoad>> waiting_loads_;  // for a slab, first come first served
 
-  // Torn down from the last to the first: transfers stop before files, files before slabs.
+  // close() has ended every job and the device's callbacks before any of these goes.
   std::unique_ptr<Device> device_;
   std::unique_ptr<SlabPool> pool_;
   std::unique_ptr<IoEngine> io_engine_;

@@ -1,7 +1,6 @@
 // Chunk-sized host buffers, and the host-memory tier that they are when nobody uses them.
 #pragma once
 
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <list>
@@ -78,8 +77,8 @@ struct SlabCounts {
 // held for nanoseconds.
 class SlabPool {
  public:
-  // `count` slabs of `slab_bytes` (whole pages), pinned by `device`. The memory is touched only as
-  // it is used. Throws std::bad_alloc.
+  // `count` slabs of `slab_bytes` (whole pages), pinned by `device`: a GPU's takes all the memory
+  // now, the host's page by page as it is used. Throws std::bad_alloc.
   SlabPool(std::size_t slab_bytes, std::size_t count, Device& device);
   SlabPool(const SlabPool&) = delete;
   SlabPool& operator=(const SlabPool&) = delete;

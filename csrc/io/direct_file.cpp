@@ -47,6 +47,8 @@ void FileTask::transfer(OperationKind kind, int descriptor, std::byte* buffer, C
 
 bool FileTask::retry(Operation& operation, int result) {
   if (result != -EINTR && result != -EAGAIN) return false;
+  // Linux has let go of the descriptor even then: it may be somebody else's by now (close(2)).
+  if (operation.kind == OperationKind::kClose) return false;
   if (retries_.fetch_add(1, std::memory_order_relaxed) >= kMaxRetries) return false;
   owner_.engine_.submit(operation);
   return true;

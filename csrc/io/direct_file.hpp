@@ -34,15 +34,26 @@ struct FileRead {
 struct FileWrite {
   std::string path;
   std::string temporary;                 // written first, renamed to `path` when whole
+  std::string root;                      // is there, or the write fails
   std::vector<std::string> directories;  // made, outermost first, if one turns out to be missing
   const std::byte* buffer = nullptr;     // page-aligned
   std::size_t bytes = 0;                 // whole pages
-  // Called with kOk also when a file of this size was there already; `written` tells which.
+  // The status is kOk also when a file of this size was there already; the outcome tells which.
   enum class Outcome { kWritten, kAlreadyThere, kFailed };
   std::function<void(Status, Outcome)> done;
 };
 
+// A filesystem's device number, as statx(2) gives it.
+struct FilesystemId {
+  std::uint32_t major = 0;
+  std::uint32_t minor = 0;
+  friend bool operator==(const FilesystemId&, const FilesystemId&) = default;
+};
+
 struct FileIoOptions {
+  // Missing directories are made on this filesystem only: where a mount has vanished, its empty
+  // mount point, on another one, must not be filled.
+  FilesystemId filesystem;
   Caching caching = Caching::kDirect;
   Publish publish = Publish::kRename;
   std::size_t request_bytes = 1 << 20;
@@ -52,9 +63,10 @@ struct FileIoOptions {
   std::size_t write_depth = 32 << 20;
 };
 
-class FileTask;  // one file's state machine (direct_file.cpp)
+class FileTask;  // one file's state machine (file_task.hpp)
 
-// Thread-safe. `done` callbacks run on I/O threads, or inside shutdown() for what never started.
+// Thread-safe. `done` callbacks run on I/O threads; for what never started, inside shutdown(), or,
+// after that, inside the call that asked.
 class FileIo {
  public:
   FileIo(IoEngine& engine, const FileIoOptions& options);

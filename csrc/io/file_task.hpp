@@ -28,9 +28,8 @@ class FileTask : public OperationHandler {
   FileTask& operator=(const FileTask&) = delete;
 
   virtual void start() = 0;
-  // Reports to the requester; the task is gone or still queued, never running.
-  virtual void report() = 0;
-  virtual void cancel() = 0;
+  virtual void report() = 0;  // to the requester, once, when the last operation is done
+  virtual void cancel() = 0;  // instead of start() and report()
 
   [[nodiscard]] Lane lane() const { return lane_; }
   [[nodiscard]] std::size_t bytes() const { return bytes_; }
@@ -38,7 +37,8 @@ class FileTask : public OperationHandler {
  protected:
   using Continuation = std::function<void(int result)>;
 
-  // One operation; `next` gets its result. EINTR and EAGAIN are retried underneath.
+  // One operation; `next` gets its result. EINTR and EAGAIN are retried underneath, but for a
+  // close.
   void step(Operation operation, Continuation next);
 
   // What pieces end with: 0, an errno, or kEndOfFile.
@@ -52,6 +52,7 @@ class FileTask : public OperationHandler {
   void refuse_direct() { owner_.refuse_direct(); }
   [[nodiscard]] Caching caching() const { return owner_.caching(); }
   [[nodiscard]] Publish publish() const { return owner_.options_.publish; }
+  [[nodiscard]] FilesystemId filesystem() const { return owner_.options_.filesystem; }
 
  private:
   void on_complete(Operation& operation, int result) final;

@@ -51,6 +51,9 @@ Operation stat_operation(const std::string& path, struct statx& status) {
 // A name that is gone, a parent that is gone, or an NFS handle whose file is gone.
 bool is_gone(int error) { return error == ENOENT || error == ENOTDIR || error == ESTALE; }
 
+// A bad sector, or a filesystem whose own checksum fails: it would fail the next time as well.
+bool is_damaged(int error) { return error == EIO || error == EBADMSG || error == EUCLEAN; }
+
 class ReadTask final : public FileTask {
  public:
   ReadTask(FileIo& owner, FileRead request)
@@ -92,6 +95,7 @@ class ReadTask final : public FileTask {
         return open();
       }
       if (outcome == kEndOfFile) return end(bad("truncated file"));
+      if (is_damaged(outcome)) return end(bad("unreadable file"));
       if (outcome != 0) return fail(outcome, "read");
       end(Status::ok());
     });
@@ -137,7 +141,7 @@ class WriteTask final : public FileTask {
     caching_ = caching();
     const int flags = with_caching(O_WRONLY | O_CREAT | O_EXCL, caching_);
     step(open_operation(request_.temporary, flags), [this](int result) {
-      if (result == -ENOENT && !made_directories_) return make_directories(0, [this] { open(); });
+      if (result == -ENOENT && !made_directories_) return remake_tree([this] { open(); });
       if (result == -EINVAL && caching_ == Caching::kDirect) return again_buffered();
       if (result < 0) return abandon(-result, "create");
       descriptor_ = result;
@@ -183,7 +187,7 @@ class WriteTask final : public FileTask {
     op.target = request_.path.c_str();
     step(op, [this](int result) {
       if (result == -ENOENT && !made_directories_) {
-        return make_directories(0, [this] { rename(); });
+        return remake_tree([this] { rename(); });
       }
       if (result == -EISDIR && !removed_obstacle_) return remove_obstacle();
       if (result < 0) return abandon(-result, "rename");
@@ -191,8 +195,17 @@ class WriteTask final : public FileTask {
     });
   }
 
-  void make_directories(std::size_t index, std::function<void()> next) {
+  void remake_tree(std::function<void()> next) {
     made_directories_ = true;
+    step(stat_operation(request_.root, found_), [this, next = std::move(next)](int result) {
+      if (result < 0) return abandon(-result, "stat root");
+      const FilesystemId here{found_.stx_dev_major, found_.stx_dev_minor};
+      if (here != filesystem()) return abandon(ENODEV, "root");
+      make_directories(0, next);
+    });
+  }
+
+  void make_directories(std::size_t index, std::function<void()> next) {
     if (index == request_.directories.size()) return next();
     step(path_operation(OperationKind::kMakeDirectory, request_.directories[index]),
          [this, index, next = std::move(next)](int result) {

@@ -84,6 +84,7 @@ std::string try_page(const Scratch& scratch, Caching caching) {
   const UniqueFd file(::open(scratch.path().c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | direct));
   if (file.get() < 0) return scratch.failure("open");
   const auto page = static_cast<ssize_t>(kPageBytes);
+  errno = EIO;  // what a short transfer, which sets none, amounts to
   if (::pwrite(file.get(), written.get(), kPageBytes, 0) != page) return scratch.failure("write");
   if (::pread(file.get(), read.get(), kPageBytes, 0) != page) return scratch.failure("read");
   if (written->bytes != read->bytes) return "read back other bytes than written";
@@ -125,6 +126,12 @@ RootProbe probe_root(const std::string& directory, DirectIoChoice choice) {
     probe.filesystem = text.data();
     probe.publish = Publish::kSyncThenRename;
   }
+
+  struct statx status{};
+  if (::statx(AT_FDCWD, directory.c_str(), 0, STATX_TYPE, &status) != 0) {
+    throw std::runtime_error("stat " + directory + ": " + std::strerror(errno));
+  }
+  probe.id = {status.stx_dev_major, status.stx_dev_minor};
 
   const Scratch scratch(directory);
   if (const std::string error = try_page(scratch, Caching::kBuffered); !error.empty()) {

@@ -11,6 +11,7 @@ enum class DirectIoChoice { kAuto, kOn, kOff };
 
 struct RootProbe {
   std::string filesystem;  // "ext4", "nfs", "fuse", or the magic number in hex
+  FilesystemId id;
   Caching caching = Caching::kBuffered;
   Publish publish = Publish::kRename;
   std::string reason;  // why this caching

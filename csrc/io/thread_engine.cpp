@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <deque>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -46,17 +47,15 @@ class ThreadEngine final : public IoEngine {
  public:
   explicit ThreadEngine(unsigned threads) {
     threads_.reserve(threads);
-    for (unsigned i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
+    try {
+      for (unsigned i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
+    } catch (const std::system_error&) {  // no more threads for this process or container
+      stop();
+      throw;
+    }
   }
 
-  ~ThreadEngine() override {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-  }
+  ~ThreadEngine() override { stop(); }
 
   void submit(Operation& operation) override {
     {
@@ -69,6 +68,15 @@ class ThreadEngine final : public IoEngine {
   [[nodiscard]] std::string_view name() const override { return "threads"; }
 
  private:
+  void stop() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
   void run() {
     ::pthread_setname_np(::pthread_self(), "lmkv-io");
     std::unique_lock lock(mutex_);

@@ -21,12 +21,15 @@ std::unique_ptr<IoEngine> make_uring_engine(unsigned) {
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <deque>
 #include <future>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "common/unique_fd.hpp"
 
 namespace lmkv {
 namespace {
@@ -89,6 +92,18 @@ int open_ring(io_uring& ring) {
   return error;
 }
 
+// Whether the ring takes and completes an operation: a seccomp profile may let a ring be made and
+// refuse to enter it.
+int try_ring(io_uring& ring) {
+  io_uring_prep_nop(io_uring_get_sqe(&ring));
+  if (const int submitted = io_uring_submit_and_wait(&ring, 1); submitted < 0) return submitted;
+  io_uring_cqe* cqe = nullptr;
+  if (const int error = io_uring_peek_cqe(&ring, &cqe); error < 0) return error;
+  const int result = cqe->res;
+  io_uring_cqe_seen(&ring, cqe);
+  return result;
+}
+
 int check_opcodes(io_uring& ring) {
   io_uring_probe* probe = io_uring_get_probe_ring(&ring);
   if (probe == nullptr) return -ENOSYS;
@@ -104,13 +119,12 @@ class RingThread {
  public:
   // Returns once the ring is open; throws std::runtime_error with the kernel's reason otherwise.
   RingThread() : wake_descriptor_(::eventfd(0, EFD_CLOEXEC)) {
-    if (wake_descriptor_ < 0) throw std::runtime_error(reason(-errno));
+    if (wake_descriptor_.get() < 0) throw std::runtime_error(reason(-errno));
     std::promise<int> opened;
     std::future<int> result = opened.get_future();
     thread_ = std::thread([this, &opened] { run(opened); });
     if (const int error = result.get(); error < 0) {
       thread_.join();
-      ::close(wake_descriptor_);
       throw std::runtime_error(reason(error));
     }
   }
@@ -121,7 +135,6 @@ class RingThread {
     stopping_.store(true, std::memory_order_release);
     wake();
     thread_.join();
-    ::close(wake_descriptor_);
   }
 
   void submit(Operation& operation) {
@@ -150,7 +163,7 @@ class RingThread {
   void wake() const {
     const std::uint64_t one = 1;
     // The only failure of an 8-byte eventfd write is a full counter, and that wakes as well.
-    [[maybe_unused]] const ssize_t written = ::write(wake_descriptor_, &one, sizeof one);
+    [[maybe_unused]] const ssize_t written = ::write(wake_descriptor_.get(), &one, sizeof one);
   }
 
   void run(std::promise<int>& opened) {
@@ -159,6 +172,7 @@ class RingThread {
     int error = open_ring(ring_);
     if (error == 0) {
       error = check_opcodes(ring_);
+      if (error == 0) error = try_ring(ring_);
       if (error < 0) io_uring_queue_exit(&ring_);
     }
     opened.set_value(error);
@@ -188,8 +202,11 @@ class RingThread {
       io_uring_sqe_set_data(sqe, operation);
       ++in_kernel_;
     }
-    // Interrupted or out of resources for a moment: what was not taken stays in the queue.
-    [[maybe_unused]] const int submitted = io_uring_submit_and_wait(&ring_, 1);
+    // What was not taken stays in the queue. Where the kernel is out of memory, or worse, the next
+    // try is not made at once.
+    const int submitted = io_uring_submit_and_wait(&ring_, 1);
+    const bool passing = submitted == -EINTR || submitted == -EAGAIN || submitted == -EBUSY;
+    if (submitted < 0 && !passing) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     reap();
   }
 
@@ -212,12 +229,12 @@ class RingThread {
   void arm_wake() {
     io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
     if (sqe == nullptr) return;  // the queue is full, so the next wait returns by itself
-    io_uring_prep_read(sqe, wake_descriptor_, &wake_count_, sizeof wake_count_, 0);
+    io_uring_prep_read(sqe, wake_descriptor_.get(), &wake_count_, sizeof wake_count_, 0);
     io_uring_sqe_set_data(sqe, nullptr);
     wake_armed_ = true;
   }
 
-  int wake_descriptor_;
+  UniqueFd wake_descriptor_;
   std::atomic<bool> stopping_{false};
   std::mutex inbox_mutex_;
   std::vector<Operation*> inbox_;  // guarded by inbox_mutex_

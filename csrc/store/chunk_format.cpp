@@ -2,7 +2,6 @@
 
 #include <xxhash.h>
 
-#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
@@ -88,7 +87,7 @@ void seal_chunk(std::span<std::byte> slab, const ChunkIdentity& identity) {
   std::memset(slab.data() + end, 0, identity.file_bytes() - end);
 }
 
-ChunkFault verify_chunk(std::span<const std::byte> slab, const ChunkIdentity& expected) {
+ChunkFault verify_header(std::span<const std::byte> slab, const ChunkIdentity& expected) {
   Header found;
   std::memcpy(&found, slab.data(), sizeof found);
   if (found.magic != kMagic) return ChunkFault::kNotAChunk;
@@ -98,10 +97,18 @@ ChunkFault verify_chunk(std::span<const std::byte> slab, const ChunkIdentity& ex
   Header wanted = header_of(expected);
   wanted.header_checksum = found.header_checksum;
   wanted.block_checksums = found.block_checksums;
-  if (std::memcmp(&found, &wanted, sizeof found) != 0) return ChunkFault::kOtherIdentity;
+  const bool equal = std::memcmp(&found, &wanted, sizeof found) == 0;
+  return equal ? ChunkFault::kNone : ChunkFault::kOtherIdentity;
+}
 
+ChunkFault verify_chunk(std::span<const std::byte> slab, const ChunkIdentity& expected) {
+  if (const ChunkFault fault = verify_header(slab, expected); fault != ChunkFault::kNone) {
+    return fault;
+  }
+  Header header;
+  std::memcpy(&header, slab.data(), sizeof header);
   for (std::size_t block = 0; block < expected.block_count; ++block) {
-    if (found.block_checksums[block] != block_checksum(slab, expected, block)) {
+    if (header.block_checksums[block] != block_checksum(slab, expected, block)) {
       return ChunkFault::kBlockChecksum;
     }
   }

@@ -51,6 +51,10 @@ enum class ChunkFault {
 };
 [[nodiscard]] std::string_view to_string(ChunkFault fault);
 
+// Whether the header page of `slab` is sound and says what is expected; looks at no block.
+[[nodiscard]] ChunkFault verify_header(std::span<const std::byte> slab,
+                                       const ChunkIdentity& expected);
+
 // Verifies header and every block of `slab` against what is expected. Nothing of a slab may be
 // used before this returned kNone (architecture.md, invariant 3).
 [[nodiscard]] ChunkFault verify_chunk(std::span<const std::byte> slab,

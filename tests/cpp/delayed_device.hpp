@@ -49,6 +49,7 @@ class DelayedDevice final : public Device {
     return real_->pin(begin, bytes);
   }
   void unpin(std::byte* begin) override { real_->unpin(begin); }
+  void stop() override { real_->stop(); }
   [[nodiscard]] std::string name() const override { return "delayed"; }
 
  private:

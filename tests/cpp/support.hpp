@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <iterator>
 #include <new>
 #include <random>
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "common/types.hpp"
+#include "io/io_engine.hpp"
 
 namespace lmkv::test {
 
@@ -73,6 +75,27 @@ D digest_of(std::uint64_t seed) {
   std::generate(digest.bytes.begin(), digest.bytes.end(),
                 [&] { return static_cast<std::uint8_t>(generator()); });
   return digest;
+}
+
+// Both I/O engines, or the thread engine alone where the kernel, a container's seccomp profile or
+// the build has no io_uring: lmkv works there too.
+inline std::vector<IoEngineChoice> usable_engines() {
+  try {
+    static_cast<void>(make_uring_engine(1));
+    return {IoEngineChoice::kUring, IoEngineChoice::kThreads};
+  } catch (const std::runtime_error& refused) {
+    std::cout << "io_uring is not tested: " << refused.what() << "\n";
+    return {IoEngineChoice::kThreads};
+  }
+}
+
+inline std::string engine_name(const ::testing::TestParamInfo<IoEngineChoice>& info) {
+  return info.param == IoEngineChoice::kUring ? "io_uring" : "threads";
+}
+
+inline std::size_t open_descriptors() {
+  const std::filesystem::directory_iterator descriptors("/proc/self/fd");
+  return static_cast<std::size_t>(std::distance(begin(descriptors), end(descriptors)));
 }
 
 inline std::vector<std::byte> bytes_of_file(const std::string& path) {

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cerrno>
+#include <limits>
 #include <optional>
 #include <random>
 #include <thread>
@@ -338,11 +339,11 @@ TEST_P(BadChunk, ASymbolicLinkEvenToTheRightBytes) {
   });
 }
 
-TEST_P(EngineTest, IoErrorsAreFailuresThatRemoveNothing) {
+TEST_P(EngineTest, AFileThatCannotBeOpenedIsAFailureThatRemovesNothing) {
   start();
   store(1, ids({1, 2, 3, 4}));
   start([](Operation& op) -> std::optional<int> {
-    return op.kind == OperationKind::kRead ? std::optional<int>(-EIO) : std::nullopt;
+    return op.kind == OperationKind::kOpen ? std::optional<int>(-EACCES) : std::nullopt;
   });
   const auto target = ids({20, 21, 22, 23});
   const auto before = bytes_of(target);
@@ -352,6 +353,72 @@ TEST_P(EngineTest, IoErrorsAreFailuresThatRemoveNothing) {
   EXPECT_EQ(engine->stats().at("chunks_bad"), 0U);
   EXPECT_EQ(engine->stats().at("loads_failed"), 1U);
   expect_all_slabs_back();
+}
+
+TEST_P(EngineTest, AFileThatCannotBeReadIsRemovedAndStoredAgain) {
+  start();
+  store(1, ids({1, 2, 3, 4}));
+  std::atomic<bool> damaged{true};
+  start([&](Operation& op) -> std::optional<int> {
+    return op.kind == OperationKind::kRead && damaged ? std::optional<int>(-EIO) : std::nullopt;
+  });
+  EXPECT_EQ(load({chunk(1, ids({20, 21, 22, 23}))}).failed_chunks.size(), 1U);
+  EXPECT_EQ(engine->stats().at("chunks_bad_removed"), 1U);
+  EXPECT_FALSE(std::filesystem::exists(path_of(1)));
+  damaged = false;
+  store(1, ids({1, 2, 3, 4}));
+  EXPECT_TRUE(load({chunk(1, ids({20, 21, 22, 23}))}).failed_chunks.empty());
+}
+
+TEST_P(EngineTest, AChunkInMemoryIsCheckedForTheShapeThatIsAskedFor) {
+  start();
+  store(1, ids({1, 2}));  // two blocks under this key, in memory and on disk
+  const auto target = ids({20, 21, 22, 23});
+  const auto before = bytes_of(target);
+  EXPECT_EQ(load({chunk(1, target)}).failed_chunks.size(), 1U);
+  EXPECT_EQ(bytes_of(target), before);
+  EXPECT_EQ(engine->stats().at("memory_hits"), 0U);
+}
+
+TEST_P(EngineTest, WhereAMountHasVanishedItsMountPointIsNotFilled) {
+  start();
+  store(1, ids({1, 2, 3, 4}));
+  std::filesystem::remove_all(root.path() / "v1");
+  start();
+  std::filesystem::remove_all(root.path() / "v1");
+  EngineParts parts = make_parts(options);
+  parts.root.id.minor += 1;  // what was there at the start is no longer there
+  std::filesystem::remove_all(root.path() / "v1");
+  engine = std::make_unique<Engine>(options, std::move(parts));
+  ASSERT_TRUE(engine->store(key(1), 64, ids({1, 2, 3, 4}), 0));
+  finish();
+  EXPECT_EQ(engine->stats().at("stores_failed"), 1U);
+  EXPECT_FALSE(std::filesystem::exists(root.path() / "v1"));
+  expect_all_slabs_back();
+}
+
+TEST_P(EngineTest, AClosedEngineDropsStoresAndFailsLoads) {
+  start();
+  store(1, ids({1, 2, 3, 4}));
+  engine->close();
+  EXPECT_FALSE(engine->store(key(1), 64, ids({1, 2, 3, 4}), 0)) << "though it is in memory";
+  EXPECT_EQ(load({chunk(1, ids({20, 21, 22, 23}))}).failed_chunks.size(), 1U);
+  expect_all_slabs_back();
+}
+
+TEST_P(EngineTest, DrainTakesAnyTimeout) {
+  start();
+  device->hold();
+  ASSERT_TRUE(engine->store(key(1), 64, ids({1, 2, 3, 4}), 0));
+  EXPECT_FALSE(engine->drain(0s));
+  EXPECT_FALSE(engine->drain(-1s));
+  std::thread releaser([this] {
+    std::this_thread::sleep_for(20ms);
+    device->release();
+  });
+  const std::chrono::duration<double> forever(std::numeric_limits<double>::infinity());
+  EXPECT_TRUE(engine->drain(forever));
+  releaser.join();
 }
 
 TEST_P(EngineTest, AFullDiskFailsStoresAndLoadsGoOn) {
@@ -406,7 +473,6 @@ TEST_P(EngineTest, RefusesWhatIsOutOfRange) {
   EXPECT_THROW(engine->load({}, 0), std::invalid_argument);
   options.host_memory = 100000;
   EXPECT_THROW(start(), std::invalid_argument);
-  EXPECT_TRUE(std::filesystem::exists(root.path()));
 }
 
 TEST_P(EngineTest, CloseWithWorkInEveryStageLosesNothingAndHangsNever) {
@@ -465,12 +531,10 @@ TEST_P(EngineTest, ARandomMixOfStoresAndLoadsNeverLoadsAWrongByte) {
   expect_all_slabs_back();
 }
 
-const auto kBothEngines = ::testing::Values(IoEngineChoice::kUring, IoEngineChoice::kThreads);
-const auto kEngineName = [](const auto& param) {
-  return param.param == IoEngineChoice::kUring ? "io_uring" : "threads";
-};
-INSTANTIATE_TEST_SUITE_P(Both, EngineTest, kBothEngines, kEngineName);
-INSTANTIATE_TEST_SUITE_P(Both, BadChunk, kBothEngines, kEngineName);
+INSTANTIATE_TEST_SUITE_P(Both, EngineTest, ::testing::ValuesIn(test::usable_engines()),
+                         test::engine_name);
+INSTANTIATE_TEST_SUITE_P(Both, BadChunk, ::testing::ValuesIn(test::usable_engines()),
+                         test::engine_name);
 
 }  // namespace
 }  // namespace lmkv

@@ -175,11 +175,8 @@ TEST_P(IoEngineTest, TheDestructorWaitsForWhatWasSubmitted) {
   ::close(fd);
 }
 
-INSTANTIATE_TEST_SUITE_P(Both, IoEngineTest,
-                         ::testing::Values(IoEngineChoice::kUring, IoEngineChoice::kThreads),
-                         [](const auto& param) {
-                           return param.param == IoEngineChoice::kUring ? "io_uring" : "threads";
-                         });
+INSTANTIATE_TEST_SUITE_P(Both, IoEngineTest, ::testing::ValuesIn(test::usable_engines()),
+                         test::engine_name);
 
 TEST(IoEngineSelection, SaysWhyItChose) {
   EXPECT_EQ(start_io_engine(IoEngineChoice::kThreads, 1).reason, "asked for");
