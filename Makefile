@@ -1,0 +1,36 @@
+# Every target sets up what it needs first (scripts/setup.sh) and skips what is already there.
+#   PYTHON=python3.12   the interpreter for .venv (default: the first of python3.11 .. 3.13)
+#   VLLM='vllm==0.33.0' another vLLM than the default; VLLM=none leaves it alone
+#   ARGS='...'          passed on: `make demo ARGS='--json out.json'`, `make test ARGS='-k doctor'`
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint format gpu-check clean
+export PYTHON VLLM
+ARGS ?=
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## .venv, system packages and lmkv itself (editable); about 2 minutes the first time
+	@scripts/setup.sh build
+
+demo: ## real engines with and without lmkv, side by side in a table (set-up about 5 minutes once)
+	@scripts/setup.sh build engine
+	@scripts/demo.sh $(ARGS)
+
+test: ## all tests, C++ and Python, sanitizers and real engines included
+	@scripts/setup.sh build engine
+	@scripts/test.sh $(ARGS)
+
+lint: ## formatters in check mode, linters, type checker
+	@scripts/setup.sh tools
+	@scripts/lint.sh $(ARGS)
+
+format: ## let the formatters and fixers rewrite the tree
+	@scripts/setup.sh tools
+	@scripts/lint.sh --fix
+
+gpu-check: ## the tests that need a CUDA device
+	@scripts/gpu-check.sh $(ARGS)
+
+clean: ## builds and caches; leaves .venv (remove it by hand for a fresh start)
+	@scripts/clean.sh

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# lint.sh [--fix] [tool ...]: all tools, or the named ones; goes on after a failure, then says which.
+# shellcheck source=scripts/common.sh
+source "$(dirname "$0")/common.sh"
+use_venv
+
+cpp_sources() {
+  local -a roots=()
+  local root
+  for root in csrc tests benchmarks; do [[ -d $root ]] && roots+=("$root"); done
+  find "${roots[@]}" \( -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \) -print0 | sort -z
+}
+
+check_ruff() { ruff check . && ruff format --check .; }
+check_mypy() { mypy; }
+check_clang-format() { cpp_sources | xargs -0 -r clang-format --dry-run -Werror; }
+check_codespell() { codespell; }
+check_shellcheck() { shellcheck -x scripts/*.sh .ci/run; }
+
+fix_ruff() { ruff check --fix . && ruff format .; }
+fix_clang-format() { cpp_sources | xargs -0 -r clang-format -i; }
+
+verb=check
+tools=(ruff mypy clang-format codespell shellcheck)
+if [[ ${1:-} == --fix ]]; then
+  verb=fix
+  tools=(ruff clang-format)
+  shift
+fi
+if (($#)); then tools=("$@"); fi
+
+failed=()
+for tool in "${tools[@]}"; do
+  declare -F "${verb}_$tool" >/dev/null || die "unknown tool '$tool'"
+  say "$tool"
+  # In a shell of its own: `set -e` would not hold inside a condition.
+  rc=0
+  ("${verb}_$tool") || rc=$?
+  ((rc == 0)) || failed+=("$tool")
+done
+((${#failed[@]} == 0)) || die "${failed[*]}: see above ('make format' applies what a tool can fix)"
+say "lint: all clean"

