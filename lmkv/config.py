@@ -1,0 +1,252 @@
+"""Every setting of lmkv: one frozen dataclass, validated in one place.
+
+Settings come from vLLM's ``kv_connector_extra_config`` and from ``LMKV_<NAME>`` environment
+variables; the former win. ``docs/configuration.md`` holds the table that ``settings_table``
+renders from this dataclass.
+"""
+
+import difflib
+import os.path
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
+
+from lmkv.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "LMKV_"
+
+# LMKV_* variables that are read elsewhere (setup.py) and are no settings.
+NOT_SETTINGS = frozenset({"LMKV_CMAKE_ARGS"})
+
+# What Kubernetes tells every pod of a Service that is named "lmkv".
+_KUBERNETES = re.compile(
+    r"LMKV_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)"
+)
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?\s*", re.IGNORECASE)
+_TRUE = frozenset({"true", "1", "yes", "on"})
+_FALSE = frozenset({"false", "0", "no", "off"})
+
+
+def parse_size(value: object) -> int:
+    """Bytes in ``value``: an int, or text such as ``"500GiB"``, ``"2GB"`` or ``"4096"``.
+
+    KiB, MiB, GiB and TiB are powers of 1024, KB, MB, GB and TB powers of 1000. Raises
+    ConfigError for anything else.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ConfigError(f'expected a size such as "500GiB", "2GB" or a number, not {value!r}')
+    number, unit = match.group(1), (match.group(2) or "B").upper()
+    base = 1024 if "I" in unit else 1000
+    return int(float(number) * base ** "BKMGT".index(unit[0]))
+
+
+def format_size(size: int) -> str:
+    """The shortest exact text for ``size`` bytes, such as ``"2GiB"``."""
+    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size and size % (1 << shift) == 0:
+            return f"{size >> shift}{unit}"
+    return f"{size}B"
+
+
+def _parse_bool(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text not in _TRUE | _FALSE:
+        raise ConfigError(f"expected true or false, not {value!r}")
+    return text in _TRUE
+
+
+def _parse_int(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*", value):
+        return int(value)
+    raise ConfigError(f"expected a whole number, not {value!r}")
+
+
+def _parse_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"expected text, not {value!r}")
+    return value
+
+
+def _parse_path(value: object) -> str:
+    text = os.path.expanduser(os.fspath(value) if isinstance(value, os.PathLike) else str(value))
+    if not os.path.isabs(text):
+        raise ConfigError(f"expected an absolute path, not {value!r}")
+    return os.path.normpath(text)
+
+
+def _one_of(*choices: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in choices:
+            raise ConfigError(f"expected one of {', '.join(choices)}, not {value!r}")
+        return str(value)
+
+    return parse
+
+
+def _setting(parse: Callable[[object], Any], doc: str, unit: str = "", **default: Any) -> Any:
+    return field(metadata={"parse": parse, "unit": unit, "doc": doc}, **default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings, parsed and checked. Raises ConfigError when one cannot work.
+
+    Each field carries its unit and meaning; ``settings_table`` prints them.
+    """
+
+    path: str = _setting(
+        _parse_path,
+        "Directory that holds the chunks; engines that name the same one share them. Required, "
+        "absolute; `~` is expanded. It is created (mode 0700) when it is missing.",
+    )
+    chunk_tokens: int = _setting(
+        _parse_int,
+        "Tokens in one chunk, the unit of key, file and I/O. A multiple of vLLM's block size. "
+        "Engines share only with engines that use the same number.",
+        unit="tokens",
+        default=256,
+    )
+    host_memory: int = _setting(
+        parse_size,
+        "Host memory of each worker (rank) for chunks on their way to and from the disk; what "
+        "is not in flight keeps recent chunks, so that they are loaded without the disk.",
+        unit="bytes",
+        default=2 << 30,
+    )
+    io_engine: str = _setting(
+        _one_of("auto", "io_uring", "threads"),
+        "How files are read and written. `auto` takes io_uring where the kernel allows it and "
+        "threads elsewhere; the log says which and why.",
+        default="auto",
+    )
+    direct_io: str = _setting(
+        _one_of("auto", "on", "off"),
+        "O_DIRECT. `auto` uses it where the filesystem accepts it; `on` refuses to start where "
+        "it does not.",
+        default="auto",
+    )
+    io_threads: int = _setting(_parse_int, "I/O threads of each worker.", unit="threads", default=1)
+    store_generated: bool = _setting(
+        _parse_bool,
+        "Store chunks that hold generated tokens too, not only those of the prompt.",
+        default=False,
+    )
+    store_tail: bool = _setting(
+        _parse_bool,
+        "Store the whole blocks behind a prompt's last whole chunk as one shorter chunk, so "
+        "that the end of a prompt, and a prompt shorter than a chunk, hit too.",
+        default=True,
+    )
+    namespace: str = _setting(
+        _parse_text,
+        "Any text of your own; engines share only with engines that use the same. Change it to "
+        "start afresh, or to keep tenants apart.",
+        default="",
+    )
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("chunk_tokens", 1, 1 << 20),
+            ("host_memory", 1 << 20, 1 << 50),
+            ("io_threads", 1, 64),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name}: must be between {low} and {high}, not {value}")
+        if len(self.namespace) > 256 or not self.namespace.isprintable():
+            raise ConfigError("namespace: must be at most 256 printable characters")
+
+    @classmethod
+    def from_sources(
+        cls, extra_config: Mapping[str, object], environ: Mapping[str, str]
+    ) -> "Config":
+        """Settings from ``extra_config``, then from ``environ``, then the defaults.
+
+        Raises ConfigError for an unknown name (naming the nearest known one), a value that
+        cannot be read, or a missing ``path``. Reads nothing else and does not block.
+        """
+        known = {spec.name: spec for spec in fields(cls)}
+        values: dict[str, Any] = {}
+        for variable, text in environ.items():
+            if not variable.startswith(ENVIRONMENT_PREFIX) or variable in NOT_SETTINGS:
+                continue
+            if _KUBERNETES.fullmatch(variable):
+                continue
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+            if name not in known or variable != _environment_name(name):
+                raise _unknown(variable, [_environment_name(name) for name in known])
+            values[name] = _parse(known[name], variable, text)
+        for name, value in extra_config.items():
+            if name not in known:
+                raise _unknown(name, list(known))
+            values[name] = _parse(known[name], name, value)
+        if "path" not in values:
+            raise ConfigError(
+                'path: missing; name a directory with "kv_connector_extra_config": '
+                '{"path": "/directory"} or the environment variable LMKV_PATH'
+            )
+        return cls(**values)
+
+    def differences(self, other: "Config") -> list[str]:
+        """What ``other`` has set otherwise, as ``"name: mine, not theirs"``."""
+        return [
+            f"{spec.name}: {mine!r}, not {theirs!r}"
+            for spec in fields(self)
+            if (mine := getattr(self, spec.name)) != (theirs := getattr(other, spec.name))
+        ]
+
+    def blocks_per_chunk(self, block_tokens: int) -> int:
+        """Blocks of ``block_tokens`` tokens in one chunk; ConfigError unless a whole number."""
+        count, rest = divmod(self.chunk_tokens, block_tokens)
+        if rest or not count:
+            near = max(count, 1) * block_tokens
+            raise ConfigError(
+                f"chunk_tokens: {self.chunk_tokens} is no multiple of vLLM's block size "
+                f"({block_tokens} tokens); use {near}, or change --block-size"
+            )
+        return count
+
+
+def settings_table() -> str:
+    """A Markdown table of all settings, for the documentation."""
+    rows = ["| key | environment | default | unit | meaning |", "|---|---|---|---|---|"]
+    for spec in fields(Config):
+        default = "(required)" if spec.default is MISSING else f"`{_default_text(spec)}`"
+        unit, doc = spec.metadata["unit"], spec.metadata["doc"]
+        environment = _environment_name(spec.name)
+        rows.append(f"| `{spec.name}` | `{environment}` | {default} | {unit} | {doc} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default_text(spec: "Field[Any]") -> str:
+    default: Any = spec.default
+    if spec.metadata["parse"] is parse_size:
+        return format_size(default)
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(default) or '""'
+
+
+def _environment_name(name: str) -> str:
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
+def _parse(spec: "Field[Any]", name: str, value: object) -> Any:
+    try:
+        return spec.metadata["parse"](value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def _unknown(name: str, known: list[str]) -> ConfigError:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return ConfigError(f"{name}: unknown setting; did you mean {nearest}?")

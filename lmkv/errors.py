@@ -1,0 +1,5 @@
+"""The exceptions that lmkv raises. Those of the C++ core are the same classes."""
+
+from lmkv._C import ConfigError
+
+__all__ = ["ConfigError"]

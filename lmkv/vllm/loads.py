@@ -1,0 +1,106 @@
+"""What is being loaded for which request, from its admission until all ranks are done."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lmkv.vllm.lookup import Chunk
+from lmkv.vllm.metadata import ChunkLoad, Load
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer to one waiting request, for a local hit of ``first_block`` blocks."""
+
+    first_block: int
+    chunks: list[Chunk]
+    at: float
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that the request gains."""
+        return self.chunks[-1].end - self.first_block if self.chunks else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one load: tokens that arrived and that did not, keys that failed."""
+
+    gained: int
+    lost: int
+    failed: list[bytes]
+
+
+@dataclass(slots=True)
+class _Loading:
+    keys: list[bytes]
+    # Tokens that the request gains up to the end of each chunk.
+    tokens: list[int]
+    failed: set[int]
+
+
+class Loads:
+    """See the module. Scheduler thread only."""
+
+    def __init__(self, block_tokens: int) -> None:
+        self._block_tokens = block_tokens
+        self._loading: dict[str, _Loading] = {}
+        self._keys: set[bytes] = set()
+        self._new: list[Load] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._loading)
+
+    def has_any(self, chunks: Iterable[Chunk]) -> bool:
+        """Whether any of ``chunks`` is being loaded."""
+        return any(chunk.key in self._keys for chunk in chunks)
+
+    def begin(self, request_id: str, found: Found, block_ids: Sequence[int]) -> None:
+        """Load what was found to all of the request's first blocks, ``block_ids``, that are
+        behind its local hit.
+        """
+        chunks, tokens = [], []
+        for chunk in found.chunks:
+            first, end = max(chunk.begin, found.first_block), min(chunk.end, len(block_ids))
+            if first >= end:
+                break
+            chunks.append(
+                ChunkLoad(
+                    chunk.key,
+                    chunk.begin * self._block_tokens,
+                    chunk.end - chunk.begin,
+                    first - chunk.begin,
+                    list(block_ids[first:end]),
+                )
+            )
+            tokens.append((end - found.first_block) * self._block_tokens)
+        keys = [chunk.key for chunk in chunks]
+        self._loading[request_id] = _Loading(keys, tokens, set())
+        self._keys.update(keys)
+        self._new.append(Load(request_id, chunks))
+
+    def refuse(self, request_id: str, tokens: int, block_ids: list[int]) -> None:
+        """Have a load fail at once, so that vLLM computes what these blocks are to hold."""
+        self._loading[request_id] = _Loading([], [tokens], {0})
+        self._new.append(Load(request_id, [], block_ids))
+
+    def take_new(self) -> list[Load]:
+        """The loads since the last call, for the workers."""
+        new, self._new = self._new, []
+        return new
+
+    def note_failed(self, failed_chunks: Mapping[str, set[int]]) -> None:
+        """Ranks could not load these chunks, by index; the loads have not ended yet."""
+        for request_id, indices in failed_chunks.items():
+            if request_id in self._loading:
+                self._loading[request_id].failed |= indices
+
+    def end(self, request_id: str) -> Outcome | None:
+        """All ranks are done with a request's load; None if there was none."""
+        loading = self._loading.pop(request_id, None)
+        if loading is None:
+            return None
+        self._keys.difference_update(loading.keys)
+        first_failed = min(loading.failed, default=len(loading.tokens))
+        gained = loading.tokens[first_failed - 1] if first_failed else 0
+        failed = [key for index, key in enumerate(loading.keys) if index in loading.failed]
+        return Outcome(gained, loading.tokens[-1] - gained, failed)

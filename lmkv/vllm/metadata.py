@@ -1,0 +1,98 @@
+"""What the connector's two sides tell each other; everything here crosses processes."""
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+
+from lmkv.config import Config
+
+
+@dataclass(slots=True)
+class Hello(KVConnectorHandshakeMetadata):
+    """What one worker found out while it started: the namespace, or why it serves nothing.
+
+    ``config`` is what its own process was set to: environments may differ between hosts.
+    """
+
+    namespace: bytes
+    config: Config
+    refusal: str = ""
+
+
+@dataclass(slots=True)
+class Store:
+    """One chunk to store. ``job`` is the scheduler's number for it."""
+
+    job: int
+    key: bytes
+    token_begin: int
+    block_ids: list[int]
+
+
+@dataclass(slots=True)
+class ChunkLoad:
+    """One chunk to load: the file holds ``block_count`` blocks, those from ``first_block`` on
+    go to ``block_ids``.
+    """
+
+    key: bytes
+    token_begin: int
+    block_count: int
+    first_block: int
+    block_ids: list[int]
+
+    def as_tuple(self) -> tuple[bytes, int, int, int, list[int]]:
+        """What ``lmkv._C.Engine.load`` takes."""
+        return self.key, self.token_begin, self.block_count, self.first_block, self.block_ids
+
+
+@dataclass(slots=True)
+class Load:
+    """All chunks to load for one request; or none, and the blocks that must be computed because
+    nothing could be loaded to them.
+    """
+
+    request_id: str
+    chunks: list[ChunkLoad]
+    refused: list[int] = field(default_factory=list)
+
+
+@dataclass
+class StepMetadata(KVConnectorMetadata):
+    """Scheduler to workers, once a step."""
+
+    loads: list[Load] = field(default_factory=list)
+    stores: list[Store] = field(default_factory=list)
+
+
+@dataclass
+class StepReport(KVConnectorWorkerMetadata):
+    """Workers to scheduler, at most once a step; counts are numbers of ranks."""
+
+    hellos: dict[int, Hello] = field(default_factory=dict)
+    # Store jobs whose source blocks nothing reads any more.
+    gathered: dict[int, int] = field(default_factory=dict)
+    # Store jobs that ended, and those among them that left no file.
+    ended: dict[int, int] = field(default_factory=dict)
+    unstored: set[int] = field(default_factory=set)
+    # Indices, in Load.chunks, of chunks that did not arrive.
+    failed_chunks: dict[str, set[int]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.hellos or self.gathered or self.ended or self.failed_chunks)
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> "StepReport":
+        """Add another rank's report of the same step to this one."""
+        assert isinstance(other, StepReport)
+        self.hellos.update(other.hellos)
+        for counts, more in ((self.gathered, other.gathered), (self.ended, other.ended)):
+            for job, count in more.items():
+                counts[job] = counts.get(job, 0) + count
+        self.unstored |= other.unstored
+        for request_id, indices in other.failed_chunks.items():
+            self.failed_chunks.setdefault(request_id, set()).update(indices)
+        return self

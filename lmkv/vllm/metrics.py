@@ -1,0 +1,100 @@
+"""Counters: from the workers' engines and the scheduler to vLLM's log and /metrics."""
+
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+    KVConnectorPromMetrics,
+    KVConnectorStats,
+    PromMetric,
+    PromMetricT,
+)
+
+# Counters of the C++ engine, by the name it gives them; summed over the ranks.
+ENGINE_COUNTERS = {
+    "chunks_stored": "Chunks written to the directory.",
+    "bytes_stored": "Bytes written to the directory.",
+    "chunks_loaded": "Chunks brought into the KV cache, from host memory or the directory.",
+    "bytes_loaded": "Bytes read from the directory and verified.",
+    "memory_hits": "Chunks loaded that were still in host memory.",
+    "stores_already_present": "Stores that found the chunk in the directory.",
+    "stores_dropped": "Stores dropped because no host memory was free.",
+    "stores_failed": "Stores that failed on the disk.",
+    "gathers_failed": "Stores that failed while copying from the KV cache.",
+    "loads_failed": "Chunks that were to be loaded and were not, for any reason.",
+    "chunks_missing": "Of these, chunks that were gone.",
+    "chunks_bad": "Of these, chunks whose files were not what was asked for, or damaged.",
+    "chunks_bad_removed": "Bad files that were removed.",
+    "direct_io_fallbacks": "Times that O_DIRECT was refused and the page cache used.",
+}
+
+# Counters of the scheduler's side.
+SCHEDULER_COUNTERS = {
+    "tokens_loaded": "Prompt tokens whose KV was loaded instead of computed.",
+    "tokens_failed": "Prompt tokens whose KV should have been loaded and was computed.",
+}
+
+COUNTERS = ENGINE_COUNTERS | SCHEDULER_COUNTERS
+
+
+class LMKVStats(KVConnectorStats):
+    """Counter increments since the last report: ``data`` maps names in COUNTERS to ints."""
+
+    def reset(self) -> None:
+        self.data.clear()
+
+    def aggregate(self, other: KVConnectorStats) -> "LMKVStats":
+        for name, count in other.data.items():
+            self.data[name] = self.data.get(name, 0) + count
+        return self
+
+    def reduce(self) -> dict[str, int | float]:
+        """The interval's increments, for vLLM's periodic log line."""
+        return {name: count for name, count in self.data.items() if count}
+
+    def is_empty(self) -> bool:
+        return not any(self.data.values())
+
+
+class Deltas:
+    """Increments of cumulative counters between calls."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+
+    def take(self, totals: dict[str, int]) -> LMKVStats | None:
+        """Increments since the last call as stats; None when there were none."""
+        data = {
+            name: total - self._last.get(name, 0)
+            for name, total in totals.items()
+            if name in COUNTERS and total != self._last.get(name, 0)
+        }
+        self._last = totals
+        return LMKVStats(data=data) if data else None
+
+
+class LMKVPromMetrics(KVConnectorPromMetrics):
+    """``vllm:lmkv_<counter>_total`` for every counter, by engine."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        metric_types: dict[type[PromMetric], type[PromMetricT]],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        self._counters: dict[str, dict[int, Any]] = {}
+        for name, documentation in COUNTERS.items():
+            counter = self._counter_cls(
+                name=f"vllm:lmkv_{name}_total",
+                documentation=documentation,
+                labelnames=labelnames,
+            )
+            self._counters[name] = {
+                engine: counter.labels(*values) for engine, values in per_engine_labelvalues.items()
+            }
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        for name, count in transfer_stats_data.items():
+            self._counters[name][engine_idx].inc(count)

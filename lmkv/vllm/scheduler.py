@@ -1,0 +1,315 @@
+"""The connector's scheduler side: what each request loads, what each step stores.
+
+Runs on the engine core's thread. The only calls that touch a disk are the batched lookups of
+waiting requests; they release the GIL.
+
+Some requests pass by, with nothing loaded and nothing stored: pooling requests, and those with a
+LoRA adapter. vLLM's block hashes tell adapters apart by name and path, which is enough within a
+process but not in a directory that outlives it: another adapter may lie there tomorrow.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.outputs import KVConnectorOutput
+from vllm.v1.request import Request
+
+from lmkv._C import Directory
+from lmkv.config import Config
+from lmkv.vllm import identity
+from lmkv.vllm.activity import ActivityLog
+from lmkv.vllm.loads import Found, Loads, Outcome
+from lmkv.vllm.lookup import Chunk, Lookup
+from lmkv.vllm.metadata import Hello, StepMetadata, StepReport, Store
+from lmkv.vllm.metrics import LMKVStats
+from lmkv.vllm.stores import StorePlanner
+
+# Named below "vllm", whose logging set-up would drop the lines of any other name.
+logger = init_logger("vllm.lmkv")
+
+# A waiting request's lookup is used again for this long.
+LOOKUP_SECONDS = 1.0
+
+# Lookups in one step; the other waiting requests come in later steps, so that a burst of them
+# does not hold up those that are decoding.
+LOOKUPS_PER_STEP = 32
+
+# How long an idle engine keeps stepping for stores on their way to the disk, so that the
+# counters follow. Blocks that are still being gathered keep it stepping without a limit.
+STORE_LINGER_SECONDS = 0.5
+
+
+class SchedulerSide:
+    """See the module. Serves nothing until all workers have said the same namespace."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, config: Config
+    ) -> None:
+        transfer = vllm_config.kv_transfer_config
+        assert transfer is not None
+        self._vllm_config = vllm_config
+        self._config = config
+        self._loads_on = transfer.is_kv_consumer
+        self._stores_on = transfer.is_kv_producer
+        self._ranks = vllm_config.parallel_config.world_size
+        self._hellos: dict[int, Hello] = {}
+        self._refusal = ""
+        self._block_tokens = 0
+        self._lookup: Lookup | None = None
+        self._stores: StorePlanner | None = None
+        self._manager: KVCacheManager | None = None
+        self._found: dict[str, Found] = {}
+        self._loads = Loads(0)
+        self._lookups_left = LOOKUPS_PER_STEP
+        self._was_reset = False
+        self._linger_until = 0.0
+        self._stats: dict[str, int] = {}
+        self._activity = ActivityLog()
+        if refusal := identity.refusal(vllm_config, kv_cache_config):
+            self._refuse(refusal)
+        else:
+            self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+            self._loads = Loads(self._block_tokens)
+            config.blocks_per_chunk(self._block_tokens)
+            if self._loads_on and transfer.kv_load_failure_policy != "recompute":
+                logger.warning(
+                    "lmkv: kv_load_failure_policy is %r: a request whose KV file turns out to be "
+                    'bad or gone will FAIL. Set "kv_load_failure_policy": "recompute" in '
+                    "--kv-transfer-config to have it computed instead.",
+                    transfer.kv_load_failure_policy,
+                )
+
+    # -- start ---------------------------------------------------------------------------
+
+    def _refuse(self, reason: str) -> None:
+        self._refusal = reason
+        logger.warning("lmkv: nothing is stored or loaded: %s", reason)
+
+    def bind(self, manager: KVCacheManager) -> None:
+        self._manager = manager
+        self._start()
+
+    def greet(self, hellos: Mapping[int, Hello]) -> None:
+        """Workers' findings, by rank; starts serving when all of them have come."""
+        if self._lookup is None and not self._refusal:
+            self._hellos.update(hellos)
+            self._start()
+
+    def _start(self) -> None:
+        if self._manager is None or len(self._hellos) < self._ranks:
+            return
+        if unequal := self._unequal_settings():
+            self._refuse(f"a worker's settings differ from the scheduler's ({unequal})")
+            return
+        namespaces = {hello.namespace for hello in self._hellos.values()}
+        refusals = {hello.refusal for hello in self._hellos.values() if hello.refusal}
+        if not refusals and len(namespaces) > 1:
+            refusals = {"the ranks differ in what their KV is made of"}
+        if refusals:
+            self._refuse("; ".join(sorted(refusals)))
+            return
+        per_chunk = self._config.blocks_per_chunk(self._block_tokens)
+        directory = Directory(root=self._config.path, namespace=namespaces.pop(), ranks=self._ranks)
+        manager = self._manager
+        self._lookup = Lookup(directory, per_chunk, self._config.store_tail)
+        self._stores = StorePlanner(
+            manager.block_pool,
+            lambda request_id: manager.get_blocks(request_id).blocks[0],
+            block_tokens=self._block_tokens,
+            blocks_per_chunk=per_chunk,
+            ranks=self._ranks,
+            tails=self._config.store_tail,
+            generated=self._config.store_generated,
+            # With speculation the last slot may hold a rejected draft's KV.
+            unverified_tokens=1 if self._vllm_config.speculative_config else 0,
+        )
+
+    def _unequal_settings(self) -> str:
+        """The first worker's settings that are not the scheduler's; "" if all are the same."""
+        for rank, hello in sorted(self._hellos.items()):
+            if differences := hello.config.differences(self._config):
+                return f"rank {rank} has {'; '.join(differences)}"
+        return ""
+
+    # -- waiting requests ------------------------------------------------------------------
+
+    def matched_tokens(self, request: Request, computed_tokens: int) -> int | None:
+        """Tokens beyond ``computed_tokens`` that can be loaded; None while another request is
+        loading some of them (they will be in vLLM's own prefix cache), or when this step has
+        seen enough lookups.
+        """
+        lookup, stores = self._lookup, self._stores
+        if lookup is None or stores is None or self._passes_by(request):
+            return 0
+        found = self._found.get(request.request_id)
+        if found is not None and self._loads.has_any(found.chunks):
+            return None
+        first_block = computed_tokens // self._block_tokens
+        now = time.monotonic()
+        if found is None or found.first_block != first_block or now - found.at > LOOKUP_SECONDS:
+            if not self._lookups_left:
+                return None
+            self._lookups_left -= 1
+            found = Found(first_block, self._look_up(lookup, stores, request, first_block), now)
+            self._found[request.request_id] = found
+            if self._loads.has_any(found.chunks):
+                return None
+        return found.blocks * self._block_tokens
+
+    def _passes_by(self, request: Request) -> bool:
+        if request.lora_request is not None:
+            logger.debug_once("lmkv: requests with a LoRA adapter pass by")
+            return True
+        return self._was_reset or request.pooling_params is not None
+
+    def _look_up(
+        self, lookup: Lookup, stores: StorePlanner, request: Request, first_block: int
+    ) -> list[Chunk]:
+        hashes = request.block_hashes
+        if self._stores_on:
+            # Blocks in vLLM's prefix cache need not be in the directory: a store may have been
+            # dropped, or they were generated. What this process stored or saw is known.
+            stores.know(lookup.present(stores.unknown(hashes, first_block)))
+        if not self._loads_on or request.skip_reading_prefix_cache:
+            # All of it is computed; what vanished from the directory is to be stored then.
+            keys = stores.keys_between(request, first_block, len(hashes))
+            there = lookup.present(keys) if self._stores_on else []
+            stores.doubt(keys)
+            stores.know(there)
+            return []
+        # At least the last token is left to compute: its logits are wanted.
+        limit = min((request.num_tokens - 1) // self._block_tokens, len(hashes))
+        chunks = lookup.find(hashes, first_block, limit)
+        # What was evicted is stored again when it is computed. The first miss ends the search,
+        # so the chunks behind it are in doubt too.
+        found = chunks[-1].end if chunks else first_block
+        stores.doubt(stores.keys_between(request, found, limit))
+        stores.know(chunk.key for chunk in chunks)
+        return chunks
+
+    def admitted(self, request: Request, blocks: KVCacheBlocks, external_tokens: int) -> None:
+        """The request was given blocks; with ``external_tokens`` it waits for its load."""
+        request_id = request.request_id
+        found = self._found.pop(request_id, None)
+        if self._stores is not None and self._stores_on and not self._passes_by(request):
+            self._stores.admit(request)
+        if not external_tokens:
+            return
+        self._load(request_id, found, blocks.blocks[0] if blocks.blocks else (), external_tokens)
+
+    def _load(
+        self, request_id: str, found: Found | None, blocks: Sequence[KVCacheBlock], tokens: int
+    ) -> None:
+        block_ids = [block.block_id for block in blocks]
+        if found is not None and tokens <= found.blocks * self._block_tokens:
+            end = found.first_block - (-tokens // self._block_tokens)
+            self._loads.begin(request_id, found, block_ids[:end])
+            return
+        logger.error(
+            "lmkv: request %s is to load %d tokens that it was not promised; they are computed",
+            request_id,
+            tokens,
+        )
+        if found is None:
+            # Blocks of a local hit have hashes, those that wait for their bytes have none.
+            bare = [block.block_id for block in blocks if block.block_hash is None]
+            self._loads.refuse(request_id, tokens, bare or block_ids)
+            return
+        self._loads.refuse(request_id, tokens, block_ids[found.first_block :])
+        if self._lookup is not None:  # not to be promised again at once
+            self._lookup.mark_absent(chunk.key for chunk in found.chunks)
+
+    # -- every step --------------------------------------------------------------------------
+
+    def step(self, output: SchedulerOutput) -> StepMetadata:
+        """Loads and stores of one step."""
+        self._lookups_left = LOOKUPS_PER_STEP
+        stores: list[Store] = []
+        # What a sibling of MultiConnector loads in this very step may turn out not to have come.
+        if self._stores is not None and not output.has_sync_kv_loads:
+            stores = self._stores.plan(output.num_scheduled_tokens)
+        if stores:
+            self._linger_until = time.monotonic() + STORE_LINGER_SECONDS
+        return StepMetadata(self._loads.take_new(), stores)
+
+    def settle(self, output: KVConnectorOutput) -> None:
+        """What the workers report of the step."""
+        report = output.kv_connector_worker_meta
+        if isinstance(report, StepReport):
+            self.greet(report.hellos)
+            self._loads.note_failed(report.failed_chunks)
+            if self._stores is not None and self._lookup is not None:
+                before = self._stores.unfinished_jobs
+                stored = self._stores.settle(report)
+                for key in stored:
+                    self._lookup.mark_stored(key)
+                ended = before - self._stores.unfinished_jobs
+                self._activity.count(stored=len(stored), unstored=ended - len(stored))
+        for request_id in output.finished_recving or ():
+            if outcome := self._loads.end(request_id):
+                self._loaded(outcome)
+        self._activity.report()
+
+    def _loaded(self, outcome: Outcome) -> None:
+        self._count("tokens_loaded", outcome.gained)
+        self._count("tokens_failed", outcome.lost)
+        self._activity.count(tokens=outcome.gained, tokens_failed=outcome.lost)
+        if outcome.failed and self._lookup is not None and self._stores is not None:
+            # What failed is computed now and stored again: nothing may say that it is there.
+            self._lookup.mark_absent(outcome.failed)
+            self._stores.doubt(outcome.failed)
+            self._found.clear()
+
+    def _count(self, name: str, count: int) -> None:
+        if count:
+            self._stats[name] = self._stats.get(name, 0) + count
+
+    def take_stats(self) -> LMKVStats | None:
+        stats, self._stats = self._stats, {}
+        return LMKVStats(data=stats) if stats else None
+
+    # -- ends --------------------------------------------------------------------------------
+
+    def finished(self, request_id: str) -> None:
+        """The request ended, perhaps before it was ever admitted. A load goes on: vLLM keeps
+        its blocks until the workers have reported it.
+        """
+        self._found.pop(request_id, None)
+        if self._stores is not None:
+            self._stores.forget(request_id)
+
+    def has_pending_work(self) -> bool:
+        """Whether an engine without requests should go on stepping."""
+        if self._stores is None:
+            return False
+        if self._stores.pinned_jobs:
+            return True
+        return self._stores.unfinished_jobs > 0 and time.monotonic() < self._linger_until
+
+    def has_pending_block_frees(self) -> bool:
+        return self._stores is not None and self._stores.holds_unused_blocks()
+
+    def reset(self) -> bool:
+        """Load and store nothing any more, until the engine is started again.
+
+        vLLM asks for it when what was computed so far must not be used any longer. The reason
+        may be other weights, and then what the namespace says of them is not true any more.
+        The directory is shared and stays as it is. Jobs in flight go on. False while loads are
+        among them.
+        """
+        if not self._was_reset:
+            self._was_reset = True
+            logger.warning(
+                "lmkv: the cache was reset (the weights may have changed): nothing is stored or "
+                "loaded any more until this engine is started again"
+            )
+        self._found.clear()
+        if self._stores is not None:
+            self._stores.stop()
+        return not self._loads

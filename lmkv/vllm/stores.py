@@ -1,0 +1,218 @@
+"""What to store and when: plans each step's stores and keeps their source blocks alive."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.request import Request
+
+from lmkv.vllm.lookup import Chunk, chunk_key
+from lmkv.vllm.metadata import StepReport, Store
+
+# Chunks remembered as being in the directory: about 100 bytes each.
+KNOWN_CHUNKS = 1 << 17
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a request's chunks have been looked at for storing."""
+
+    request: Request
+    next_block: int = 0
+    tail_done: bool = False
+
+
+class StorePlanner:
+    """Plans the stores of every request. Scheduler thread only; never blocks.
+
+    Invariant: the blocks of a job are held by one reference each, from the step that plans it
+    until every rank has gathered it, so that neither the end nor the preemption of their
+    request lets them be written to.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        blocks_of: Callable[[str], Sequence[KVCacheBlock]],
+        *,
+        block_tokens: int,
+        blocks_per_chunk: int,
+        ranks: int,
+        tails: bool,
+        generated: bool,
+        unverified_tokens: int,
+    ) -> None:
+        """``unverified_tokens``: tokens at a request's end whose KV a later step may rewrite."""
+        self._pool = pool
+        self._blocks_of = blocks_of
+        self._block_tokens = block_tokens
+        self._blocks_per_chunk = blocks_per_chunk
+        self._ranks = ranks
+        self._tails = tails
+        self._generated = generated
+        self._unverified_tokens = unverified_tokens
+        self._requests: dict[str, _Progress] = {}
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._last_job = 0
+        self._pinned: dict[int, Sequence[KVCacheBlock]] = {}
+        self._storing: dict[int, bytes] = {}
+        self._storing_keys: set[bytes] = set()
+        self._gathered: dict[int, int] = {}
+        self._ended: dict[int, int] = {}
+        self._unstored: set[int] = set()
+
+    @property
+    def pinned_jobs(self) -> int:
+        return len(self._pinned)
+
+    @property
+    def unfinished_jobs(self) -> int:
+        return len(self._storing)
+
+    def admit(self, request: Request) -> None:
+        """Look at all chunks of a request that was given blocks, from its first token on."""
+        self._requests[request.request_id] = _Progress(request)
+
+    def forget(self, request_id: str) -> None:
+        """The request ended; its jobs go on."""
+        self._requests.pop(request_id, None)
+
+    def know(self, keys: Iterable[bytes]) -> None:
+        """``keys`` are in the directory: do not store them."""
+        for key in keys:
+            self._known[key] = None
+            self._known.move_to_end(key)
+        while len(self._known) > KNOWN_CHUNKS:
+            self._known.popitem(last=False)
+
+    def doubt(self, keys: Iterable[bytes]) -> None:
+        """``keys`` are not, or no longer, in the directory: store them when next computed."""
+        for key in keys:
+            self._known.pop(key, None)
+
+    def unknown(self, block_hashes: Sequence[bytes], blocks: int) -> list[bytes]:
+        """Keys of the whole chunks in the first ``blocks`` blocks that may have to be stored."""
+        ends = range(self._blocks_per_chunk, blocks + 1, self._blocks_per_chunk)
+        return [
+            key
+            for key in (chunk_key(block_hashes[end - 1]) for end in ends)
+            if not self._is_stored(key)
+        ]
+
+    def keys_between(self, request: Request, begin: int, end: int) -> list[bytes]:
+        """Keys of a request's chunks, its prompt's tail included, that end in (begin, end]."""
+        hashes, per_chunk = request.block_hashes, self._blocks_per_chunk
+        ends = list(range((begin // per_chunk + 1) * per_chunk, end + 1, per_chunk))
+        tail = self._tail_end(request)
+        if begin < tail <= end and tail % per_chunk:
+            ends.append(tail)
+        return [chunk_key(hashes[end - 1]) for end in ends]
+
+    def stop(self) -> None:
+        """Plan no more stores for the requests that there are; jobs in flight go on."""
+        self._requests.clear()
+        self._known.clear()
+
+    def plan(self, scheduled_tokens: dict[str, int]) -> list[Store]:
+        """Stores of all chunks that are full when this step's forward pass is done."""
+        stores: list[Store] = []
+        done: list[str] = []
+        for request_id, progress in self._requests.items():
+            tokens = scheduled_tokens.get(request_id)
+            if tokens is not None and self._advance(progress, tokens, stores):
+                done.append(request_id)
+        for request_id in done:
+            del self._requests[request_id]
+        return stores
+
+    def _advance(self, progress: _Progress, tokens: int, stores: list[Store]) -> bool:
+        """Plan what ``tokens`` more tokens complete; True when the request has no more to store."""
+        request = progress.request
+        prompt = request.num_prompt_tokens
+        # Prompt tokens are never drafts.
+        valid = max(request.num_tokens - self._unverified_tokens, prompt)
+        end = min(request.num_computed_tokens + tokens, valid)
+        if not self._generated:
+            end = min(end, prompt)
+        per_chunk = self._blocks_per_chunk
+        begin = progress.next_block
+        # Hashes may lag behind tokens: vLLM 0.33 can make a block's cover tokens behind it.
+        full = min(end // self._block_tokens, len(request.block_hashes))
+        while begin + per_chunk <= full:
+            self._add(request, begin, begin + per_chunk, stores)
+            begin += per_chunk
+        progress.next_block = begin
+        if end < prompt:
+            return False
+        if self._tails and not progress.tail_done:
+            progress.tail_done = True
+            tail = self._tail_end(request)
+            if tail % per_chunk:
+                self._add(request, tail - tail % per_chunk, tail, stores)
+        return not self._generated
+
+    def _tail_end(self, request: Request) -> int:
+        """The block that a prompt's tail ends before: as far as the same prompt could load."""
+        last: int = request.num_prompt_tokens - 1
+        return min(last // self._block_tokens, len(request.block_hashes))
+
+    def _add(self, request: Request, begin: int, end: int, stores: list[Store]) -> None:
+        chunk = Chunk(chunk_key(request.block_hashes[end - 1]), begin, end)
+        if self._is_stored(chunk.key):
+            return
+        blocks = self._blocks_of(request.request_id)[begin:end]
+        if len(blocks) != end - begin or any(block.is_null for block in blocks):
+            return
+        self._pool.touch(blocks)
+        self._last_job += 1
+        self._pinned[self._last_job] = blocks
+        self._storing[self._last_job] = chunk.key
+        self._storing_keys.add(chunk.key)
+        stores.append(
+            Store(
+                self._last_job,
+                chunk.key,
+                begin * self._block_tokens,
+                [block.block_id for block in blocks],
+            )
+        )
+
+    def _is_stored(self, key: bytes) -> bool:
+        return key in self._known or key in self._storing_keys
+
+    def settle(self, report: StepReport) -> list[bytes]:
+        """Take in what the workers report; returns the keys that were stored by all ranks."""
+        self._unstored |= report.unstored
+        for job in self._complete(self._gathered, report.gathered):
+            self._unpin(job)
+        stored = []
+        for job in self._complete(self._ended, report.ended):
+            key = self._storing.pop(job)
+            self._storing_keys.discard(key)
+            if job in self._unstored:
+                self._unstored.discard(job)
+            else:
+                stored.append(key)
+        self.know(stored)
+        return stored
+
+    def _complete(self, counts: dict[int, int], more: dict[int, int]) -> list[int]:
+        """Add the ranks' counts; the jobs that all ranks have now reported."""
+        complete = []
+        for job, count in more.items():
+            counts[job] = counts.get(job, 0) + count
+            if counts[job] == self._ranks:
+                del counts[job]
+                complete.append(job)
+        return complete
+
+    def _unpin(self, job: int) -> None:
+        # Last block first: what is freed first is evicted first, and a prefix needs its head.
+        self._pool.free_blocks(reversed(self._pinned.pop(job)))
+
+    def holds_unused_blocks(self) -> bool:
+        """Whether a block would be free but for a store that reads it."""
+        pinned = (block for blocks in self._pinned.values() for block in blocks)
+        return any(block.ref_cnt == 1 for block in pinned)

@@ -1,0 +1,264 @@
+"""The connector's worker side: hands jobs to the C++ engine and reports what became of them.
+
+Runs on the worker's own thread. Every call but ``register`` and ``shutdown`` returns in
+microseconds: the engine has threads of its own and is polled once a step. No call of a step
+raises: a store that cannot be is dropped, a load that cannot be fails and is computed.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.v1.kv_cache_interface import KVCacheConfig
+
+from lmkv._C import Completion, CompletionKind, Engine, EngineOptions
+from lmkv.config import Config, format_size
+from lmkv.vllm import identity
+from lmkv.vllm.activity import Throttle
+from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layout
+from lmkv.vllm.metadata import Hello, Load, StepMetadata, StepReport, Store
+from lmkv.vllm.metrics import Deltas, LMKVStats
+
+logger = init_logger("vllm.lmkv")
+
+# How long a worker that is shut down waits for stores that are under way.
+SHUTDOWN_SECONDS = 3.0
+
+
+class WorkerSide:
+    """See the module. Without an engine (nothing can be cached) every call does nothing."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, config: Config
+    ) -> None:
+        self._vllm_config = vllm_config
+        self._kv_cache_config = kv_cache_config
+        self._config = config
+        parallel = vllm_config.parallel_config
+        self._rank = parallel.rank % parallel.world_size  # within this engine
+        self._hello: Hello | None = None
+        self._said_hello = False
+        self._engine: Engine | None = None
+        self._on_cuda = False
+        self._planned: Sequence[Store] = ()  # by this step, and not submitted yet
+        self._stores: dict[int, int] = {}  # the engine's jobs to the scheduler's
+        self._loads: dict[int, Load] = {}
+        self._report = StepReport()
+        self._finished_loads: set[str] = set()
+        self._failed_blocks: set[int] = set()
+        self._deltas = Deltas()
+        self._counters_moved = False
+        self._error_lines = Throttle()
+
+    # -- start and end -------------------------------------------------------------------
+
+    def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
+        """Find out what the KV is made of and start the engine. Blocks on the disk.
+
+        Raises ConfigError for settings that cannot work. A model or layout that cannot be
+        cached is no error: ``hello`` says so and the engine serves it untouched.
+        """
+        refusal = identity.refusal(self._vllm_config, self._kv_cache_config)
+        if refusal:
+            self._refuse(refusal)
+            return
+        layers = identity.layers_in_order(self._kv_cache_config)
+        try:
+            layout = read_layout(kv_caches, layers, self._kv_cache_config.num_blocks)
+        except LayoutError as error:
+            self._refuse(str(error))
+            return
+        if layout.device.type not in {"cpu", "cuda"}:
+            self._refuse(f"lmkv cannot copy {layout.device.type} memory")
+            return
+        self._start(layout, page_order(kv_caches[layers[0]]))
+
+    def _refuse(self, reason: str) -> None:
+        self._hello = Hello(b"", self._config, reason)
+
+    def _start(self, layout: Layout, order: str) -> None:
+        config = self._config
+        block_tokens = self._kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        blocks_per_chunk = config.blocks_per_chunk(block_tokens)
+        namespace = identity.make_namespace(self._vllm_config, config, layout, order, block_tokens)
+        self._on_cuda = layout.device.type == "cuda"
+        self._engine = Engine(
+            EngineOptions(
+                root=config.path,
+                namespace=namespace.digest,
+                rank=self._rank,
+                segments=layout.segments(),
+                block_count=layout.block_count,
+                block_tokens=block_tokens,
+                blocks_per_chunk=blocks_per_chunk,
+                host_memory=config.host_memory,
+                device=f"cuda:{layout.device.index or 0}" if self._on_cuda else "host",
+                io_engine=config.io_engine,
+                direct_io=config.direct_io,
+                io_threads=config.io_threads,
+            )
+        )
+        self._hello = Hello(namespace.digest, config)
+        info = self._engine.info()
+        self._warn(info)
+        if self._rank:
+            return
+        error = namespace.write_meta(config.path, identity.about(self._vllm_config))
+        if error is not None:
+            logger.warning("lmkv: could not write meta.json: %s", error)
+        if identity.has_random_seed(self._vllm_config):
+            logger.warning(
+                "lmkv: the hash algorithm %s is seeded at random, so this engine's KV can be "
+                "shared with no other engine, nor with its own restart. Use "
+                "--prefix-caching-hash-algo sha256_cbor, or set PYTHONHASHSEED.",
+                self._vllm_config.cache_config.prefix_caching_hash_algo,
+            )
+        logger.info(
+            "lmkv: %s, namespace %s, io engine %s (%s), direct I/O %s (%s), chunks of %d tokens "
+            "(%d bytes), host memory %s for each of %d ranks, device %s",
+            config.path,
+            namespace.short,
+            info["io_engine"],
+            info["io_engine_reason"],
+            info["direct_io"],
+            info["direct_io_reason"],
+            config.chunk_tokens,
+            layout.block_bytes * blocks_per_chunk,
+            format_size(config.host_memory),
+            self._vllm_config.parallel_config.world_size,
+            info["device"],
+        )
+
+    def _warn(self, info: Mapping[str, str]) -> None:
+        """Say what was found at start that makes everything slower than it need be."""
+        if info["pin_error"]:
+            logger.warning(
+                "lmkv: rank %d: host memory could not be pinned, so that copies to and from the "
+                "GPU are slow: %s",
+                self._rank,
+                info["pin_error"],
+            )
+        if self._config.io_engine == "auto" and info["io_engine"] == "threads" and not self._rank:
+            logger.warning("lmkv: io_uring is not used, threads are: %s", info["io_engine_reason"])
+
+    @property
+    def hello(self) -> Hello | None:
+        return self._hello
+
+    def shutdown(self) -> None:
+        """Finish stores that are under way, for a while, and stop the engine."""
+        if self._engine is not None:
+            self._engine.drain(SHUTDOWN_SECONDS)
+            self._engine.close()
+            self._engine = None
+
+    # -- every step ----------------------------------------------------------------------
+
+    def begin_step(self, metadata: StepMetadata) -> None:
+        """Take the step's stores, to be submitted when its forward pass is queued.
+
+        What the last step left is submitted first: vLLM does not end every step with
+        ``wait_for_save`` (not on all pipeline ranks, with speculation). Its forward pass is on
+        the compute stream by now, and its blocks are held until they are gathered.
+        """
+        self.submit_stores()
+        self._planned = metadata.stores
+
+    def submit_stores(self) -> None:
+        """Queue the step's stores, once, behind what is on the compute stream now."""
+        stores, self._planned = self._planned, ()
+        if self._engine is None or not stores:
+            return
+        stream = self._stream()
+        for store in stores:
+            try:
+                job = self._engine.store(store.key, store.token_begin, store.block_ids, stream)
+            except Exception as error:  # noqa: BLE001 - nothing may end the engine in a step
+                self._say("a store", error)
+                job = 0
+            if job:
+                self._stores[job] = store.job
+            else:  # no host memory was free, or worse
+                self._report.gathered[store.job] = 1
+                self._report.ended[store.job] = 1
+                self._report.unstored.add(store.job)
+        self._counters_moved = True
+
+    def start_loads(self, metadata: StepMetadata) -> None:
+        """Queue the step's loads; they write to their blocks behind the compute stream's work."""
+        if not metadata.loads:
+            return
+        stream = self._stream()
+        for load in metadata.loads:
+            if self._engine is None or not load.chunks:
+                self._load_ended(load, ())
+                continue
+            try:
+                job = self._engine.load([chunk.as_tuple() for chunk in load.chunks], stream)
+            except Exception as error:  # noqa: BLE001 - nothing may end the engine in a step
+                self._say("a load", error)
+                self._load_ended(load, range(len(load.chunks)))
+            else:
+                self._loads[job] = load
+        self._counters_moved = True
+
+    def _say(self, what: str, error: Exception) -> None:
+        if self._error_lines.passes():
+            logger.error("lmkv: %s could not be started: %s", what, error)
+
+    def _stream(self) -> int:
+        return int(torch.cuda.current_stream().cuda_stream) if self._on_cuda else 0
+
+    def poll(self) -> set[str]:
+        """Take in what the engine has completed; the requests whose loads ended."""
+        if self._engine is not None:
+            for completion in self._engine.poll():
+                self._counters_moved = True
+                if completion.kind is CompletionKind.LOADED:
+                    load = self._loads.pop(completion.job)
+                    self._load_ended(load, completion.failed_chunks)
+                else:
+                    self._stored(completion)
+        finished, self._finished_loads = self._finished_loads, set()
+        return finished
+
+    def _stored(self, completion: Completion) -> None:
+        if completion.kind is CompletionKind.GATHERED:
+            self._report.gathered[self._stores[completion.job]] = 1
+            return
+        job = self._stores.pop(completion.job)
+        self._report.ended[job] = 1
+        if completion.error:
+            self._report.unstored.add(job)
+
+    def _load_ended(self, load: Load, failed: Sequence[int]) -> None:
+        self._finished_loads.add(load.request_id)
+        self._failed_blocks.update(load.refused)
+        if failed:
+            self._report.failed_chunks[load.request_id] = set(failed)
+            for index in failed:
+                self._failed_blocks.update(load.chunks[index].block_ids)
+
+    def take_failed_blocks(self) -> set[int]:
+        """Block ids of the loads that ``poll`` last returned whose bytes did not arrive."""
+        failed, self._failed_blocks = self._failed_blocks, set()
+        return failed
+
+    def take_report(self) -> StepReport | None:
+        """What the scheduler's side should know, since the last call; None if nothing."""
+        if not self._said_hello and self._hello is not None:
+            self._said_hello = True
+            self._report.hellos[self._rank] = self._hello
+        if not self._report:
+            return None
+        report, self._report = self._report, StepReport()
+        return report
+
+    def take_stats(self) -> LMKVStats | None:
+        """Counter increments since the last call; None if there were none."""
+        if self._engine is None or not self._counters_moved:
+            return None
+        # Counters may still move while a job is under way, with no completion to say so.
+        self._counters_moved = bool(self._stores or self._loads)
+        return self._deltas.take(self._engine.stats())

@@ -1,0 +1,161 @@
+import dataclasses
+
+import pytest
+
+from lmkv import ConfigError
+from lmkv.config import NOT_SETTINGS, Config, format_size, parse_size, settings_table
+
+
+def test_defaults_apply_when_only_the_path_is_given():
+    config = Config.from_sources({"path": "/cache"}, {})
+    assert config == Config(
+        path="/cache",
+        chunk_tokens=256,
+        host_memory=2 * 2**30,
+        io_engine="auto",
+        direct_io="auto",
+        io_threads=1,
+        store_generated=False,
+        store_tail=True,
+        namespace="",
+    )
+
+
+def test_extra_config_wins_over_the_environment():
+    config = Config.from_sources(
+        {"path": "/extra", "store_tail": False},
+        {"LMKV_PATH": "/env", "LMKV_IO_THREADS": "3", "LMKV_STORE_TAIL": "true", "PATH": "/bin"},
+    )
+    assert (config.path, config.io_threads, config.store_tail) == ("/extra", 3, False)
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        ("500GiB", 500 * 2**30),
+        ("2GB", 2 * 10**9),
+        ("1.5 MiB", 3 * 2**19),
+        ("4096", 4096),
+        ("7B", 7),
+        ("1tib", 2**40),
+        (123456789, 123456789),
+    ],
+)
+def test_sizes_are_read(value, size):
+    assert parse_size(value) == size
+
+
+@pytest.mark.parametrize("value", ["", "GiB", "2G", "-1GiB", "2 gigs", None, True, 1.5])
+def test_what_is_no_size_is_refused_and_shown(value):
+    with pytest.raises(ConfigError, match="size"):
+        parse_size(value)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1023, 4096, 3 * 2**20, 2**40, 10**9])
+def test_a_formatted_size_reads_back(size):
+    assert parse_size(format_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("extra", "environ", "message"),
+    [
+        ({"path": "/c", "chunk_token": 64}, {}, "chunk_token: .*chunk_tokens"),
+        ({"path": "/c", "store_tails": 1}, {}, "store_tails: .*store_tail"),
+        ({"path": "/c"}, {"LMKV_HOST_MEM": "1GiB"}, "LMKV_HOST_MEM: .*LMKV_HOST_MEMORY"),
+        ({"path": "/c"}, {"LMKV_path": "/x"}, "LMKV_path: .*LMKV_"),
+    ],
+)
+def test_an_unknown_setting_names_the_nearest_known_one(extra, environ, message):
+    with pytest.raises(ConfigError, match=message):
+        Config.from_sources(extra, environ)
+
+
+def test_variables_of_other_parts_of_lmkv_are_no_settings():
+    assert Config.from_sources({"path": "/c"}, dict.fromkeys(NOT_SETTINGS, "x")).path == "/c"
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "LMKV_SERVICE_HOST",
+        "LMKV_SERVICE_PORT",
+        "LMKV_SERVICE_PORT_HTTP",
+        "LMKV_PORT",
+        "LMKV_PORT_8000_TCP",
+        "LMKV_PORT_8000_TCP_ADDR",
+    ],
+)
+def test_what_kubernetes_sets_for_a_service_of_the_name_is_no_setting(variable):
+    assert Config.from_sources({"path": "/c"}, {variable: "tcp://10.0.0.1:8000"}).path == "/c"
+
+
+@pytest.mark.parametrize("variable", ["LMKV_PORTS", "LMKV_PORT_NUMBER", "LMKV_SERVICE_NAME"])
+def test_what_only_resembles_it_is_an_error(variable):
+    with pytest.raises(ConfigError, match=variable):
+        Config.from_sources({"path": "/c"}, {variable: "1"})
+
+
+def test_differences_are_said_by_name():
+    one = Config(path="/c")
+    assert one.differences(one) == []
+    assert one.differences(Config(path="/d", store_tail=False)) == [
+        "path: '/c', not '/d'",
+        "store_tail: True, not False",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({}, "path: missing.*LMKV_PATH"),
+        ({"path": "cache"}, "path: .*absolute"),
+        ({"path": "/c", "chunk_tokens": 0}, "chunk_tokens"),
+        ({"path": "/c", "chunk_tokens": "many"}, "chunk_tokens: .*whole number"),
+        ({"path": "/c", "chunk_tokens": True}, "chunk_tokens"),
+        ({"path": "/c", "host_memory": 1}, "host_memory"),
+        ({"path": "/c", "host_memory": "2 gigs"}, "host_memory: .*size"),
+        ({"path": "/c", "io_engine": "uring"}, "io_engine: .*auto, io_uring, threads"),
+        ({"path": "/c", "direct_io": True}, "direct_io: .*auto, on, off"),
+        ({"path": "/c", "io_threads": 0}, "io_threads"),
+        ({"path": "/c", "store_tail": "maybe"}, "store_tail: .*true or false"),
+        ({"path": "/c", "namespace": "a\nb"}, "namespace"),
+        ({"path": "/c", "namespace": 7}, "namespace: .*text"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_name(extra, message):
+    with pytest.raises(ConfigError, match=message):
+        Config.from_sources(extra, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("1", True), ("On", True), ("no", False), ("0", False)]
+)
+def test_truth_is_read_from_the_environment(text, value):
+    config = Config.from_sources({"path": "/c"}, {"LMKV_STORE_GENERATED": text})
+    assert config.store_generated is value
+
+
+def test_the_home_directory_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert Config.from_sources({"path": "~/kv/"}, {}).path == "/somewhere/kv"
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config(path="/c").path = "/d"
+
+
+def test_a_chunk_is_a_whole_number_of_blocks():
+    config = Config(path="/c", chunk_tokens=96)
+    assert config.blocks_per_chunk(32) == 3
+    with pytest.raises(ConfigError, match=r"block size.*use 64"):
+        config.blocks_per_chunk(64)
+    with pytest.raises(ConfigError, match="use 128"):
+        config.blocks_per_chunk(128)
+
+
+def test_the_table_has_a_row_for_every_setting():
+    table = settings_table()
+    for spec in dataclasses.fields(Config):
+        assert f"| `{spec.name}` | `LMKV_{spec.name.upper()}` |" in table
+    assert "`2GiB`" in table

@@ -1,0 +1,109 @@
+"""One real vLLM engine with lmkv, in a process of its own, driven over stdin and stdout.
+
+Usage: ``python engine_driver.py '<JSON: LLM arguments>'``. Every line of stdin is a JSON request,
+every answer one JSON line on the file descriptor that stdout was at the start.
+"""
+
+import json
+import os
+import sys
+import time
+
+
+def kv_digests(worker, block_ids):
+    """In the worker: a digest of each block's bytes, over all layers."""
+    import hashlib
+
+    digests = []
+    for block in block_ids:
+        digest = hashlib.sha256()
+        for cache in worker.model_runner.kv_caches:
+            digest.update(cache[block].contiguous().numpy().tobytes())
+        digests.append(digest.hexdigest())
+    return digests
+
+
+class Driver:
+    def __init__(self, arguments):
+        from vllm import LLM
+
+        self.llm = LLM(**arguments)
+        self.core = self.llm.llm_engine.engine_core.engine_core
+        self.scheduler = self.core.scheduler
+
+    def generate(self, prompt, max_tokens=1):
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        before = self.counters()
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        (output,) = self.llm.generate(
+            TokensPrompt(prompt_token_ids=prompt), sampling, use_tqdm=False
+        )
+        # An engine core process keeps stepping by itself while blocks are held.
+        deadline = time.monotonic() + 30
+        while self.scheduler.has_requests() and time.monotonic() < deadline:
+            self.llm.llm_engine.step()
+        after = self.counters()
+        return {
+            "tokens": list(output.outputs[0].token_ids),
+            "ttft": output.metrics.first_token_latency,
+            "cached": output.num_cached_tokens,
+            "counters": {
+                name: count - before.get(name, 0)
+                for name, count in after.items()
+                if count != before.get(name, 0)
+            },
+        }
+
+    def counters(self):
+        found = {}
+        for metric in self.llm.get_metrics():
+            name = metric.name.removeprefix("vllm:")
+            if name.startswith(("lmkv_", "external_prefix_cache")):
+                found[name.removeprefix("lmkv_")] = found.get(name, 0) + metric.value
+        return found
+
+    def kv(self, prompt):
+        """Digests of the prompt's whole blocks that are in vLLM's prefix cache, in order."""
+        from vllm import SamplingParams
+        from vllm.v1.request import Request
+
+        request = Request(
+            "probe", prompt, SamplingParams(max_tokens=1), None,
+            block_hasher=self.core.request_block_hasher,
+        )  # fmt: skip
+        pool = self.scheduler.kv_cache_manager.block_pool
+        found = [pool.get_cached_block(block_hash, [0]) for block_hash in request.block_hashes]
+        blocks = [cached[0].block_id for cached in found if cached]
+        return self.llm.collective_rpc(kv_digests, args=(blocks,))[0]
+
+    def forget(self):
+        """Empty vLLM's own prefix cache."""
+        return self.llm.reset_prefix_cache()
+
+    def layout(self):
+        return self.scheduler.vllm_config.cache_config.kv_cache_layout
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what vLLM prints to stdout goes to the log
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    sys.modules["engine_driver"] = sys.modules["__main__"]
+    driver = Driver(json.loads(sys.argv[1]))
+
+    def answer(value):
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    answer({"ready": True})
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer(getattr(driver, request.pop("do"))(**request))
+    driver.core.shutdown()
+
+
+if __name__ == "__main__":
+    main()

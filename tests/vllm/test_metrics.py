@@ -1,0 +1,74 @@
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from scheduler_harness import Engine
+
+from lmkv._C import Engine as CoreEngine
+from lmkv._C import EngineOptions
+from lmkv.vllm import LMKVConnector
+from lmkv.vllm.metrics import COUNTERS, ENGINE_COUNTERS, Deltas, LMKVStats
+
+
+def test_deltas_are_what_moved_since_the_last_time():
+    deltas = Deltas()
+    assert deltas.take({"chunks_stored": 0, "slabs_free": 9}) is None
+    assert deltas.take({"chunks_stored": 2, "slabs_free": 3}).data == {"chunks_stored": 2}
+    assert deltas.take({"chunks_stored": 2, "slabs_free": 5}) is None
+    assert deltas.take({"chunks_stored": 5, "chunks_bad": 1}).data == {
+        "chunks_stored": 3,
+        "chunks_bad": 1,
+    }
+
+
+def test_stats_of_ranks_add_up_and_survive_the_way_to_the_logger():
+    stats = LMKVStats(data={"chunks_stored": 1}).aggregate(
+        LMKVStats(data={"chunks_stored": 2, "tokens_loaded": 64})
+    )
+    there = LMKVConnector.build_kv_connector_stats(stats.to_dict())
+    assert there.reduce() == {"chunks_stored": 3, "tokens_loaded": 64}
+    assert not there.is_empty()
+    there.reset()
+    assert there.is_empty()
+    assert LMKVConnector.build_kv_connector_stats().is_empty()
+
+
+def test_every_counter_is_exposed_by_engine(tiny_model, root):
+    registry = CollectorRegistry()
+
+    def registered(kind):
+        def make(name, documentation, labelnames):
+            return kind(name, documentation, labelnames, registry=registry)
+
+        return make
+
+    metrics = LMKVConnector.build_prom_metrics(
+        Engine(tiny_model, root).config,
+        {kind: registered(kind) for kind in (Counter, Gauge, Histogram)},
+        ["model_name", "engine"],
+        {0: ["m", "0"], 1: ["m", "1"]},
+    )
+    metrics.observe({"tokens_loaded": 256, "chunks_bad": 1}, 1)
+    metrics.observe({"tokens_loaded": 32}, 1)
+    text = generate_latest(registry).decode()
+    assert 'vllm:lmkv_tokens_loaded_total{engine="1",model_name="m"} 288.0' in text
+    assert 'vllm:lmkv_chunks_bad_total{engine="1",model_name="m"} 1.0' in text
+    for name in COUNTERS:
+        assert f'vllm:lmkv_{name}_total{{engine="0",model_name="m"}} 0.0' in text
+
+
+def test_every_counter_of_the_core_is_known(root):
+    # One that is not named in metrics.py would be lost.
+    cache = torch.zeros(4, 1024)
+    options = EngineOptions(
+        root=str(root),
+        namespace=bytes(32),
+        rank=0,
+        segments=[(cache.data_ptr(), 4096, 4096)],
+        block_count=4,
+        block_tokens=16,
+        blocks_per_chunk=2,
+        host_memory=1 << 20,
+    )
+    core = CoreEngine(options)
+    gauges = {name for name in core.stats() if name.startswith("slabs_") or "in_flight" in name}
+    assert core.stats().keys() - gauges == ENGINE_COUNTERS.keys()
+    core.close()
