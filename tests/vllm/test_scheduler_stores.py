@@ -296,7 +296,7 @@ def test_a_request_whose_prompt_is_stored_is_not_looked_at_again(engine, monkeyp
 
 @pytest.mark.parametrize("lag", [1, 2, PER_CHUNK])
 def test_blocks_whose_hashes_are_not_there_yet_are_not_stored(engine, lag):
-    """vLLM 0.33 can make a block's hash cover tokens behind it, so that hashes lag behind."""
+    """VLLM 0.33 can make a block's hash cover tokens behind it, so that hashes lag behind."""
     request = engine.request("a", 2 * CHUNK + 1)
     keys = [key_of(request, PER_CHUNK), key_of(request, 2 * PER_CHUNK - lag)]
     del request.block_hashes[-lag:]
