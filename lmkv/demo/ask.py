@@ -107,6 +107,10 @@ class Asker:
         answer.total_s = time.perf_counter() - started
         if not answer.prompt_tokens:  # the last part of every whole stream counts the tokens
             raise DemoError("the engine stopped answering: the answer was cut off")
+        if not answer.text:
+            raise DemoError(
+                "the engine answered without a word", hint="ask another --question, or --max-tokens"
+            )
         after = metrics.read(self._base_url)
         answer.tokens_loaded = after.tokens_loaded - before.tokens_loaded
         answer.tokens_kept = after.tokens_kept - before.tokens_kept

@@ -192,7 +192,7 @@ _CAUSES = (
     ),
     (
         r"max_model_len .* is greater than the derived max_model_len",
-        "the model's context is shorter than the demo asks for: give --max-model-len",
+        "the model's context is short: choose a --model that takes 4,096 tokens or more",
     ),
     (
         r"died unexpectedly \(exit code: -9\)",

@@ -41,20 +41,34 @@ class Fleet:
         return iter(self.engines)
 
     def start(self, watch: Watch, timeout_s: float) -> None:
-        """Starts all engines at once and returns when every one of them is ready.
+        """Starts the engines and returns when every one of them is ready.
 
-        `watch` is called several times a second with the engines. Raises `DemoError` when one
-        dies or is not ready in time; the others are then still to be stopped.
+        All at once, but for those that share a GPU: vLLM sizes its KV cache by what is free on
+        the device, so each of these is started when the one before it is ready. `watch` is called
+        several times a second with the engines. Raises `DemoError` when one dies or is not ready
+        in time; the others are then still to be stopped.
         """
         deadline = time.monotonic() + timeout_s
-        for engine in self.engines:
-            engine.start()
         while {engine.poll() for engine in self.engines} != {State.READY}:
+            for engine in self.engines:
+                if engine.state is State.NEW and not self._device_is_busy(engine):
+                    engine.start()
             watch(self.engines)
             if time.monotonic() > deadline:
                 raise self._too_slow(timeout_s)
             time.sleep(0.2)
         watch(self.engines)
+
+    def _device_is_busy(self, engine: EngineProcess) -> bool:
+        """Whether another engine is starting on the same GPU."""
+        spec = engine.spec
+        if not spec.machine.on_gpu:
+            return False
+        gpus = len(spec.machine.gpus)
+        return any(
+            other.state is State.STARTING and other.spec.position % gpus == spec.position % gpus
+            for other in self.engines
+        )
 
     def check(self) -> None:
         """Raises `DemoError` when an engine has died."""

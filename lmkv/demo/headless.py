@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,11 +84,12 @@ def run(settings: Settings, console: Console) -> Results:
                         display.step,
                     )
             except DemoError:
-                console.print(f"The engines' logs are in {folder}", soft_wrap=True)
+                console.print(f"The engines' logs are in {folder}", soft_wrap=True, markup=False)
                 raise
             with console.status("stopping the engines"):
                 fleet.stop()
-    console.print(f"{model.name}, {text.name}: {settings.question}", style="bold")
+    asked = f"{model.name}, {text.name}: {settings.question}"
+    console.print(asked, style="bold", markup=False)
     console.print(report.as_text(results))
     if settings.json_file is not None:
         about = _about(settings, model.name, text.name, time.monotonic() - started)
@@ -97,8 +99,10 @@ def run(settings: Settings, console: Console) -> Results:
 
 def _check(settings: Settings, names: Sequence[str]) -> None:
     """Finds before anything is started what would fail at the end."""
-    if settings.json_file is not None and not settings.json_file.absolute().parent.is_dir():
-        raise DemoError(f"cannot write {settings.json_file}: its folder does not exist")
+    if settings.json_file is not None:
+        folder = settings.json_file.absolute().parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK) or settings.json_file.is_dir():
+            raise DemoError(f"cannot write {settings.json_file}: no folder that can be written to")
     if not any(name.startswith("lmkv") for name in names):
         return
     if importlib.util.find_spec("lmkv._C") is None:

@@ -83,9 +83,12 @@ def command(spec: EngineSpec) -> list[str]:
 
 
 def environment(spec: EngineSpec, base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The engine's environment: `base` plus what places it on its device."""
-    values = dict(base)
-    values.setdefault("VLLM_NO_USAGE_STATS", "1")
+    """The engine's environment: `base` plus what places it on its device.
+
+    The engines that are compared have lmkv's defaults, whatever is set here, and tell nobody.
+    """
+    values = {name: value for name, value in base.items() if not name.startswith("LMKV_")}
+    values |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     values["PYTHONUNBUFFERED"] = "1"
     _make_lmkv_importable(values)
     if spec.machine.on_gpu:

@@ -71,8 +71,17 @@ def _nvidia_gpus() -> tuple[tuple[str, ...], float]:
     except (OSError, subprocess.SubprocessError):
         return (), 0.0
     rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines() if line]
-    memory = min((float(row[1]) / 1024 for row in rows), default=0.0)
+    memory = min((_gib(row[1]) for row in rows), default=0.0)
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return tuple(row[0] for row in rows), memory
-    return tuple(part.strip() for part in chosen.split(",") if part.strip()), memory
+    ids = (part.strip() for part in chosen.split(","))
+    return tuple(part for part in ids if part and not part.startswith("-")), memory
+
+
+def _gib(mebibytes: str) -> float:
+    """What nvidia-smi prints of a GPU's memory; 0.0 where it has none of its own ("[N/A]")."""
+    try:
+        return float(mebibytes) / 1024
+    except ValueError:
+        return 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def choose(
     """
     source = wanted or _default(machine, engines)
     path = Path(source).expanduser()
-    if not path.is_dir():
+    if not os.path.isdir(path):
         if path.is_absolute() or source.startswith((".", "~")):
             raise DemoError(f"there is no model folder {source}")
         return Model(source, source, 0 if machine.on_gpu else _CPU_MODEL_LEN)
@@ -100,4 +101,8 @@ def _tokens(path: Path, text: str) -> int:
     file = path / "tokenizer.json"
     if not file.is_file():
         return 0
-    return len(Tokenizer.from_file(str(file)).encode(text).ids)
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise DemoError(f"{file} is no tokenizer: {error}") from error
+    return len(tokenizer.encode(text).ids)

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,12 +35,10 @@ def test_version() -> None:
     assert result.stdout.strip() == f"lmkv {__version__}"
 
 
-def test_help_lists_the_commands_and_is_fast() -> None:
-    start = time.monotonic()
+def test_help_lists_the_commands() -> None:
     result = lmkv("--help")
     assert "demo" in result.stdout
     assert "doctor" in result.stdout
-    assert time.monotonic() - start < 3  # torch or vLLM alone would take longer
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:

@@ -67,24 +67,29 @@ def running(cache: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Pr
     """A demo whose engine has started processes of its own, and all of those processes."""
     process = start(cache, "--engines", "plain-a")
     processes: list[psutil.Process] = []
-    deadline = time.monotonic() + 120
-    while len(processes) < 4:  # keeper, API server, resource tracker, engine core, ...
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-        processes = family(process)
-    yield process, processes
-    process.kill()
-    process.communicate()
-    for straggler in left(processes):
-        straggler.kill()
+    deadline = time.monotonic() + 240
+    try:
+        while len(processes) < 4:  # keeper, API server, resource tracker, engine core, ...
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+            processes = family(process)
+        yield process, processes
+    finally:
+        process.kill()
+        process.communicate()
+        for straggler in left(processes):
+            straggler.kill()
 
 
 @pytest.mark.timeout(900)
 def test_the_second_lmkv_engine_answers_many_times_faster(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     process = start(cache, "--engines", "plain-b,lmkv-a,lmkv-b", "--json", str(out))
-    output, _ = process.communicate()
+    try:
+        output, _ = process.communicate()
+    finally:
+        process.kill()  # the keepers end the engines
     assert process.returncode == 0, output
     print(output)
 
@@ -132,7 +137,10 @@ def test_a_model_that_vllm_refuses_is_an_error_with_its_last_words(
     bad.mkdir()
     (bad / "config.json").write_text('{"model_type": "nonsense"}')
     process = start(cache, "--engines", "plain-a,plain-b", "--model", str(bad))
-    output, _ = process.communicate()
+    try:
+        output, _ = process.communicate()
+    finally:
+        process.kill()
     assert process.returncode == 1
     assert "nonsense" in output
     assert "error: engine plain-" in output

@@ -89,4 +89,7 @@ def test_lmkv_can_be_imported_where_the_engine_starts() -> None:
 
 def test_no_setting_of_lmkv_leaks_into_the_environment() -> None:
     spec = EngineSpec("lmkv-a", "lmkv", "m", 1, CPU)
-    assert not [name for name in launch.environment(spec, {}) if name.startswith("LMKV_")]
+    base = {"LMKV_CHUNK_TOKENS": "512", "VLLM_NO_USAGE_STATS": "0"}
+    values = launch.environment(spec, base)
+    assert not [name for name in values if name.startswith("LMKV_")]
+    assert values["VLLM_NO_USAGE_STATS"] == "1"
