@@ -4,7 +4,6 @@
 // waits for a forward pass. Ordering against the engine's own stream is by events alone; nothing
 // here synchronises that stream, and only the device's own threads ever wait.
 #include <cuda_runtime.h>
-#include <pthread.h>
 
 #include <condition_variable>
 #include <cstring>
@@ -16,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/background_thread.hpp"
 #include "device/device.hpp"
 
 namespace lmkv {
@@ -206,7 +206,7 @@ class Lane {
   };
 
   void run() {
-    ::pthread_setname_np(::pthread_self(), "lmkv-copy");
+    become_background_thread("lmkv-copy");
     static_cast<void>(cudaSetDevice(ordinal_));
     std::deque<InFlight> in_flight;
     std::unique_lock lock(mutex_);

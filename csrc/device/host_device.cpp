@@ -1,5 +1,4 @@
 // Paged KV in host memory: the KV cache of engines that run on the CPU.
-#include <pthread.h>
 
 #include <condition_variable>
 #include <cstring>
@@ -8,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "common/background_thread.hpp"
 #include "device/device.hpp"
 
 namespace lmkv {
@@ -46,7 +46,7 @@ class HostDevice final : public Device {
 
  private:
   void run() {
-    ::pthread_setname_np(::pthread_self(), "lmkv-copy");
+    become_background_thread("lmkv-copy");
     std::unique_lock lock(mutex_);
     for (;;) {
       wake_.wait(lock, [this] { return stopping_ || !scatters_.empty() || !gathers_.empty(); });

@@ -1,6 +1,5 @@
 // File operations as blocking system calls on a pool of threads.
 #include <fcntl.h>
-#include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/background_thread.hpp"
 #include "io/io_engine.hpp"
 
 namespace lmkv {
@@ -78,7 +78,7 @@ class ThreadEngine final : public IoEngine {
   }
 
   void run() {
-    ::pthread_setname_np(::pthread_self(), "lmkv-io");
+    become_background_thread("lmkv-io");
     std::unique_lock lock(mutex_);
     for (;;) {
       // A handler that runs now may still submit: only the last idle thread may end.

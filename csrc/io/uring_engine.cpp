@@ -15,7 +15,6 @@ std::unique_ptr<IoEngine> make_uring_engine(unsigned) {
 
 #include <fcntl.h>
 #include <liburing.h>
-#include <pthread.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -29,6 +28,7 @@ std::unique_ptr<IoEngine> make_uring_engine(unsigned) {
 #include <thread>
 #include <vector>
 
+#include "common/background_thread.hpp"
 #include "common/unique_fd.hpp"
 
 namespace lmkv {
@@ -167,7 +167,7 @@ class RingThread {
   }
 
   void run(std::promise<int>& opened) {
-    ::pthread_setname_np(::pthread_self(), "lmkv-ring");
+    become_background_thread("lmkv-ring");
     current = this;
     int error = open_ring(ring_);
     if (error == 0) {

@@ -1,5 +1,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sched.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <future>
@@ -173,6 +175,47 @@ TEST_P(IoEngineTest, TheDestructorWaitsForWhatWasSubmitted) {
   engine.reset();
   EXPECT_EQ(finished.wait_for(std::chrono::seconds(0)), std::future_status::ready);
   ::close(fd);
+}
+
+// vLLM pins its CPU workers to the core that they compute on, and threads inherit that.
+class WhereItRuns final : public OperationHandler {
+ public:
+  void on_complete(Operation&, int) override {
+    cpu_set_t processors;
+    CPU_ZERO(&processors);
+    ::sched_getaffinity(0, sizeof processors, &processors);
+    processors_.set_value(processors);
+  }
+  std::future<cpu_set_t> processors() { return processors_.get_future(); }
+
+ private:
+  std::promise<cpu_set_t> processors_;
+};
+
+TEST_P(IoEngineTest, ItsThreadsDoNotStayOnTheCoreOfAPinnedMaker) {
+  cpu_set_t everywhere;
+  CPU_ZERO(&everywhere);
+  ASSERT_EQ(::sched_getaffinity(::getppid(), sizeof everywhere, &everywhere), 0);
+  std::thread pinned([&] {
+    int first = 0;
+    while (!CPU_ISSET(first, &everywhere)) ++first;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(first, &one);
+    ASSERT_EQ(::sched_setaffinity(0, sizeof one, &one), 0);
+    engine = start_io_engine(GetParam(), 1).engine;
+  });
+  pinned.join();
+  WhereItRuns handler;
+  std::future<cpu_set_t> processors = handler.processors();
+  Operation op;
+  op.kind = OperationKind::kUnlink;
+  const std::string path = directory / "none";
+  op.path = path.c_str();
+  op.handler = &handler;
+  engine->submit(op);
+  const cpu_set_t found = processors.get();
+  EXPECT_TRUE(CPU_EQUAL(&found, &everywhere));
 }
 
 INSTANTIATE_TEST_SUITE_P(Both, IoEngineTest, ::testing::ValuesIn(test::usable_engines()),
