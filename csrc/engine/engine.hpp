@@ -44,6 +44,9 @@ struct EngineOptions {
   std::size_t store_depth = 32 << 20;
 };
 
+// Size of a slab: header page and a whole chunk's payload.
+std::size_t slab_bytes_of(const EngineOptions& options);
+
 // What runs under the pipelines. `make_parts` makes the real ones; tests put faults in between.
 struct EngineParts {
   std::unique_ptr<Device> device;

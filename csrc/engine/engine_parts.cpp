@@ -1,0 +1,56 @@
+// What an engine is made from: options checked, device, I/O engine and root found.
+#include <chrono>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "engine/engine.hpp"
+
+namespace lmkv {
+
+std::size_t slab_bytes_of(const EngineOptions& options) {
+  const SegmentTable table(options.segments);
+  return kHeaderBytes + round_up_to_page(options.blocks_per_chunk * table.block_bytes());
+}
+
+namespace {
+
+// Far beyond what one file takes, and beyond what the clocks of hosts that share a root differ by.
+constexpr std::chrono::hours kAbandonedAfter{1};
+
+constexpr std::size_t kMaxRequestBytes = 1 << 30;  // io_uring's lengths have 32 bits
+
+void check(const EngineOptions& options) {
+  if (options.blocks_per_chunk == 0 || options.blocks_per_chunk > kMaxBlocksPerChunk) {
+    throw std::invalid_argument("a chunk has 1 to " + std::to_string(kMaxBlocksPerChunk) +
+                                " blocks, not " + std::to_string(options.blocks_per_chunk));
+  }
+  if (options.request_bytes == 0 || options.request_bytes % kPageBytes != 0 ||
+      options.request_bytes > kMaxRequestBytes) {
+    throw std::invalid_argument("request_bytes must be a multiple of 4096, and 1 GiB at most");
+  }
+  // One slab for a load and one for a store: with fewer, either would wait for the other.
+  const std::size_t slab_bytes = slab_bytes_of(options);
+  if (options.host_memory / slab_bytes < 2) {
+    throw std::invalid_argument("host_memory holds fewer than two chunks of " +
+                                std::to_string(slab_bytes) + " bytes");
+  }
+}
+
+}  // namespace
+
+EngineParts make_parts(const EngineOptions& options) {
+  check(options);
+  EngineParts parts;
+  parts.device = make_device(options.device, SegmentTable(options.segments));
+  const ChunkPaths paths(options.root, options.namespace_digest, options.rank);
+  make_tree(paths);
+  sweep_temporaries(paths, kAbandonedAfter);
+  parts.root = probe_root(paths.temporary_directory(), options.direct_io);
+  IoEngineSelection selection = start_io_engine(options.io_engine, options.io_threads);
+  parts.io_engine = std::move(selection.engine);
+  parts.io_engine_reason = std::move(selection.reason);
+  return parts;
+}
+
+}  // namespace lmkv
