@@ -1,10 +1,16 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstddef>
 #include <future>
+#include <iterator>
 #include <thread>
 
 #include "io/io_engine.hpp"
@@ -220,6 +226,30 @@ TEST_P(IoEngineTest, ItsThreadsDoNotStayOnTheCoreOfAPinnedMaker) {
 
 INSTANTIATE_TEST_SUITE_P(Both, IoEngineTest, ::testing::ValuesIn(test::usable_engines()),
                          test::engine_name);
+
+// As Docker's default seccomp profile does. Binds the calling thread, and threads that it makes.
+void refuse_io_uring() {
+  sock_filter rules[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program{static_cast<unsigned short>(std::size(rules)), rules};
+  ASSERT_EQ(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+  ASSERT_EQ(::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0);
+}
+
+TEST(IoEngineSelection, WhereIoUringIsRefusedThreadsTakeOverAndSayWhy) {
+  std::thread confined([] {
+    refuse_io_uring();
+    const IoEngineSelection selection = start_io_engine(IoEngineChoice::kAuto, 1);
+    EXPECT_EQ(selection.engine->name(), "threads");
+    EXPECT_NE(selection.reason.find("io_uring"), std::string::npos) << selection.reason;
+    EXPECT_THROW(start_io_engine(IoEngineChoice::kUring, 1), std::runtime_error);
+  });
+  confined.join();
+}
 
 TEST(IoEngineSelection, SaysWhyItChose) {
   EXPECT_EQ(start_io_engine(IoEngineChoice::kThreads, 1).reason, "asked for");
