@@ -154,7 +154,9 @@ void Engine::write(std::shared_ptr<StoreJob> job) {
   request.directories = paths_.directories_for(job->identity.key);
   request.buffer = job->sealed->bytes().data();
   request.bytes = job->identity.file_bytes();
+  writing_.begin();
   request.done = [this, job = std::move(job)](const Status& status, FileWrite::Outcome outcome) {
+    writing_.end();
     stored(job, status, outcome);
   };
   files_->write(std::move(request));
@@ -252,7 +254,11 @@ void Engine::read(std::shared_ptr<ChunkLoad> load, Slab slab) {
   request.buffer = slab.bytes().data();
   request.bytes = load->identity.file_bytes();
   load->filling = std::move(slab);
-  request.done = [this, load = std::move(load)](const Status& status) { verify(load, status); };
+  reading_.begin();
+  request.done = [this, load = std::move(load)](const Status& status) {
+    reading_.end();
+    verify(load, status);
+  };
   files_->read(std::move(request));
 }
 
@@ -371,6 +377,8 @@ std::map<std::string, std::uint64_t> Engine::stats() const {
   all["slabs_free"] = slabs.free;
   all["slabs_in_use"] = slabs.in_use;
   all["slabs_cached"] = slabs.cached;
+  all["reading_microseconds"] = reading_.microseconds();
+  all["writing_microseconds"] = writing_.microseconds();
   all["direct_io_fallbacks"] = files_->direct_io_fallbacks();
   all["load_bytes_in_flight"] = files_->read_bytes_in_flight();
   all["store_bytes_in_flight"] = files_->write_bytes_in_flight();

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "common/busy_time.hpp"
 #include "common/status.hpp"
 #include "common/types.hpp"
 #include "device/device.hpp"
@@ -135,6 +136,8 @@ class Engine {
   const std::string filesystem_;
   const std::string io_engine_reason_;
   Stats stats_;
+  BusyTime reading_;  // chunk files, from the call to the last byte
+  BusyTime writing_;
 
   // Of all up to the blank line; never held across I/O or callbacks. The pool's lock is inside it.
   mutable std::mutex mutex_;

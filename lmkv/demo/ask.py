@@ -24,7 +24,8 @@ class Answer:
 
     `ttft_s`: seconds from sending the request to the first piece of text. `tokens_per_s`: after
     the first token. `tokens_loaded`: prompt tokens that came through lmkv. `tokens_kept`: prompt
-    tokens from the engine's own prefix cache.
+    tokens from the engine's own prefix cache. `reading_s`: how long lmkv read its chunks from the
+    directory, a part of `ttft_s` that is up to the disk.
     """
 
     text: str = ""
@@ -34,6 +35,7 @@ class Answer:
     answer_tokens: int = 0
     tokens_loaded: int = 0
     tokens_kept: int = 0
+    reading_s: float = 0.0
 
     @property
     def tokens_per_s(self) -> float:
@@ -114,6 +116,7 @@ class Asker:
         after = metrics.read(self._base_url)
         answer.tokens_loaded = after.tokens_loaded - before.tokens_loaded
         answer.tokens_kept = after.tokens_kept - before.tokens_kept
+        answer.reading_s = after.reading_s - before.reading_s
         yield answer
 
 

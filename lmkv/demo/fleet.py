@@ -49,15 +49,34 @@ class Fleet:
         in time; the others are then still to be stopped.
         """
         deadline = time.monotonic() + timeout_s
-        while {engine.poll() for engine in self.engines} != {State.READY}:
-            for engine in self.engines:
-                if engine.state is State.NEW and not self._device_is_busy(engine):
-                    engine.start()
+        while True:
+            for death in self.advance().values():
+                raise death
             watch(self.engines)
+            if {engine.state for engine in self.engines} == {State.READY}:
+                return
             if time.monotonic() > deadline:
                 raise self._too_slow(timeout_s)
             time.sleep(0.2)
-        watch(self.engines)
+
+    def advance(self) -> dict[str, DemoError]:
+        """Starts every engine whose turn it is and looks at all; who died since the last call."""
+        deaths = {}
+        for engine in self.engines:
+            if engine.state is State.NEW and not self._device_is_busy(engine):
+                engine.start()
+            try:
+                engine.poll()
+            except DemoError as death:
+                deaths[engine.spec.name] = death
+        return deaths
+
+    def renew(self, name: str) -> None:
+        """Stops the engine of that name; the next `advance` starts it afresh. Blocks on its end."""
+        for position, engine in enumerate(self.engines):
+            if engine.spec.name == name:
+                engine.stop()
+                self.engines[position] = EngineProcess(engine.spec, engine.log)
 
     def _device_is_busy(self, engine: EngineProcess) -> bool:
         """Whether another engine is starting on the same GPU."""

@@ -34,6 +34,11 @@ class EngineMetrics:
         """Prompt tokens whose KV the engine still held itself since it started."""
         return int(self.value(_BY_SOURCE, {"source": "local_cache_hit"}))
 
+    @property
+    def reading_s(self) -> float:
+        """Seconds during which lmkv was reading chunks since the engine started."""
+        return self.value("vllm:lmkv_reading_seconds_total")
+
 
 def read(base_url: str, timeout_s: float = 10.0) -> EngineMetrics:
     """Asks the engine for its metrics; raises `httpx.HTTPError` when it does not answer."""

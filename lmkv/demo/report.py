@@ -22,7 +22,8 @@ def as_json(results: Results, about: dict[str, Any]) -> dict[str, Any]:
     """A JSON object with `engines`, `speedup`, `answers_equal`, and what was asked (`about`).
 
     Times are in seconds. `tokens_loaded` is what the first query got through lmkv, `tokens_kept`
-    what the second one found in the engine's own prefix cache. `speedup` is null unless both
+    what the second one found in the engine's own prefix cache. `reading_s` is how long the first
+    one read chunks from the directory, whatever the disk did meanwhile. `speedup` is null unless both
     kinds of engine took part.
     """
     return {
@@ -41,6 +42,7 @@ def _engine(engine: Measured) -> dict[str, Any]:
         "ttft_second_s": engine.second.ttft_s,
         "tokens_loaded": engine.first.tokens_loaded,
         "tokens_kept": engine.second.tokens_kept,
+        "reading_s": engine.first.reading_s,
         "prompt_tokens": engine.first.prompt_tokens,
         "answer_tokens": engine.first.answer_tokens,
         "tokens_per_s": engine.first.tokens_per_s,

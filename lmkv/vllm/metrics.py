@@ -16,6 +16,8 @@ ENGINE_COUNTERS = {
     "bytes_stored": "Bytes written to the directory.",
     "chunks_loaded": "Chunks brought into the KV cache, from host memory or the directory.",
     "bytes_loaded": "Bytes read from the directory and verified.",
+    "writing_microseconds": "Time during which at least one chunk was being written.",
+    "reading_microseconds": "Time during which at least one chunk was being read.",
     "memory_hits": "Chunks loaded that were still in host memory.",
     "stores_already_present": "Stores that found the chunk in the directory.",
     "stores_dropped": "Stores dropped because no host memory was free.",
@@ -35,6 +37,16 @@ SCHEDULER_COUNTERS = {
 }
 
 COUNTERS = ENGINE_COUNTERS | SCHEDULER_COUNTERS
+
+
+_MICRO = "_microseconds"
+
+
+def prometheus_name(name: str) -> str:
+    """What the counter of that name is called in /metrics, where times are in seconds."""
+    if name.endswith(_MICRO):
+        name = name.removesuffix(_MICRO) + "_seconds"
+    return f"vllm:lmkv_{name}_total"
 
 
 class LMKVStats(KVConnectorStats):
@@ -74,7 +86,7 @@ class Deltas:
 
 
 class LMKVPromMetrics(KVConnectorPromMetrics):
-    """``vllm:lmkv_<counter>_total`` for every counter, by engine."""
+    """Every counter under its ``prometheus_name``, by engine."""
 
     def __init__(
         self,
@@ -87,7 +99,7 @@ class LMKVPromMetrics(KVConnectorPromMetrics):
         self._counters: dict[str, dict[int, Any]] = {}
         for name, documentation in COUNTERS.items():
             counter = self._counter_cls(
-                name=f"vllm:lmkv_{name}_total",
+                name=prometheus_name(name),
                 documentation=documentation,
                 labelnames=labelnames,
             )
@@ -97,4 +109,5 @@ class LMKVPromMetrics(KVConnectorPromMetrics):
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         for name, count in transfer_stats_data.items():
-            self._counters[name][engine_idx].inc(count)
+            unit = 1e-6 if name.endswith(_MICRO) else 1
+            self._counters[name][engine_idx].inc(count * unit)

@@ -138,6 +138,8 @@ TEST_P(EngineTest, AFreshEngineLoadsWhatAnotherStored) {
   EXPECT_EQ(bytes_of(ids({14, 15})), untouched);
   EXPECT_EQ(engine->stats().at("memory_hits"), 0U);
   EXPECT_EQ(engine->stats().at("chunks_loaded"), 1U);
+  EXPECT_GT(engine->stats().at("reading_microseconds"), 0U);
+  EXPECT_EQ(engine->stats().at("writing_microseconds"), 0U);
   expect_all_slabs_back();
 }
 
@@ -177,6 +179,8 @@ TEST_P(EngineTest, AChunkInMemoryIsLoadedWithoutTheDisk) {
   EXPECT_EQ(bytes_of(ids({50, 51, 52, 53})), bytes_of(ids({1, 2, 3, 4})));
   EXPECT_EQ(engine->stats().at("memory_hits"), 1U);
   EXPECT_EQ(engine->stats().at("bytes_loaded"), 0U);
+  EXPECT_EQ(engine->stats().at("reading_microseconds"), 0U);
+  EXPECT_GT(engine->stats().at("writing_microseconds"), 0U);
 }
 
 TEST_P(EngineTest, AChunkInMemoryWhoseFileWasDeletedIsWrittenAgain) {

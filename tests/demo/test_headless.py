@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -82,9 +83,9 @@ def running(cache: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Pr
             straggler.kill()
 
 
-@pytest.mark.timeout(900)
-def test_the_second_lmkv_engine_answers_many_times_faster(cache: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
+def whole_demo(cache: Path, out: Path) -> tuple[dict[str, Any], str]:
+    """The results and the output of a demo of three engines."""
+    os.sync()  # or the engines share the disk with what was installed and built just before
     process = start(cache, "--engines", "plain-b,lmkv-a,lmkv-b", "--json", str(out))
     try:
         output, _ = process.communicate()
@@ -92,11 +93,24 @@ def test_the_second_lmkv_engine_answers_many_times_faster(cache: Path, tmp_path:
         process.kill()  # the keepers end the engines
     assert process.returncode == 0, output
     print(output)
+    return json.loads(out.read_text()), output
 
-    results = json.loads(out.read_text())
+
+@pytest.mark.timeout(900)
+def test_the_second_lmkv_engine_answers_many_times_faster(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    results, output = whole_demo(cache, out)
+    if results["speedup"] < 5 and results["engines"][-1]["reading_s"] > 0.5:
+        # 118 MB from a disk that somebody else keeps busy: seen once, at 45 MB/s. Once more.
+        results, output = whole_demo(cache, out)
     engines = {engine["name"]: engine for engine in results["engines"]}
     assert list(engines) == ["plain-b", "lmkv-a", "lmkv-b"]
     assert results["speedup"] >= 5
+    # What lmkv itself adds to the disk's part, whatever that is.
+    own = engines["lmkv-b"]["ttft_first_s"] - engines["lmkv-b"]["reading_s"]
+    assert own < engines["plain-b"]["ttft_first_s"] / 8
+    assert 0 < engines["lmkv-b"]["reading_s"] < engines["lmkv-b"]["ttft_first_s"]
+    assert engines["plain-b"]["reading_s"] == engines["lmkv-a"]["reading_s"] == 0
     assert results["answers_equal"] is True
     assert engines["lmkv-b"]["tokens_loaded"] > 2000
     assert engines["lmkv-a"]["tokens_loaded"] == engines["plain-b"]["tokens_loaded"] == 0

@@ -5,7 +5,7 @@ from scheduler_harness import Engine
 from lmkv._C import Engine as CoreEngine
 from lmkv._C import EngineOptions
 from lmkv.vllm import LMKVConnector
-from lmkv.vllm.metrics import COUNTERS, ENGINE_COUNTERS, Deltas, LMKVStats
+from lmkv.vllm.metrics import COUNTERS, ENGINE_COUNTERS, Deltas, LMKVStats, prometheus_name
 
 
 def test_deltas_are_what_moved_since_the_last_time():
@@ -47,12 +47,13 @@ def test_every_counter_is_exposed_by_engine(tiny_model, root):
         {0: ["m", "0"], 1: ["m", "1"]},
     )
     metrics.observe({"tokens_loaded": 256, "chunks_bad": 1}, 1)
-    metrics.observe({"tokens_loaded": 32}, 1)
+    metrics.observe({"tokens_loaded": 32, "reading_microseconds": 250_000}, 1)
     text = generate_latest(registry).decode()
     assert 'vllm:lmkv_tokens_loaded_total{engine="1",model_name="m"} 288.0' in text
     assert 'vllm:lmkv_chunks_bad_total{engine="1",model_name="m"} 1.0' in text
+    assert 'vllm:lmkv_reading_seconds_total{engine="1",model_name="m"} 0.25' in text
     for name in COUNTERS:
-        assert f'vllm:lmkv_{name}_total{{engine="0",model_name="m"}} 0.0' in text
+        assert f'{prometheus_name(name)}{{engine="0",model_name="m"}} 0.0' in text
 
 
 def test_every_counter_of_the_core_is_known(root):
