@@ -1,6 +1,7 @@
 #include "store/directory.hpp"
 
 #include <fcntl.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -12,7 +13,6 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <random>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
@@ -37,8 +37,13 @@ std::string to_hex(std::uint64_t value) {
 }
 
 std::uint64_t random_start() {
-  std::random_device device;  // getrandom(2): differs between processes and hosts
-  return (static_cast<std::uint64_t>(device()) << 32) | device();
+  // Differs between processes and hosts. Not std::random_device, which wants a newer glibc when
+  // libstdc++ is linked in. So few bytes come all at once, but a signal may come before them.
+  std::uint64_t value = 0;
+  while (::getrandom(&value, sizeof value, 0) < 0) {
+    if (errno != EINTR) throw std::system_error(errno, std::generic_category(), "getrandom");
+  }
+  return value;
 }
 
 // Hosts may share a name and, in containers, a pid: the random start keeps writers apart.
@@ -74,8 +79,17 @@ std::vector<std::string> ChunkPaths::directories_for(const ChunkKey& key) const 
 }
 
 void make_root(const std::string& root) {
+  namespace fs = std::filesystem;
   std::error_code error;
-  std::filesystem::create_directories(root, error);
+  if (fs::is_directory(root, error)) return;
+  // What is above it is not ours and has the usual mode; the root itself is its owner's alone.
+  fs::create_directories(fs::path(root).parent_path(), error);
+  if (!error && ::mkdir(root.c_str(), 0700) != 0 && errno != EEXIST) {
+    error.assign(errno, std::generic_category());
+  }
+  if (!error && !fs::is_directory(root, error) && !error) {
+    error = std::make_error_code(std::errc::not_a_directory);
+  }
   if (error) throw std::runtime_error("cannot make the directory " + root + ": " + error.message());
 }
 

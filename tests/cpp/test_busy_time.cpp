@@ -1,9 +1,9 @@
-#include "common/busy_time.hpp"
-
 #include <gtest/gtest.h>
 
 #include <chrono>
 #include <thread>
+
+#include "common/busy_time.hpp"
 
 namespace lmkv {
 namespace {
@@ -19,8 +19,8 @@ TEST(BusyTime, CountsOperationsThatOverlapOnce) {
   busy.end();
   std::this_thread::sleep_for(20ms);
   busy.end();
-  const auto passed = std::chrono::duration_cast<std::chrono::microseconds>(
-      BusyTime::Clock::now() - start);
+  const auto passed =
+      std::chrono::duration_cast<std::chrono::microseconds>(BusyTime::Clock::now() - start);
   EXPECT_GE(busy.microseconds(), 40'000U);
   EXPECT_LE(busy.microseconds(), static_cast<std::uint64_t>(passed.count()));
 }

@@ -73,6 +73,21 @@ TEST_F(DirectoryTest, TheTreeIsTheOwnersAlone) {
   EXPECT_EQ(status.st_mode & 0777U, 0700U);
 }
 
+TEST_F(DirectoryTest, ARootThatIsMadeIsItsOwnersAloneAndOneThatIsThereStaysAsItIs) {
+  const auto mode = [](const std::filesystem::path& path) {
+    struct stat status = {};
+    EXPECT_EQ(::stat(path.c_str(), &status), 0);
+    return status.st_mode & 0777U;
+  };
+  make_root(root / "new/kv");
+  EXPECT_EQ(mode(root.path() / "new/kv"), 0700U);
+  std::filesystem::permissions(root.path() / "new/kv", std::filesystem::perms::all);
+  make_root(root / "new/kv");
+  EXPECT_EQ(mode(root.path() / "new/kv"), 0777U);
+  test::write_file(root / "new/file", {});
+  EXPECT_THROW(make_root(root / "new/file"), std::runtime_error);
+}
+
 TEST_F(DirectoryTest, OnlyAbandonedTemporaryFilesAreSwept) {
   const ChunkPaths paths(root.path(), name, 0);
   make_tree(paths);
