@@ -3,4 +3,4 @@
 source "$(dirname "$0")/common.sh"
 use_venv
 
-exec lmkv demo --headless "$@"
+exec lmkv demo "$@"

@@ -19,8 +19,21 @@ _ENGINES = "plain-a,plain-b,lmkv-a,lmkv-b"
 
 def demo(
     headless: Annotated[
-        bool, typer.Option("--headless", help="Run in the terminal; this version knows no other.")
+        bool, typer.Option("--headless", help="No page: ask every engine twice, print a table.")
     ] = False,
+    attach: Annotated[
+        str | None,
+        typer.Option(
+            help="The page over engines that already run: URL=plain or URL=lmkv, separated by "
+            "commas. None is started.",
+            metavar="LIST",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address that the page listens on.")] = "127.0.0.1",
+    page_port: Annotated[
+        int | None,
+        typer.Option(help="The page's port. Default: 8501, or a free one.", min=1, max=65535),
+    ] = None,
     engines: Annotated[
         str, typer.Option(help="Which engines to start, separated by commas.", metavar="LIST")
     ] = _ENGINES,
@@ -38,9 +51,10 @@ def demo(
     document: Annotated[
         Path | None, typer.Option(help="A text file to ask about. Default: lmkv's user guide.")
     ] = None,
-    question: Annotated[str | None, typer.Option(help="What to ask about the document.")] = None,
+    question: Annotated[str | None, typer.Option(help="What --headless asks about it.")] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the results to this file.")
+        Path | None,
+        typer.Option("--json", help="Write the results to this file. Implies --headless."),
     ] = None,
     port: Annotated[
         int | None,
@@ -51,27 +65,29 @@ def demo(
         float, typer.Option(help="Seconds for the engines to become ready.", min=1)
     ] = 900.0,
 ) -> None:
-    """Ask vLLM engines with and without lmkv the same question, and compare the delays.
+    """Compare vLLM engines with and without lmkv on a page, or with --headless in a table.
 
-    Exit status: 0 when all answers are equal, 3 when they are not, 1 on failure, 2 on wrong usage,
-    130 when interrupted. No engine is left running in any case.
+    The page ends with Ctrl-C. Exit status of --headless: 0 when all answers are equal, 3 when they
+    are not. Of both: 1 on failure, 2 on wrong usage, 130 when interrupted. No engine that was
+    started is left running in any case.
     """
-    if not headless:
-        raise typer.BadParameter("this version runs in the terminal only: give --headless")
+    headless = headless or json_file is not None
+    if headless and attach is not None:
+        raise typer.BadParameter("the terminal run starts its own engines", param_hint="--attach")
     names = _names(engines)
     # Loaded only now, so that `lmkv --help` stays fast.
     try:
         from rich.console import Console
 
+        from lmkv.demo import backends, page_server, report
         from lmkv.demo import document as documents
-        from lmkv.demo import headless as run
-        from lmkv.demo import report
+        from lmkv.demo import headless as terminal
         from lmkv.demo.errors import DemoError
+        from lmkv.demo.plan import Settings
     except ModuleNotFoundError as error:
-        typer.echo(f"error: the demo needs {error.name}: pip install 'lmkv[demo]'", err=True)
-        raise typer.Exit(1) from error
+        raise _missing(error) from error
 
-    settings = run.Settings(
+    settings = Settings(
         engines=names,
         model=model,
         directory=directory,
@@ -86,18 +102,26 @@ def demo(
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        results = run.run(settings, Console())
-    except ModuleNotFoundError as error:  # what the default model's conversion needs
-        typer.echo(f"error: the demo needs {error.name}: pip install 'lmkv[demo]'", err=True)
-        raise typer.Exit(1) from error
+        if attach is not None:
+            addresses = backends.parse_attach(attach)
+            page_server.attach(addresses, settings, host, page_port, Console())
+        elif not headless:
+            page_server.run(settings, host, page_port, Console())
+        elif not terminal.run(settings, Console()).answers_equal:
+            raise typer.Exit(ANSWERS_DIFFER)
+    except ModuleNotFoundError as error:  # the page, or the default model's conversion
+        raise _missing(error) from error
     except DemoError as error:
         report.show_error(Console(stderr=True), error)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         typer.echo("interrupted; the engines end", err=True)
         raise typer.Exit(INTERRUPTED) from error
-    if not results.answers_equal:
-        raise typer.Exit(ANSWERS_DIFFER)
+
+
+def _missing(error: ModuleNotFoundError) -> typer.Exit:
+    typer.echo(f"error: the demo needs {error.name}: pip install 'lmkv[demo]'", err=True)
+    return typer.Exit(1)
 
 
 def _names(engines: str) -> tuple[str, ...]:

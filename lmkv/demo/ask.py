@@ -47,10 +47,13 @@ class Answer:
 class Asker:
     """A connection to one engine. One request at a time: counters are read around it."""
 
-    def __init__(self, base_url: str, *, timeout_s: float = 600.0) -> None:
+    def __init__(
+        self, base_url: str, model: str = SERVED_NAME, *, timeout_s: float = 600.0
+    ) -> None:
         from openai import DefaultHttpxClient, OpenAI, Timeout
 
         self._base_url = base_url
+        self._model = model
         # trust_env=False: a proxy configured for the internet must not see loopback requests.
         http = DefaultHttpxClient(trust_env=False, timeout=Timeout(timeout_s, connect=10))
         self._client: OpenAI = OpenAI(
@@ -71,30 +74,35 @@ class Asker:
         *_, answer = self.stream(messages, max_tokens)
         return answer
 
-    def stream(self, messages: Sequence[Message], max_tokens: int) -> Iterator[Answer]:
+    def stream(
+        self, messages: Sequence[Message], max_tokens: int, salt: str = ""
+    ) -> Iterator[Answer]:
         """Yields the same `Answer` after every piece of text, and once more when it is whole.
 
-        Greedy decoding, so that engines can be compared. Raises `DemoError`.
+        Greedy decoding, so that engines can be compared. KV that was computed with another `salt`
+        is not used, whether it is in the engine or in the directory. Raises `DemoError`.
         """
         import openai
 
         try:
-            yield from self._stream(messages, max_tokens)
+            yield from self._stream(messages, max_tokens, salt)
         except openai.BadRequestError as error:
             raise _refused(error) from error
         except _connection_errors() as error:
             raise DemoError(f"the engine stopped answering: {error}") from error
 
-    def _stream(self, messages: Sequence[Message], max_tokens: int) -> Iterator[Answer]:
+    def _stream(self, messages: Sequence[Message], max_tokens: int, salt: str) -> Iterator[Answer]:
         before = metrics.read(self._base_url)
         request: Any = {
-            "model": SERVED_NAME,
+            "model": self._model,
             "messages": list(messages),
             "max_tokens": max_tokens,
             "temperature": 0.0,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if salt:
+            request["extra_body"] = {"cache_salt": salt}
         answer = Answer()
         started = time.perf_counter()
         for part in self._client.chat.completions.create(**request):
@@ -111,7 +119,8 @@ class Asker:
             raise DemoError("the engine stopped answering: the answer was cut off")
         if not answer.text:
             raise DemoError(
-                "the engine answered without a word", hint="ask another --question, or --max-tokens"
+                "the engine answered without a word",
+                hint="ask another question, or allow more tokens",
             )
         after = metrics.read(self._base_url)
         answer.tokens_loaded = after.tokens_loaded - before.tokens_loaded
@@ -139,6 +148,6 @@ def _refused(error: Any) -> DemoError:
     if "context length" in text or "max_model_len" in text or "maximum model length" in text:
         return DemoError(
             f"the document is too long for the model: {text}",
-            hint="give a shorter one with --document, or a model with a longer context",
+            hint="give a shorter document, or a model with a longer context",
         )
     return DemoError(f"the engine refused the request: {text}")

@@ -11,7 +11,14 @@ from lmkv.demo.errors import DemoError
 DEFAULT_QUESTION = "Does lmkv change the answers?"
 """One that a model of 135 million parameters answers from the guide, and rightly."""
 
-SHIPPED = "guide.md"
+SHIPPED = {
+    "guide.md": DEFAULT_QUESTION,
+    "lighthouse.md": "How many steps does the lighthouse have?",
+    "handbook.md": "How many days of leave does a new employee have?",
+}
+"""The documents that come with the demo, and a question about each."""
+
+_GUIDE = "guide.md"
 _MAX_BYTES = 16 << 20
 
 
@@ -28,10 +35,10 @@ class Document:
         return [{"role": "user", "content": content}]
 
 
-def shipped() -> Document:
-    """The user guide of lmkv itself."""
-    file = resources.files("lmkv.demo") / "documents" / SHIPPED
-    return Document(SHIPPED, file.read_text(encoding="utf-8"))
+def shipped(name: str = _GUIDE) -> Document:
+    """One of the `SHIPPED` documents; without a name the user guide of lmkv itself."""
+    file = resources.files("lmkv.demo") / "documents" / name
+    return Document(name, file.read_text(encoding="utf-8"))
 
 
 def load(path: Path | None) -> Document:

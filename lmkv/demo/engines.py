@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from lmkv.demo import keeper, launch
+from lmkv.demo import http, keeper, launch
 from lmkv.demo.errors import DemoError
 from lmkv.demo.launch import EngineSpec
 
@@ -142,7 +142,7 @@ class EngineProcess:
 
     def _healthy(self) -> bool:
         try:
-            health = httpx.get(f"{self.spec.base_url}/health", timeout=2.0, trust_env=False)
+            health = http.client().get(f"{self.spec.base_url}/health", timeout=2.0)
         except httpx.HTTPError:
             return False
         return health.status_code == httpx.codes.OK

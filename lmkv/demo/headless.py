@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from lmkv.demo import document as documents
-from lmkv.demo import machine, model_choice, ports, report
+from lmkv.demo import model_choice, report
+from lmkv.demo import plan as plans
 from lmkv.demo.engines import EngineProcess, State
 from lmkv.demo.errors import DemoError
 from lmkv.demo.fleet import Fleet
-from lmkv.demo.launch import EngineSpec
 from lmkv.demo.measure import Results, measure
-from lmkv.demo.run_folder import KV, free_bytes, run_folder
-
-ENGINES = ("plain-a", "plain-b", "lmkv-a", "lmkv-b")
-_LEAST_FREE_BYTES = 1 << 30
-_GIB_OF_A_CPU_ENGINE = 3.5  # three processes with vLLM loaded, the smallest model and its KV
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `lmkv demo` was asked to do. `timeout_s` is for the engines' start."""
-
-    engines: tuple[str, ...] = ENGINES
-    model: str | None = None
-    directory: Path | None = None
-    document: Path | None = None
-    question: str = documents.DEFAULT_QUESTION
-    json_file: Path | None = None
-    port: int | None = None
-    max_tokens: int = 48
-    timeout_s: float = 900.0
+from lmkv.demo.plan import Settings, check_json_file
+from lmkv.demo.run_folder import run_folder
 
 
 def run(settings: Settings, console: Console) -> Results:
@@ -47,39 +23,21 @@ def run(settings: Settings, console: Console) -> Results:
 
     Raises `DemoError`; whatever happens, no engine is left behind.
     """
-    names = tuple(name for name in ENGINES if name in settings.engines)
-    _check(settings, names)
-    this = machine.look()
-    _check_memory(this, len(names))
-    text = documents.load(settings.document)
+    check_json_file(settings.json_file)
     with console.status("preparing the model"):
-        model = model_choice.choose(settings.model, this, len(names), text, settings.max_tokens)
-    numbers = ports.choose(len(names), settings.port)
+        plan = plans.make(settings, model_choice.USUAL_LENGTH)
     with run_folder() as folder:
-        directory = _directory(settings, folder)
-        specs = [
-            EngineSpec(
-                name=name,
-                kind=name.split("-")[0],
-                model=model.source,
-                port=port,
-                machine=this,
-                position=position,
-                engines=len(names),
-                directory=directory,
-                max_model_len=model.max_len,
-            )
-            for position, (name, port) in enumerate(zip(names, numbers, strict=True))
-        ]
+        directory = plans.make_directory(settings, folder)
+        plan = plan.with_directory(directory)
         started = time.monotonic()
-        with Fleet(specs, folder) as fleet:
+        with Fleet(plan.specs, folder) as fleet:
             try:
                 with _Display(console, fleet.engines) as display:
                     fleet.start(display.engines, settings.timeout_s)
                     results = measure(
                         fleet,
                         directory,
-                        text.messages(settings.question),
+                        plan.document.messages(settings.question),
                         settings.max_tokens,
                         display.step,
                     )
@@ -88,54 +46,13 @@ def run(settings: Settings, console: Console) -> Results:
                 raise
             with console.status("stopping the engines"):
                 fleet.stop()
-    asked = f"{model.name}, {text.name}: {settings.question}"
+    asked = f"{plan.model}, {plan.document.name}: {settings.question}"
     console.print(asked, style="bold", markup=False)
     console.print(report.as_text(results))
     if settings.json_file is not None:
-        about = _about(settings, model.name, text.name, time.monotonic() - started)
+        about = _about(settings, plan.model, plan.document.name, time.monotonic() - started)
         report.write_json(settings.json_file, report.as_json(results, about))
     return results
-
-
-def _check(settings: Settings, names: Sequence[str]) -> None:
-    """Finds before anything is started what would fail at the end."""
-    if settings.json_file is not None:
-        folder = settings.json_file.absolute().parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK) or settings.json_file.is_dir():
-            raise DemoError(f"cannot write {settings.json_file}: no folder that can be written to")
-    if not any(name.startswith("lmkv") for name in names):
-        return
-    if importlib.util.find_spec("lmkv._C") is None:
-        raise DemoError(
-            "lmkv's C++ core is not built", hint="`make build`, or `pip install .` in a checkout"
-        )
-
-
-def _check_memory(this: machine.Machine, engines: int) -> None:
-    """On a CPU, engines that do not fit would be killed by the system, or other programs would."""
-    needed = engines * _GIB_OF_A_CPU_ENGINE
-    if not this.on_gpu and this.memory_gib < needed:
-        raise DemoError(
-            f"{engines} engines need about {needed:.0f} GiB of memory, and {this.memory_gib:.0f} "
-            "GiB are free",
-            hint="start fewer, as with --engines plain-b,lmkv-a,lmkv-b, or stop other programs",
-        )
-
-
-def _directory(settings: Settings, folder: Path) -> Path:
-    """Where the lmkv engines keep KV: the user's directory, or a fresh one that goes away."""
-    directory = (settings.directory or folder / KV).expanduser().absolute()
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        free = free_bytes(directory)
-    except OSError as error:
-        raise DemoError(f"cannot use the directory {directory}: {error.strerror}") from error
-    if free < _LEAST_FREE_BYTES:
-        raise DemoError(
-            f"only {free >> 20} MiB are free under {directory}",
-            hint="free some space, or choose another directory with --dir",
-        )
-    return directory
 
 
 def _about(settings: Settings, model: str, text: str, total_s: float) -> dict[str, Any]:

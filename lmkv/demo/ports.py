@@ -10,23 +10,25 @@ from lmkv.demo.errors import DemoError
 from lmkv.demo.launch import HOST
 
 
-def choose(count: int, base: int | None = None) -> list[int]:
+def choose(count: int, base: int | None = None, *, host: str = HOST) -> list[int]:
     """`count` ports: `base`, `base` + 1, ..., or free ones that the system picks.
 
     Raises `DemoError` naming the first of the wanted ports that is taken.
     """
     with contextlib.ExitStack() as stack:  # held together, so that none is chosen twice
         return [
-            _bind(stack.enter_context(socket.socket()), 0 if base is None else base + position)
+            _bind(
+                stack.enter_context(socket.socket()), host, 0 if base is None else base + position
+            )
             for position in range(count)
         ]
 
 
-def _bind(holder: socket.socket, port: int) -> int:
+def _bind(holder: socket.socket, host: str, port: int) -> int:
     # As the server will: a port in TIME_WAIT is free, a listening one is not.
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        holder.bind((HOST, port))
+        holder.bind((host, port))
         holder.listen(1)
     except OverflowError:
         raise DemoError(f"there is no port {port}", hint="--port takes 1024 to 65531") from None

@@ -23,8 +23,8 @@ def as_json(results: Results, about: dict[str, Any]) -> dict[str, Any]:
 
     Times are in seconds. `tokens_loaded` is what the first query got through lmkv, `tokens_kept`
     what the second one found in the engine's own prefix cache. `reading_s` is how long the first
-    one read chunks from the directory, whatever the disk did meanwhile. `speedup` is null unless both
-    kinds of engine took part.
+    one read chunks from the directory, whatever the disk did meanwhile. `speedup` is null unless
+    both kinds of engine took part.
     """
     return {
         "engines": [_engine(engine) for engine in results.engines],

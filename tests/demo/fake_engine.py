@@ -2,9 +2,10 @@
 
 `python fake_engine.py --port N [--family FILE] [--die SECONDS] [--limit WORDS]`
 
-Answers /health, /metrics and streamed chat completions. `--family`: starts processes that ignore
-SIGTERM and leave the session and the process group, as hard to end as can be, and writes their
-ids to the file. `--die`: prints a line and exits with status 7. `--limit`: the longest prompt.
+Answers /health, /v1/models, /metrics, /tokenize and streamed chat completions. `--family`: starts
+processes that ignore SIGTERM and leave the session and the process group, as hard to end as can
+be, and writes their ids to the file. `--die`: prints a line and exits with status 7. `--limit`: the
+longest prompt.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 FIRST_TOKEN_S = 0.4
 TOKEN_S = 0.05
@@ -39,6 +41,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     limit = 1000
     asked = 0
+    requests: ClassVar[list[dict[str, Any]]] = []
+    lmkv: ClassVar[dict[str, float]] = {}
 
     def log_message(self, *_: object) -> None:
         pass
@@ -49,10 +53,19 @@ class Handler(BaseHTTPRequestHandler):
         for source, first, repeat in (("external_kv_transfer", 96, 0), ("local_cache_hit", 0, 64)):
             value = first * min(Handler.asked, 1) + repeat * max(Handler.asked - 1, 0)
             metrics.append(f'{by_source}{{engine="0",source="{source}"}} {value}.0')
-        self.reply(200, "\n".join(metrics) + "\n" if self.path == "/metrics" else "")
+        metrics += [f"vllm:lmkv_{name}_total {value}" for name, value in Handler.lmkv.items()]
+        if self.path == "/metrics":
+            self.reply(200, "\n".join(metrics) + "\n")
+        else:
+            models = {"data": [{"id": "fake-model"}]}
+            self.reply(200, json.dumps(models) if self.path == "/v1/models" else "")
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Handler.requests.append(request)
+        if self.path == "/tokenize":
+            self.reply(200, json.dumps({"count": len(request["prompt"].split())}))
+            return
         words = sum(len(message["content"].split()) for message in request["messages"])
         if words > Handler.limit:
             message = f"This model's maximum context length is {Handler.limit} tokens."

@@ -85,7 +85,7 @@ def test_a_document_that_is_too_long_is_said_to_be(
     monkeypatch.setattr(fake_engine.Handler, "limit", 3)
     with pytest.raises(DemoError, match=r"too long for the model.*maximum context length") as error:
         ask.Asker(engine).ask(QUESTION, 8)
-    assert "--document" in error.value.hint
+    assert "shorter document" in error.value.hint
 
 
 def test_an_engine_that_is_gone_is_an_error() -> None:

@@ -57,10 +57,17 @@ def test_an_unknown_engine_is_wrong_usage() -> None:
     assert "'plain-z': choose from plain-a,plain-b,lmkv-a,lmkv-b" in result.stderr
 
 
-def test_without_headless_it_says_so() -> None:
-    result = lmkv("demo")
+def test_the_terminal_run_and_attached_engines_exclude_each_other() -> None:
+    result = lmkv("demo", "--headless", "--attach", "http://127.0.0.1:1=plain")
     assert result.returncode == 2
-    assert "--headless" in result.stderr
+    assert "--attach" in result.stderr
+
+
+@NEEDS_VLLM
+def test_attach_says_what_it_takes() -> None:
+    result = lmkv("demo", "--attach", "127.0.0.1:8000")
+    assert result.returncode == 1
+    assert "--attach http://host:8000=plain" in result.stderr
 
 
 @NEEDS_VLLM

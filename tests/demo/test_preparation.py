@@ -12,7 +12,7 @@ pytest.importorskip("tokenizers", reason="the demo's dependencies are not instal
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lmkv.demo import document, headless, machine, model_choice
+from lmkv.demo import document, machine, model_choice, plan
 from lmkv.demo.document import Document
 from lmkv.demo.errors import DemoError
 from lmkv.demo.machine import Machine
@@ -160,10 +160,10 @@ def test_a_running_runs_folder_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_engines_that_do_not_fit_into_the_memory_are_not_started() -> None:
-    headless._check_memory(CPU, 4)
-    headless._check_memory(GPU, 4)
+    plan.check_memory(CPU, 4)
+    plan.check_memory(GPU, 4)
     small = Machine(gpus=(), gpu_memory_gib=0.0, cores=2, memory_gib=8.0)
-    headless._check_memory(small, 2)
+    plan.check_memory(small, 2)
     with pytest.raises(DemoError, match="4 engines need about 14 GiB of memory, and 8") as error:
-        headless._check_memory(small, 4)
+        plan.check_memory(small, 4)
     assert "--engines" in error.value.hint

@@ -1,0 +1,222 @@
+"""The state behind the page, over engines that answer HTTP as vLLM does."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("openai", reason="the demo's dependencies are not installed")
+
+import fake_engine
+
+from lmkv.demo import backends, session
+from lmkv.demo.backends import AttachedEngines, parse_attach
+from lmkv.demo.counters import Activity, CounterLog
+from lmkv.demo.document import Document
+from lmkv.demo.errors import DemoError
+from lmkv.demo.metrics import EngineMetrics
+from lmkv.demo.session import Session
+
+TEXT = Document("text.md", "the lamp is lit at dusk")
+Eventually = Callable[..., None]
+
+
+@contextlib.contextmanager
+def served(port: int = 0) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", port), fake_engine.Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def fresh_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_engine.Handler, "asked", 0)
+    monkeypatch.setattr(fake_engine.Handler, "requests", [])
+    monkeypatch.setattr(fake_engine.Handler, "lmkv", {})
+    monkeypatch.setattr(fake_engine.Handler, "limit", 1000)
+
+
+@pytest.fixture
+def two(eventually: Eventually) -> Iterator[Session]:
+    """A session over a plain engine and one with lmkv, both ready."""
+    with contextlib.ExitStack() as stack:
+        addresses = [(stack.enter_context(served()), kind) for kind in ("plain", "lmkv")]
+        here = stack.enter_context(Session(AttachedEngines(addresses)))
+        eventually(lambda: [view.ready for view in here.engines()] == [True, True])
+        yield here
+
+
+def done(here: Session) -> bool:
+    return not any(query.running for query in here.queries())
+
+
+def test_engines_are_named_by_kind_and_asked_for_their_model(two: Session) -> None:
+    plain, lmkv = two.engines()
+    assert (plain.name, plain.title, plain.model) == ("plain-a", "plain vLLM A", "fake-model")
+    assert (lmkv.name, lmkv.title) == ("lmkv-a", "vLLM w/ lmkv A")
+    assert lmkv.base_url == f"http://127.0.0.1:{lmkv.port}"
+
+
+def test_an_answer_comes_piece_by_piece_and_is_measured(
+    two: Session, eventually: Eventually
+) -> None:
+    two.ask(["plain-a"], TEXT, "When?")
+    texts = set()
+    while not done(two):
+        texts.add(two.queries()[0].answer.text)
+        time.sleep(0.01)
+    assert {"lmkv ", "lmkv keeps "} <= texts
+    (query,) = two.queries()
+    assert (query.state, query.ordinal, query.document) == ("done", 1, "text.md")
+    assert query.answer.text == "lmkv keeps KV."
+    assert query.answer.ttft_s >= fake_engine.FIRST_TOKEN_S
+
+
+def test_two_engines_are_asked_at_once_and_one_engine_one_by_one(
+    two: Session, eventually: Eventually
+) -> None:
+    began = time.monotonic()
+    two.ask(["plain-a", "lmkv-a"], TEXT, "When?")
+    two.ask(["plain-a"], TEXT, "When?")
+    eventually(lambda: done(two), 20)
+    first, second, third = two.queries()
+    assert first.group == second.group != third.group
+    assert (first.ordinal, third.ordinal) == (1, 2)
+    assert time.monotonic() - began >= 2 * fake_engine.FIRST_TOKEN_S
+    assert all(query.state == "done" for query in (first, second, third))
+
+
+def test_a_question_that_is_too_long_fails_with_a_sentence(
+    two: Session, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(fake_engine.Handler, "limit", 3)
+    two.ask(["plain-a"], TEXT, "When?")
+    eventually(lambda: done(two))
+    (query,) = two.queries()
+    assert query.state == "failed"
+    assert query.error is not None
+    assert query.error.message.startswith("plain vLLM A: the document is too long")
+    assert "shorter document" in query.error.hint
+
+
+def test_clearing_changes_the_salt_and_deletes_only_what_is_ours(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    chunk = tmp_path / "v1" / "0011" / "r0" / "abc" / "abcdef.kv"
+    for owns, left in ((False, True), (True, False)):
+        chunk.parent.mkdir(parents=True, exist_ok=True)
+        chunk.write_bytes(b"kv")
+        with (
+            served() as url,
+            Session(
+                AttachedEngines([(url, "lmkv")]), directory=tmp_path, owns_directory=owns
+            ) as here,
+        ):
+            eventually(lambda here=here: [view.ready for view in here.engines()] == [True])
+            here.ask(["lmkv-a"], TEXT, "When?")
+            here.clear()
+            here.ask(["lmkv-a"], TEXT, "When?")
+            here.ask(["lmkv-a"], TEXT, "When?")
+            eventually(lambda here=here: done(here), 20)
+            salts = [r["cache_salt"] for r in fake_engine.Handler.requests if "cache_salt" in r]
+            assert salts[-3] != salts[-2] == salts[-1]
+            assert [(q.epoch, q.ordinal) for q in here.queries()] == [(0, 1), (1, 1), (1, 2)]
+        assert chunk.exists() is left
+
+
+def test_an_engine_that_is_gone_is_dead_and_one_that_comes_back_is_ready(
+    monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(session, "_LOOK_EVERY_S", 0.05)
+    with contextlib.ExitStack() as server:
+        url = server.enter_context(served())
+        with Session(AttachedEngines([(url, "plain")])) as here:
+            eventually(lambda: [view.ready for view in here.engines()] == [True])
+            server.close()
+            eventually(lambda: here.engines()[0].state == "dead")
+            (trouble,) = here.trouble()
+            assert "does not answer any more" in trouble.message
+            here.ask(["plain-a"], TEXT, "When?")
+            eventually(lambda: here.queries()[0].state == "failed")
+            with served(here.engines()[0].port or 0):
+                eventually(lambda: here.engines()[0].ready)
+                assert here.trouble() == []
+
+
+def test_an_engine_that_never_answered_is_starting(eventually: Eventually) -> None:
+    engines = AttachedEngines([("http://127.0.0.1:1", "plain")])
+    for _ in range(backends._FAILURES_OF_THE_DEAD + 1):
+        (view,) = engines.look()
+        assert (view.state, view.stage) == ("starting", "no answer yet")
+
+
+def test_tokens_are_counted_by_an_engine(two: Session) -> None:
+    assert two.count_tokens("one two three") == 3
+
+
+def test_failing_stores_are_trouble_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(session, "_COUNT_EVERY_S", 0.1)
+    monkeypatch.setattr(session, "_LOW_SPACE", 1.1)  # every disk is full then
+    with served() as url, Session(AttachedEngines([(url, "lmkv")]), directory=tmp_path) as here:
+        eventually(lambda: bool(here.engines()))
+        assert here.trouble() == []
+        monkeypatch.setitem(fake_engine.Handler.lmkv, "stores_failed", 4)
+        eventually(lambda: bool(here.trouble()))
+        assert here.trouble()[0].message.startswith("the directory is full: 4 stores failed")
+        monkeypatch.setattr(session, "_LOW_SPACE", 0.0)
+        assert "lmkv doctor" in here.trouble()[0].hint
+        here.directory = tmp_path / "gone"
+        assert "cannot be used" in here.trouble()[0].message
+
+
+def readings(**values: float) -> EngineMetrics:
+    return EngineMetrics("".join(f"vllm:lmkv_{k}_total {v}\n" for k, v in values.items()))
+
+
+def test_counters_add_up_over_engines_and_over_their_restarts() -> None:
+    log = CounterLog()
+    assert log.add({}) == Activity()
+    log.add({"a": readings(chunks_stored=3), "b": readings(chunks_stored=2)})
+    assert log.activity.totals.chunks_stored == 5
+    log.add({"a": readings(chunks_stored=4)})  # b did not answer
+    log.add({"a": readings(chunks_stored=4), "b": readings(chunks_stored=1)})  # b is a new one
+    assert log.activity.totals.chunks_stored == 7
+
+
+def test_the_rate_of_the_disk_is_that_of_the_last_activity() -> None:
+    log = CounterLog()
+    log.add({"a": readings(bytes_loaded=4e9, reading_seconds=2.0)})
+    assert log.activity.read_rate == 2e9
+    log.add({"a": readings(bytes_loaded=4e9, reading_seconds=2.0)})
+    assert log.activity.read_rate == 2e9
+    log.add({"a": readings(bytes_loaded=5e9, reading_seconds=2.25)})
+    assert log.activity.read_rate == 4e9
+    assert log.activity.write_rate == 0.0
+
+
+def test_attach_takes_addresses_with_their_kind() -> None:
+    assert parse_attach("http://a:8000=plain, http://b:8002/v1=lmkv") == [
+        ("http://a:8000", "plain"),
+        ("http://b:8002", "lmkv"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "http://a:8000", "http://a:8000=fast", "a:8000=plain", "http://=plain"]
+)
+def test_attach_refuses_what_is_no_address_and_kind(text: str) -> None:
+    with pytest.raises(DemoError) as refused:
+        parse_attach(text)
+    assert "--attach http://" in refused.value.hint
