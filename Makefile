@@ -1,9 +1,9 @@
 # Every target sets up what it needs first (scripts/setup.sh) and skips what is already there.
 #   PYTHON=python3.12   the interpreter for .venv (default: the first of python3.11 .. 3.13)
 #   VLLM='vllm==0.33.0' another vLLM than the default; VLLM=none leaves it alone
-#   ARGS='...'          passed on: `make demo ARGS='--json out.json'`, `make test ARGS='-k doctor'`
+#   ARGS='...'          passed on: `make demo ARGS=--headless`, `make test ARGS='-k doctor'`
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint format gpu-check clean
+.PHONY: help build demo test lint format docs wheel gpu-check clean
 export PYTHON VLLM
 ARGS ?=
 
@@ -13,12 +13,12 @@ help: ## this list
 build: ## .venv, system packages and lmkv itself (editable); about 2 minutes the first time
 	@scripts/setup.sh build
 
-demo: ## real engines with and without lmkv, side by side in a table (set-up about 5 minutes once)
+demo: ## real engines with and without lmkv, side by side on a page (set-up about 5 minutes once)
 	@scripts/setup.sh build engine
 	@scripts/demo.sh $(ARGS)
 
 test: ## all tests, C++ and Python, sanitizers and real engines included
-	@scripts/setup.sh build engine
+	@scripts/setup.sh build engine browser
 	@scripts/test.sh $(ARGS)
 
 lint: ## formatters in check mode, linters, type checker
@@ -28,6 +28,14 @@ lint: ## formatters in check mode, linters, type checker
 format: ## let the formatters and fixers rewrite the tree
 	@scripts/setup.sh tools
 	@scripts/lint.sh --fix
+
+docs: ## the site of docs/ into site/; a warning or a dead link fails
+	@scripts/setup.sh tools
+	@scripts/docs.sh $(ARGS)
+
+wheel: ## a manylinux wheel with all it needs inside, into dist/; PYTHONS='python3.10 python3.12' for others
+	@scripts/setup.sh build
+	@scripts/wheel.sh $(ARGS)
 
 gpu-check: ## the tests that need a CUDA device
 	@scripts/gpu-check.sh $(ARGS)

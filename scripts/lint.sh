@@ -16,12 +16,14 @@ check_mypy() { mypy; }
 check_clang-format() { cpp_sources | xargs -0 -r clang-format --dry-run -Werror; }
 check_codespell() { codespell; }
 check_shellcheck() { shellcheck -x scripts/*.sh .ci/run; }
+check_hadolint() { hadolint deploy/Dockerfile; }
+check_compose() { check-jsonschema --builtin-schema vendor.compose-spec deploy/*.yml; }
 
 fix_ruff() { ruff check --fix . && ruff format .; }
 fix_clang-format() { cpp_sources | xargs -0 -r clang-format -i; }
 
 verb=check
-tools=(ruff mypy clang-format codespell shellcheck)
+tools=(ruff mypy clang-format codespell shellcheck hadolint compose)
 if [[ ${1:-} == --fix ]]; then
   verb=fix
   tools=(ruff clang-format)

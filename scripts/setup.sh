@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# setup.sh [tools] [build] [engine]: makes this clone ready, doing only what is not done yet.
+# setup.sh [tools] [build] [engine] [browser]: makes this clone ready, doing only what is not done yet.
 #   tools   .venv with the linters and test tools
 #   build   tools, system packages, lmkv itself (editable)
 #   engine  vLLM (for the CPU where there is no GPU) and the demo's small model
+#   browser Chromium, for the tests of the demo's page
 # Each step leaves a stamp in .venv that holds what it depends on; an equal stamp skips the step.
 # Two of these at once are safe: the second waits.
 # shellcheck source=scripts/common.sh
@@ -82,6 +83,14 @@ missing_for_build() {
   command -v fusermount3 >/dev/null || echo fuse3
 }
 
+missing_for_browser() {
+  local name
+  for name in chromium chromium-browser google-chrome; do
+    if command -v "$name" >/dev/null; then return; fi
+  done
+  echo chromium
+}
+
 headers_of() { "$1" -c 'import sysconfig; print(sysconfig.get_path("include"))'; }
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
@@ -103,9 +112,9 @@ install_missing() {
   say "please install (names as in Debian and Ubuntu): $*"
   local name
   for name in "$@"; do
-    # Without liburing the thread engine does the I/O; the other two are for tests alone.
+    # Without liburing the thread engine does the I/O; the others are for tests alone.
     case $name in
-      liburing-dev | libgtest-dev | fuse3) ;;
+      liburing-dev | libgtest-dev | fuse3 | chromium) ;;
       *) die "lmkv cannot be built here without $name" ;;
     esac
   done
@@ -131,7 +140,7 @@ tools() {
   python=$(choose_python)
   virtual_environment "$python"
   local -a wanted
-  mapfile -t wanted < <("$VENV/bin/python" scripts/requirements.py dev demo)
+  mapfile -t wanted < <("$VENV/bin/python" scripts/requirements.py dev demo docs)
   stamped tools "${wanted[*]}" && return
   say "installing lmkv's dependencies, linters and test tools into .venv (about half a minute)"
   pip_install --upgrade 'pip>=25'
@@ -187,6 +196,8 @@ engine() {
   stamp model "$MODEL"
 }
 
+browser() { install_missing missing_for_browser "$VENV/bin/python"; }
+
 # Packages of the torch family that were built for another torch fail to import, and take the import
 # of transformers down with them. Text models need none of them.
 remove_broken_torch_packages() {
@@ -209,7 +220,7 @@ flock -n 9 || {
 }
 for step in "$@"; do
   case $step in
-    tools | build | engine) "$step" ;;
-    *) die "unknown step '$step': tools, build or engine" ;;
+    tools | build | engine | browser) "$step" ;;
+    *) die "unknown step '$step': tools, build, engine or browser" ;;
   esac
 done

@@ -1,24 +1,29 @@
 """The documentation says what the code does."""
 
-import ctypes
 import json
 import re
 import runpy
 import shlex
 import struct
-import time
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from lmkv import _C
 from lmkv.config import Config
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stored_chunk import OneStoredChunk
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "deploy").glob("*.md")),
 ]
 
 
@@ -33,6 +38,16 @@ def test_configuration_page_is_what_the_dataclass_says() -> None:
     )
 
 
+def assert_is_public(url: str) -> None:
+    """As much as can be said of a link without following it."""
+    parts = urlsplit(url)
+    assert parts.scheme == "https", url
+    assert re.fullmatch(r"([a-z0-9-]+\.)+[a-z]+", parts.netloc), url
+    if parts.netloc == "github.com":
+        thread = r"/[\w.-]+/[\w.-]+/((issues|pull)/\d+|blob/v[\d.]+/[\w./-]+)"
+        assert re.fullmatch(thread, parts.path), url
+
+
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -41,7 +56,8 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        if target.startswith(("http://", "https://")):
+        if ":" in target:
+            assert_is_public(target)
             continue
         path, _, anchor = target.partition("#")
         linked = (page.parent / path).resolve() if path else page
@@ -59,6 +75,103 @@ def test_the_flag_for_vllm_serve_is_one_that_lmkv_takes(name: str) -> None:
     assert Config.from_sources(config["kv_connector_extra_config"], {}).path == "/mnt/kv"
 
 
+def numbers() -> dict[str, Any]:
+    return json.loads(text_of("docs/assets/demo.json"))
+
+
+def test_the_picture_is_drawn_from_the_numbers() -> None:
+    draw = runpy.run_path(str(ROOT / "scripts" / "demo_chart.py"))["picture"]
+    assert text_of("docs/assets/demo.svg") == draw(numbers()), (
+        "docs/assets/demo.svg is out of date: run .venv/bin/python scripts/demo_chart.py"
+    )
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    page = text_of("README.md")
+    rows = [
+        f"| {e['name'].split('-')[0]} {e['name'][-1].upper()} | {e['ttft_first_s']:.2f} s "
+        f"| {e['ttft_second_s']:.2f} s | {e['tokens_loaded']:,} of {e['prompt_tokens']:,} |"
+        for e in numbers()["engines"]
+    ]
+    assert re.findall(r"^\| (?:plain|lmkv) [AB] .*$", page, re.MULTILINE) == rows
+    for what in ("date", "software", "model"):
+        assert numbers()[what].lower() in page.lower()
+
+
+def test_the_site_builds_without_a_warning_and_has_the_api(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["scripts/docs.sh", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    api = (tmp_path / "api.html").read_text(encoding="utf-8")
+    for name in (
+        "config.Config",
+        "config.Config.from_sources",
+        "namespace.Namespace.digest",
+        "_C.Engine.load",
+    ):
+        assert f'id="lmkv.{name}"' in api
+    assert "whether every rank" in api  # what the core's stub says of Directory.present
+    assert (tmp_path / "decisions" / "0001-file-per-chunk.html").exists()
+
+
+def test_every_decision_is_listed() -> None:
+    listed = re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", text_of("docs/decisions/README.md"))
+    assert sorted(listed) == sorted(p.name for p in (ROOT / "docs/decisions").glob("0*.md"))
+
+
+# Words of vLLM, the kernel and PyTorch that the pages name.
+ELSEWHERE = {"cache_salt", "expandable_segments", "io_uring_setup", "io_uring_enter"}
+ELSEWHERE |= {"io_uring_register", "kv_consumer", "kv_producer", "kv_both"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_in_the_pages_are_names_in_the_code(page: Path) -> None:
+    code = " ".join(
+        path.read_text(encoding="utf-8")
+        for folder, pattern in (("lmkv", "*.py*"), ("csrc", "*.[ch]*"), ("deploy", "*.yml"))
+        for path in (ROOT / folder).rglob(pattern)
+        if path.suffix in {".py", ".pyi", ".cpp", ".hpp", ".cu", ".cuh", ".yml"}
+    )
+    known = set(re.findall(r"\w+", code)) | ELSEWHERE
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", text)
+    for span in spans:
+        if re.fullmatch(r"[a-z]+(_[a-z]+)+", span):
+            assert span in known, f"{span}: no such setting, counter or name"
+        if re.fullmatch(r"(csrc|lmkv|docs|scripts|tests|benchmarks|deploy)/[\w./-]*", span):
+            assert (ROOT / span).exists(), f"{span} is not there"
+        if re.fullmatch(r"LMKV_[A-Z_]+", span):
+            setting = span.removeprefix("LMKV_").lower()
+            assert setting in {field.name for field in fields(Config)}, span
+
+
+def test_what_the_pages_say_of_docker_is_in_deploy() -> None:
+    variables = dict(re.findall(r"^(\w+)=(.*)$", text_of("deploy/.env"), re.MULTILINE))
+    docker = text_of("docs/quick-start.md").partition("## Docker")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", docker))
+    assert len(named) > 5
+    assert named <= set(variables)
+    (options,) = re.findall(r" nfs (\S+) 0 0$", text_of("docs/tuning.md"), re.MULTILINE)
+    assert options == variables["NFS_OPTIONS"]
+    images = re.findall(r"^ +image: (\S+)", text_of("docs/quick-start.md"), re.MULTILINE)
+    assert images
+    for image in images:
+        assert f"image: {image}" in text_of("deploy/docker-compose.yml")
+
+
+def test_operations_page_names_every_counter_and_no_other() -> None:
+    metrics = pytest.importorskip("lmkv.vllm.metrics", reason="vLLM is not installed")
+    named = re.findall(r"^\| `(vllm:\w+)` \|", text_of("docs/operations.md"), re.MULTILINE)
+    assert sorted(named) == sorted(map(metrics.prometheus_name, metrics.COUNTERS))
+    every = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert set(re.findall(r"vllm:lmkv_\w+_total", every)) <= set(named)
+
+
 def test_the_guide_names_every_setting_and_no_other() -> None:
     guide = text_of("lmkv/demo/documents/guide.md").partition("## Settings")[2]
     named = re.findall(r"^- `(\w+)`:", guide.partition("\n## ")[0], re.MULTILINE)
@@ -70,53 +183,6 @@ def test_every_make_target_named_in_a_page_exists() -> None:
     for page in PAGES:
         named = re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(named) <= targets, page
-
-
-class OneStoredChunk:
-    """Stores one chunk of three blocks, two segments each, through the real core."""
-
-    blocks, block_tokens, segment_bytes, token_begin, rank = 3, 32, 1000, 512, 5
-    namespace, key = bytes(range(32)), bytes(range(100, 132))
-
-    def __init__(self, root: Path) -> None:
-        memory = ctypes.create_string_buffer(2 * self.blocks * self.segment_bytes)
-        for i in range(len(memory)):
-            memory[i] = i * 7 % 251
-        base, span = ctypes.addressof(memory), self.blocks * self.segment_bytes
-        engine = _C.Engine(
-            _C.EngineOptions(
-                root=str(root),
-                namespace=self.namespace,
-                rank=self.rank,
-                segments=[
-                    (base, self.segment_bytes, self.segment_bytes),
-                    (base + span, self.segment_bytes, self.segment_bytes),
-                ],
-                block_count=self.blocks,
-                block_tokens=self.block_tokens,
-                blocks_per_chunk=8,
-                host_memory=16 << 20,
-            )
-        )
-        assert engine.store(self.key, self.token_begin, [2, 0, 1])
-        assert engine.drain(30)
-        deadline = time.monotonic() + 30
-        errors = []
-        while len(errors) < 2 and time.monotonic() < deadline:
-            errors += [event.error for event in engine.poll()]
-        assert errors == ["", ""]
-        self.stats = engine.stats()
-        engine.close()
-        raw = memory.raw
-        size = self.segment_bytes
-        self.payload = b"".join(
-            raw[offset : offset + size]
-            for block in (2, 0, 1)
-            for offset in (block * size, span + block * size)
-        )
-        self.path = (
-            root / "v1" / self.namespace.hex()[:16] / f"r{self.rank}" / self.key.hex()[:3]
-        ) / f"{self.key.hex()}.kv"
 
 
 @pytest.fixture(scope="module")
