@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lmkv._version import __version__
-from lmkv.cli import demo, doctor
+from lmkv.cli import demo, doctor, serve
 
 app = typer.Typer(
     name="lmkv",
@@ -38,3 +38,4 @@ def lmkv(
 
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("serve", context_settings=serve.CONTEXT)(serve.serve)
