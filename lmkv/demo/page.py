@@ -35,6 +35,8 @@ ul.lmkv-engines li { margin: 0 0 0.3rem !important; padding: 0 !important; }
 .lmkv-counters td { font-variant-numeric: tabular-nums; font-weight: 600; text-align: right; }
 .lmkv-counters td + td { font-weight: 400; text-align: left; padding-left: 1rem; }
 .lmkv-figures { margin: 0; }
+.st-key-document-text pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
+.st-key-document-text pre * { white-space: pre-wrap !important; }
 </style>"""
 
 session = page_server.session()

@@ -262,7 +262,9 @@ def test_a_shipped_document_brings_a_question_that_the_model_can_answer(
 ) -> None:
     page.get_by_role("combobox", name=re.compile("Document")).click()
     page.get_by_role("option", name=document).click()
-    expect(page.get_by_label("Question")).not_to_have_value("Does lmkv change the answers?")
+    expect(page.get_by_role("textbox", name="Question")).not_to_have_value(
+        "Does lmkv change the answers?"
+    )
     expect(page.get_by_text(re.compile(r"^1,[56]\d\d tokens$"))).to_be_visible()
     assert word in ask(page, "lmkv-a").inner_text()
 
@@ -286,8 +288,8 @@ def test_an_uploaded_file_is_asked_about(page: Page, tmp_path: Path) -> None:
     page.locator("input[type=file]").set_input_files(file)
     expect(page.get_by_text(re.compile(r"^1\d\d tokens$"))).to_be_visible()
     before = asked(page)
-    page.get_by_label("Question").fill("On which day is the meeting?")
-    page.get_by_label("Question").press("Enter")  # the keyboard is enough
+    page.get_by_role("textbox", name="Question").fill("On which day is the meeting?")
+    page.get_by_role("textbox", name="Question").press("Enter")  # the keyboard is enough
     box = answered(page, before)
     assert "friday" in box.inner_text().lower()
 
