@@ -1,9 +1,8 @@
-"""What `pip wheel .` and the sdist hold, and that the wheel works where nothing else is."""
+"""What the sdist and the wheel hold, and that the wheel works where nothing else is."""
 
 import importlib.metadata
 import json
 import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -22,37 +21,6 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
     )
     assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
-
-
-@pytest.fixture(scope="session")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("sdist")
-    backend = f"import setuptools.build_meta as b; print(b.build_sdist({str(out)!r}))"
-    run(sys.executable, "-c", backend, cwd=ROOT)
-    (path,) = out.glob("lmkv-*.tar.gz")
-    return path
-
-
-@pytest.fixture(scope="session")
-def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the sdist, so that what the sdist lacks is noticed."""
-    out = tmp_path_factory.mktemp("wheel")
-    run(
-        *(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"),
-        *("--wheel-dir", out, sdist),
-    )
-    (path,) = out.glob("lmkv-*.whl")
-    return path
-
-
-@pytest.fixture(scope="session")
-def bare_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that holds the wheel, and what it asks for, only."""
-    environment = tmp_path_factory.mktemp("bare") / "venv"
-    run(sys.executable, "-m", "venv", environment)
-    python = environment / "bin" / "python"
-    run(python, "-m", "pip", "install", wheel)
-    return python
 
 
 def test_sdist_holds_what_the_core_is_built_from(sdist: Path) -> None:

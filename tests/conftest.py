@@ -1,0 +1,67 @@
+"""One build of the sdist and the wheel, by the script that releases them, for all tests of them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_COPIED = shutil.ignore_patterns(".*", "build", "dist", "site", "*.egg-info", "*.so")
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def run_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs a command, and returns its output, where nothing leads to this checkout."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+
+    def run(*command: str | Path, cwd: Path = folder, **variables: str) -> str:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LMKV_"))}
+        done = subprocess.run(
+            [str(word) for word in command], cwd=cwd, env=environment | variables,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def dist(run_elsewhere: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `scripts/wheel.sh` makes of this tree, in a copy without .venv, as in an image's build.
+
+    The wheel is built from the sdist, so that what the sdist lacks is noticed.
+    """
+    folder = tmp_path_factory.mktemp("tree")
+    copy = shutil.copytree(ROOT, folder / "lmkv", ignore=NOT_COPIED)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # its python3 is ours
+    run_elsewhere(copy / "scripts" / "wheel.sh", cwd=copy, PATH=path)
+    return copy / "dist"
+
+
+@pytest.fixture(scope="session")
+def sdist(dist: Path) -> Path:
+    (path,) = dist.glob("lmkv-*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="session")
+def wheel(dist: Path) -> Path:
+    (path,) = dist.glob("lmkv-*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def bare_python(wheel: Path, run_elsewhere: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that holds the wheel, and what it asks for, only."""
+    environment = tmp_path_factory.mktemp("bare") / "venv"
+    run_elsewhere(sys.executable, "-m", "venv", environment)
+    python = environment / "bin" / "python"
+    run_elsewhere(python, "-m", "pip", "install", wheel)
+    return python
