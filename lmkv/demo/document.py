@@ -13,7 +13,7 @@ DEFAULT_QUESTION = "Does lmkv change the answers?"
 
 SHIPPED = {
     "guide.md": DEFAULT_QUESTION,
-    "lighthouse.md": "How many steps does the lighthouse have?",
+    "lighthouse.md": "When was the lamp lit for the first time?",
     "handbook.md": "How many days of leave does a new employee have?",
 }
 """The documents that come with the demo, and a question about each."""

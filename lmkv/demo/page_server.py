@@ -34,7 +34,9 @@ _OPTIONS = {
     "server.headless": True,
     "server.maxUploadSize": 16,
     "server.showEmailPrompt": False,
-    "theme.primaryColor": "#0b7a5c",
+    # By ground, and never for both: a theme of one's own has no dark side.
+    "theme.light.primaryColor": "#0b7a5c",
+    "theme.dark.primaryColor": "#0b7a5c",
 }
 
 _session: Session | None = None
