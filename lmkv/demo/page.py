@@ -361,7 +361,7 @@ def _rate(rate: float) -> str:
 def _show(error: DemoError) -> None:
     """One sentence, what to do, and the evidence."""
     hint = f" What to do: {error.hint}." if error.hint else ""
-    st.error(_plain(f"{error.message}.{hint}"))
+    st.error(_plain(f"{error.message.rstrip('.')}.{hint}"))
     if error.log:
         with st.expander("The engine's last words"):
             st.code(error.log, language=None)

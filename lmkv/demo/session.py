@@ -32,8 +32,9 @@ class Query:
     """One question to one engine, as it is at one moment.
 
     `group`: questions that were asked at once have the same one. `ordinal`: the how-manieth this
-    is to this engine about this document since the cache was cleared the last time, from 1;
-    `epoch`: how often it had been cleared. `state`: "waiting", "answering", "done" or "failed".
+    is to this engine about this document since the cache was cleared the last time, from 1; those
+    that failed do not count. `epoch`: how often it had been cleared. `state`: "waiting",
+    "answering", "done" or "failed".
     """
 
     number: int
@@ -149,6 +150,7 @@ class Session:
                     (query.engine.name, query.document, query.epoch)
                     == (name, document.name, self._epoch)
                     for query in self._queries
+                    if query.state != "failed"
                 )
                 number = len(self._queries)
                 self._queries.append(

@@ -107,6 +107,9 @@ def test_a_question_that_is_too_long_fails_with_a_sentence(
     assert query.error is not None
     assert query.error.message.startswith("plain vLLM A: the document is too long")
     assert "shorter document" in query.error.hint
+    monkeypatch.setattr(fake_engine.Handler, "limit", 1000)
+    two.ask(["plain-a"], TEXT, "When?")
+    assert two.queries()[1].ordinal == 1  # nothing was computed for the first
 
 
 def test_clearing_changes_the_salt_and_deletes_only_what_is_ours(
