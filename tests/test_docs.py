@@ -146,8 +146,11 @@ def test_names_in_the_pages_are_names_in_the_code(page: Path) -> None:
         if re.fullmatch(r"(csrc|lmkv|docs|scripts|tests|benchmarks|deploy)/[\w./-]*", span):
             assert (ROOT / span).exists(), f"{span} is not there"
         if re.fullmatch(r"LMKV_[A-Z_]+", span):
-            setting = span.removeprefix("LMKV_").lower()
-            assert setting in {field.name for field in fields(Config)}, span
+            settings = {f"LMKV_{field.name.upper()}" for field in fields(Config)}
+            of_the_build = re.findall(
+                r"^(?:option|set)\((LMKV_\w+)", text_of("CMakeLists.txt"), re.M
+            )
+            assert span in settings | {*of_the_build}, span
 
 
 def test_what_the_pages_say_of_docker_is_in_deploy() -> None:
