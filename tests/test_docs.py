@@ -148,7 +148,7 @@ def test_names_in_the_pages_are_names_in_the_code(page: Path) -> None:
         if re.fullmatch(r"LMKV_[A-Z_]+", span):
             settings = {f"LMKV_{field.name.upper()}" for field in fields(Config)}
             of_the_build = re.findall(
-                r"^(?:option|set)\((LMKV_\w+)", text_of("CMakeLists.txt"), re.M
+                r"^(?:option|set)\((LMKV_\w+)", text_of("CMakeLists.txt"), re.MULTILINE
             )
             assert span in settings | {*of_the_build}, span
 
