@@ -106,7 +106,8 @@ install_missing() {
   if ((EUID == 0)) && command -v apt-get >/dev/null; then
     say "installing system packages: $* (about a minute)"
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" </dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" </dev/null ||
+      [[ $* == chromium ]] || die "apt-get could not install: $*"
     return 0
   fi
   say "please install (names as in Debian and Ubuntu): $*"

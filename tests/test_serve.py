@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import contextlib
 import json
 import os
 import shlex
@@ -162,6 +163,8 @@ def test_the_directory_is_required() -> None:
         FLAG,
         f"{FLAG}={{}}",
         "--kv_transfer_config",
+        "--kv-transfer",
+        "--kv_t",
         f"{FLAG}.kv_role",
         f"{FLAG}.kv_connector_extra_config.path=/x",
     ],
@@ -248,6 +251,7 @@ def wait_for(what: Callable[[], bool], seconds: float, log: Path) -> None:
 @NEEDS_VLLM
 @pytest.mark.engine
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_engine_behind_it_answers_stores_chunks_and_ends_as_vllm_ends(tmp_path: Path) -> None:
     from lmkv.demo.model import prepare_smollm2
 
@@ -267,7 +271,7 @@ def test_the_engine_behind_it_answers_stores_chunks_and_ends_as_vllm_ends(tmp_pa
     with log.open("w") as output:
         server = subprocess.Popen(
             [sys.executable, "-c", LMKV, "serve", str(prepare_smollm2()), *words],
-            stdout=output, stderr=output, env=environment,
+            stdout=output, stderr=output, env=environment, start_new_session=True,
         )  # fmt: skip
 
     def ready() -> bool:
@@ -288,5 +292,6 @@ def test_the_engine_behind_it_answers_stores_chunks_and_ends_as_vllm_ends(tmp_pa
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) in (0, -signal.SIGTERM)
     finally:
-        server.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()

@@ -120,7 +120,9 @@ def demo(
 
 
 def _missing(error: ModuleNotFoundError) -> typer.Exit:
-    typer.echo(f"error: the demo needs {error.name}: pip install 'lmkv[demo]'", err=True)
+    typer.echo(
+        f"error: the demo needs {error.name}: pip install '.[demo]' in the checkout", err=True
+    )
     return typer.Exit(1)
 
 

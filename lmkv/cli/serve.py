@@ -126,6 +126,8 @@ def serve(
 def _means_ours(word: str) -> bool:
     """Whether vLLM's parser takes `word` for its --kv-transfer-config.
 
-    It reads underscores as dashes and takes `--name=value`, `--name.key value` and `--name+ value`.
+    It reads underscores as dashes, takes `--name=value`, `--name.key value` and `--name+ value`,
+    and any beginning of a name that is no other option's too.
     """
-    return re.split(r"[=.+]", word, maxsplit=1)[0].replace("_", "-") == FLAG
+    name = re.split(r"[=.+]", word, maxsplit=1)[0].replace("_", "-")
+    return FLAG.startswith(name) and name.startswith("--kv-t")

@@ -141,8 +141,16 @@ def test_engines_of_a_kind_differ_in_port_and_gpu_alone() -> None:
     ):
         found = compose.services(profile)
         first, second = found[f"{kind}_0"], found[f"{kind}_1"]
-        assert without(first, "ports", "deploy") == without(second, "ports", "deploy")
+        own = ("ports", "deploy", "image")
+        assert without(first, *own) == without(second, *own)
         assert compose.published(first)[1:] != compose.published(second)[1:]
+
+
+def test_no_two_services_build_the_same_tag() -> None:
+    # Compose builds at once, and the second export to a tag fails on a machine that has none yet.
+    for profile in ("gpu", "cpu"):
+        built = [s["image"] for s in compose.services(profile).values() if "build" in s]
+        assert len(built) == len(set(built)) > 1
 
 
 def test_lmkv_engines_and_the_page_share_one_directory() -> None:
