@@ -222,7 +222,7 @@ def pip_install(_: str, words: list[str], world: World) -> None:
 
 
 def apt_install(_: str, words: list[str], world: World) -> None:
-    """What scripts/setup.sh installs, but for the browser: only Debian has a package of that name."""
+    """What scripts/setup.sh installs, but for the browser, which only Debian has as a package."""
     setup = (ROOT / "scripts" / "setup.sh").read_text(encoding="utf-8")
     functions = re.findall(r"^missing_for_\w+\(\) \{$(.*?)^\}$", setup, re.MULTILINE | re.DOTALL)
     echoed = re.findall(r"\becho ('.*'|\".*\"|\S+)$", "".join(functions), re.MULTILINE)
