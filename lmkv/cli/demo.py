@@ -51,7 +51,7 @@ def demo(
     document: Annotated[
         Path | None, typer.Option(help="A text file to ask about. Default: lmkv's user guide.")
     ] = None,
-    question: Annotated[str | None, typer.Option(help="What --headless asks about it.")] = None,
+    question: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="Write the results to this file. Implies --headless."),
@@ -67,13 +67,18 @@ def demo(
 ) -> None:
     """Compare vLLM engines with and without lmkv on a page, or with --headless in a table.
 
-    The page ends with Ctrl-C. Exit status of --headless: 0 when all answers are equal, 3 when they
-    are not. Of both: 1 on failure, 2 on wrong usage, 130 when interrupted. No engine that was
-    started is left running in any case.
+    The page ends with Ctrl-C, exit status 0. Exit status of --headless: 0 when all answers are
+    equal, 3 when they are not, 130 when interrupted. Of both: 1 on failure, 2 on wrong usage. No
+    engine that was started is left running in any case.
     """
     headless = headless or json_file is not None
     if headless and attach is not None:
         raise typer.BadParameter("the terminal run starts its own engines", param_hint="--attach")
+    if attach is not None and (model is not None or port is not None or engines != _ENGINES):
+        raise typer.BadParameter(
+            "the engines run already: --engines, --model and --port are for those that are started",
+            param_hint="--attach",
+        )
     names = _names(engines)
     # Loaded only now, so that `lmkv --help` stays fast.
     try:

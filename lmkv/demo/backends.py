@@ -13,7 +13,7 @@ import httpx
 from lmkv.demo import http
 from lmkv.demo.engines import State
 from lmkv.demo.errors import DemoError
-from lmkv.demo.fleet import Fleet
+from lmkv.demo.fleet import Fleet, too_slow
 from lmkv.demo.launch import SERVED_NAME
 
 KINDS = {"plain": "plain vLLM", "lmkv": "vLLM w/ lmkv"}
@@ -72,13 +72,18 @@ class OwnedEngines:
 
     can_restart = True
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, timeout_s: float = 900.0) -> None:
         self._fleet = fleet
+        self._timeout_s = timeout_s
         self._deaths: dict[str, DemoError] = {}
 
     def look(self) -> list[EngineView]:
-        """Starts those whose turn it is, and looks at all."""
+        """Starts those whose turn it is, looks at all, and gives up those that take too long."""
         self._deaths |= self._fleet.advance()
+        for engine in self._fleet:
+            if engine.state is State.STARTING and engine.elapsed_s > self._timeout_s:
+                self._deaths[engine.spec.name] = too_slow(engine, self._timeout_s)
+                engine.stop()
         views = []
         for engine in self._fleet:
             spec, starting = engine.spec, engine.state in (State.NEW, State.STARTING)
@@ -112,6 +117,7 @@ class _Attached:
     kind: str
     base_url: str
     model: str = ""
+    seen: bool = False
     failures: int = 0
     since: float = 0.0
 
@@ -137,12 +143,13 @@ class AttachedEngines:
                 f"{engine.base_url}/health", timeout=_HEALTH_TIMEOUT_S
             ).raise_for_status()
             engine.model = engine.model or _served_model(engine.base_url)
-            engine.failures = 0
-        except (httpx.HTTPError, LookupError, ValueError):
+            engine.failures, engine.seen = 0, True
+        except (httpx.HTTPError, LookupError, TypeError, ValueError):
             engine.failures += 1
-        known, error = bool(engine.model), None
-        state = "ready" if known else "starting"
-        if known and engine.failures >= _FAILURES_OF_THE_DEAD:
+            engine.model = ""  # what comes back may serve another
+        error = None
+        state = "starting" if engine.failures else "ready"
+        if engine.seen and engine.failures >= _FAILURES_OF_THE_DEAD:
             state = "dead"
             error = DemoError(
                 f"{engine.name} at {engine.base_url} does not answer any more",
@@ -153,7 +160,7 @@ class AttachedEngines:
             kind=engine.kind,
             base_url=engine.base_url,
             state=state,
-            stage="" if known else "no answer yet",
+            stage="does not answer" if engine.seen else "no answer yet",
             elapsed_s=time.monotonic() - engine.since,
             error=error,
             model=engine.model or SERVED_NAME,
@@ -176,6 +183,10 @@ def parse_attach(text: str) -> list[tuple[str, str]]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         url, _, kind = part.rpartition("=")
         address = urlsplit(url)
+        try:
+            address.port  # noqa: B018 - raises for what is no port
+        except ValueError:
+            kind = ""
         if kind not in KINDS or address.scheme not in ("http", "https") or not address.hostname:
             raise DemoError(
                 f"{part!r} is not an address and a kind of engine",

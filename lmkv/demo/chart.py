@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import altair
+
+    from lmkv.demo.session import Query
 
 PLAIN, LMKV = "#8a8f98", "#0f9d76"
 """Colours of the two kinds, told apart on light and dark ground."""
@@ -17,14 +20,14 @@ _BAR = 26
 def delays(
     rows: Sequence[dict[str, Any]], engines: Sequence[str]
 ) -> altair.LayerChart | altair.FacetChart:
-    """One bar a row: `engine` (one of `engines`), `kind`, `query` ("1st", ...), `seconds`."""
+    """One bar for every one of the `rows`, by engine, in the order of `engines`."""
     import altair
 
     base = altair.Chart(altair.InlineData(values=list(rows))).encode(
         y=altair.Y("engine:N", sort=list(engines), title=None, scale={"domain": list(engines)}),
-        yOffset=altair.YOffset("query:N", sort=None),
-        x=altair.X("seconds:Q", title="response delay (TTFT) in seconds"),
-        tooltip=["engine:N", "query:N", altair.Tooltip("seconds:Q", format=".2f")],
+        yOffset=altair.YOffset("query:N"),
+        x=altair.X("seconds:Q", stack=None, title="response delay (TTFT) in seconds"),
+        tooltip=["engine:N", "what:N", altair.Tooltip("seconds:Q", format=".2f")],
     )
     colour = altair.Color(
         "kind:N", scale={"domain": ["plain", "lmkv"], "range": [PLAIN, LMKV]}, legend=None
@@ -37,16 +40,27 @@ def delays(
     return altair.layer(bars, labels).properties(height=height)
 
 
-def row(engine: str, kind: str, query: int, seconds: float) -> dict[str, Any]:
-    """The row of one answer: the `query`-th question to that engine."""
-    name = ordinal(query)
-    return {
-        "engine": engine,
-        "kind": kind,
-        "query": f"{name} query",
-        "seconds": round(seconds, 3),
-        "label": f"{seconds:.2f} s ({name} query)",
-    }
+def rows(queries: Iterable[Query]) -> list[dict[str, Any]]:
+    """A row for every answer, numbered by engine: two answers never share a bar."""
+    found: list[dict[str, Any]] = []
+    numbers: Counter[str] = Counter()
+    for query in queries:
+        if query.state != "done":
+            continue
+        engine, seconds = query.engine.title, query.answer.ttft_s
+        numbers[engine] += 1
+        words = f"{query.document.name}, {ordinal(query.ordinal)} query"
+        found.append(
+            {
+                "engine": engine,
+                "kind": query.engine.kind,
+                "query": f"{numbers[engine]:04}",
+                "what": words,
+                "seconds": round(seconds, 3),
+                "label": f"{seconds:.2f} s ({words})",
+            }
+        )
+    return found
 
 
 def ordinal(number: int) -> str:

@@ -36,9 +36,13 @@ _NAMES = [field.name for field in fields(Counters)]
 
 
 class CounterLog:
-    """Adds up readings of several engines. One thread at a time."""
+    """Adds up readings of several engines. One thread at a time.
 
-    def __init__(self) -> None:
+    Without `from_zero` an engine's first reading is its past, which is not counted.
+    """
+
+    def __init__(self, *, from_zero: bool = True) -> None:
+        self._from_zero = from_zero
         self._last: dict[str, Counters] = {}
         self.activity = Activity()
 
@@ -47,7 +51,7 @@ class CounterLog:
         gained = dict.fromkeys(_NAMES, 0.0)
         for engine, metrics in readings.items():
             now = Counters(**{name: metrics.value(f"vllm:lmkv_{name}_total") for name in _NAMES})
-            before = self._last.get(engine, Counters())
+            before = self._last.get(engine, Counters() if self._from_zero else now)
             if any(getattr(now, name) < getattr(before, name) for name in _NAMES):
                 before = Counters()  # the engine was started again
             for name in _NAMES:

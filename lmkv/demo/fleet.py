@@ -56,19 +56,25 @@ class Fleet:
             if {engine.state for engine in self.engines} == {State.READY}:
                 return
             if time.monotonic() > deadline:
-                raise self._too_slow(timeout_s)
+                late = next(engine for engine in self.engines if engine.state is not State.READY)
+                raise too_slow(late, timeout_s)
             time.sleep(0.2)
 
     def advance(self) -> dict[str, DemoError]:
         """Starts every engine whose turn it is and looks at all; who died since the last call."""
         deaths = {}
         for engine in self.engines:
-            if engine.state is State.NEW and not self._device_is_busy(engine):
-                engine.start()
             try:
+                if engine.state is State.NEW and not self._device_is_busy(engine):
+                    engine.start()
                 engine.poll()
             except DemoError as death:
                 deaths[engine.spec.name] = death
+            except OSError as error:  # no memory for a process, no room for its log
+                engine.state = State.DEAD
+                deaths[engine.spec.name] = DemoError(
+                    f"engine {engine.spec.name} could not be started: {error}"
+                )
         return deaths
 
     def renew(self, name: str) -> None:
@@ -123,13 +129,14 @@ class Fleet:
                 found += [keeper, *keeper.children(recursive=True)]
         return found
 
-    def _too_slow(self, timeout_s: float) -> DemoError:
-        late = next(engine for engine in self.engines if engine.state is not State.READY)
-        return DemoError(
-            f"engine {late.spec.name} was not ready after {timeout_s:.0f} s ({late.stage()})",
-            hint="give it more time with --timeout; a model may still be downloading",
-            log=late.last_lines(),
-        )
+
+def too_slow(engine: EngineProcess, timeout_s: float) -> DemoError:
+    """What is to be said of an engine that was not ready in time."""
+    return DemoError(
+        f"engine {engine.spec.name} was not ready after {timeout_s:.0f} s ({engine.stage()})",
+        hint="give it more time with --timeout; a model may still be downloading",
+        log=engine.last_lines(),
+    )
 
 
 def _cpu_seconds(processes: list[psutil.Process]) -> float:

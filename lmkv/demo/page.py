@@ -1,6 +1,7 @@
 """The page, a Streamlit script: it runs anew for every click, and what moves runs by itself.
 
-It only shows the session and passes on what people do; nothing here waits for an engine.
+It only shows the session and passes on what people do. Nothing here waits for an answer; only the
+tokens of a new document are counted while somebody waits, for seconds at most.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ ul.lmkv-engines li { margin: 0 0 0.3rem !important; padding: 0 !important; }
 .lmkv-counters td { font-variant-numeric: tabular-nums; font-weight: 600; text-align: right; }
 .lmkv-counters td + td { font-weight: 400; text-align: left; padding-left: 1rem; }
 .lmkv-figures { margin: 0; }
+.lmkv-text { white-space: pre-wrap; overflow-wrap: anywhere; }
 .st-key-document-text pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
 .st-key-document-text pre * { white-space: pre-wrap !important; }
 </style>"""
@@ -54,11 +56,11 @@ def main() -> None:
     # The document first: what it is decides about the question. It stands on the right.
     left, middle, right = st.columns([1, 2, 1.4], gap="large")
     with right:
-        document = _document()
+        _document()
     with left:
         _controls()
     with middle:
-        _ask_form(document)
+        _ask_form()
         _transcript()
     st.divider()
     _numbers()
@@ -71,7 +73,9 @@ def _controls() -> None:
     st.subheader("Engines", anchor=False)
     titles = {view.name: view.title for view in session.engines()}
     if not titles:  # for an instant after the start
-        st.rerun()
+        st.markdown("Looking for the engines ...")
+        _states()
+        return
     names = list(titles)
     st.radio(
         "Serving engine", names, format_func=titles.__getitem__, key="engine", horizontal=False
@@ -152,34 +156,46 @@ def _clear_help() -> str:
 # -- right: the document --------------------------------------------------------------------
 
 
-def _document() -> Document | None:
+def _document() -> None:
     st.subheader("Document", anchor=False)
+    own = [session.document.name] if session.document is not None else []
     choice = st.selectbox(
-        "Document", [*documents.SHIPPED, PASTE, UPLOAD], key="document", on_change=_new_document
+        "Document",
+        [*own, *documents.SHIPPED, PASTE, UPLOAD],
+        key="document",
+        on_change=_new_document,
     )
-    document: Document | None = None
     if choice == PASTE:
-        text = st.text_area("Text", key="pasted", height=300)
-        document = Document("pasted text", text) if text.strip() else None
+        st.text_area("Text", key="pasted", height=300)
     elif choice == UPLOAD:
-        document = _uploaded()
-    else:
-        document = documents.shipped(choice)
+        st.file_uploader("Text file (UTF-8)", type=["txt", "md", "rst"], key="uploaded")
+    document = _chosen()
     if document is None:
         st.info("Give a text; then ask about it.")
-        return None
+        return
     count = _count_tokens(document.text)
     st.markdown(
         f"**{count:,} tokens**" if count is not None else "Counted when an engine is ready."
     )
     if choice != PASTE:
         with st.container(height=420, key="document-text"):
-            st.markdown(_HEADINGS.sub("#####", document.text))
-    return document
+            if choice in documents.SHIPPED and choice not in own:
+                st.markdown(_HEADINGS.sub("#####", document.text))
+            else:  # somebody's text is shown as what it is
+                st.html(f"<div class='lmkv-text'>{html.escape(document.text)}</div>")
 
 
-def _uploaded() -> Document | None:
-    file = st.file_uploader("Text file (UTF-8)", type=["txt", "md", "rst"], key="uploaded")
+def _chosen() -> Document | None:
+    """The document that is chosen now; None while there is none."""
+    choice = st.session_state.document
+    if session.document is not None and choice == session.document.name:
+        return session.document
+    if choice == PASTE:
+        text = st.session_state.get("pasted", "")
+        return Document("pasted text", text) if text.strip() else None
+    if choice != UPLOAD:
+        return documents.shipped(choice)
+    file = st.session_state.get("uploaded")
     if file is None:
         return None
     try:
@@ -206,25 +222,30 @@ def _count_tokens(text: str) -> int | None:
 # -- middle: questions and answers ----------------------------------------------------------
 
 
-def _ask_form(document: Document | None) -> None:
+def _ask_form() -> None:
     st.subheader("Ask", anchor=False)
-    st.session_state.setdefault("question", documents.DEFAULT_QUESTION)
+    st.session_state.setdefault("question", session.question)
     with st.form("ask", border=False):
         st.text_input("Question", key="question")
-        asked = st.form_submit_button("Ask", type="primary")
-    if not asked:
-        return
-    if document is None:
-        st.warning("Give a text first, on the right.")
-        return
-    question = st.session_state.question.strip()
-    names = [st.session_state.engine]
+        # A callback: it has run before any part of the page may ask for another run.
+        st.form_submit_button("Ask", type="primary", on_click=_ask)
+    if missing := st.session_state.pop("missing", None):
+        st.warning(missing)
+
+
+def _ask() -> None:
+    document, question = _chosen(), st.session_state.question.strip()
+    names = [st.session_state.engine] if "engine" in st.session_state else []
     if st.session_state.get("compare"):
         names.append(st.session_state.second)
-    if question:
-        session.ask(names, document, question)
+    if not names:
+        st.session_state.missing = "There is no engine to ask yet."
+    elif document is None:
+        st.session_state.missing = "Give a text first, on the right."
+    elif not question:
+        st.session_state.missing = "Write a question first."
     else:
-        st.warning("Write a question first.")
+        session.ask(names, document, question)
 
 
 def _transcript() -> None:
@@ -266,7 +287,7 @@ def _moving(groups: Sequence[int], known: int) -> None:
 
 def _show_group(queries: Sequence[Query]) -> None:
     with st.container(border=True, key=f"group-{queries[0].group}"):
-        st.markdown(f"**{_plain(queries[0].question)}** ({_plain(queries[0].document)})")
+        st.markdown(f"**{_plain(queries[0].question)}** ({_plain(queries[0].document.name)})")
         for column, query in zip(st.columns(len(queries)), queries, strict=True):
             with column, st.container(key=f"query-{query.number}"):
                 _show_query(query)
@@ -292,7 +313,8 @@ def _figures(query: Query) -> str:
     if query.state == "done":
         parts.append(f"{answer.tokens_per_s:.0f} tokens/s")
         parts.append(
-            f"<b data-loaded='{answer.tokens_loaded}'>{answer.tokens_loaded:,}</b> of "
+            f"<b data-loaded='{answer.tokens_loaded}' data-reading='{answer.reading_s:.3f}'>"
+            f"{answer.tokens_loaded:,}</b> of "
             f"{answer.prompt_tokens:,} tokens loaded from lmkv"
         )
         if answer.tokens_kept:
@@ -315,11 +337,7 @@ def _numbers() -> None:
 def _chart() -> None:
     st.subheader("Response delays", anchor=False)
     epoch = session.epoch
-    rows = [
-        chart.row(query.engine.title, query.engine.kind, query.ordinal, query.answer.ttft_s)
-        for query in session.queries()
-        if query.state == "done" and query.epoch == epoch
-    ]
+    rows = chart.rows(query for query in session.queries() if query.epoch == epoch)
     if not rows:
         st.markdown("Nothing was asked since the cache was cleared." if epoch else "Nothing yet.")
         return

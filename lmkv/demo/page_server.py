@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lmkv.demo import document as documents
 from lmkv.demo import plan as plans
 from lmkv.demo import ports
 from lmkv.demo.backends import AttachedEngines, OwnedEngines
@@ -57,9 +58,11 @@ def run(settings: Settings, host: str, port: int | None, console: Console) -> No
         plan = plan.with_directory(directory)
         with Fleet(plan.specs, folder) as fleet:
             here = Session(
-                OwnedEngines(fleet),
+                OwnedEngines(fleet, settings.timeout_s),
                 directory=directory,
                 owns_directory=settings.directory is None,
+                document=plan.document if settings.document is not None else None,
+                question=settings.question,
                 max_tokens=settings.max_tokens,
             )
             console.print(
@@ -80,7 +83,11 @@ def attach(
 ) -> None:
     """Serves the page over engines that already run, at pairs of URL and kind."""
     here = Session(
-        AttachedEngines(addresses), directory=settings.directory, max_tokens=settings.max_tokens
+        AttachedEngines(addresses),
+        directory=settings.directory,
+        document=documents.load(settings.document) if settings.document is not None else None,
+        question=settings.question,
+        max_tokens=settings.max_tokens,
     )
     _serve(here, host, port, console)
 
@@ -93,7 +100,8 @@ def _serve(here: Session, host: str, port: int | None, console: Console) -> None
     flags = {name.replace(".", "_"): value for name, value in options.items()}
     with here, _as_the_session(here):
         shown = "localhost" if _any_or_loopback(host) else host
-        console.print(f"Open http://{shown}:{address}  (Ctrl-C ends it, and the engines)")
+        ends = "it, and the engines" if here.can_restart else "it; the engines stay"
+        console.print(f"Open http://{shown}:{address}  (Ctrl-C ends {ends})")
         bootstrap.load_config_options(flags)
         bootstrap.run(str(_SCRIPT), False, [], flags)
 

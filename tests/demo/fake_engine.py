@@ -11,6 +11,7 @@ longest prompt.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,6 +45,8 @@ class Handler(BaseHTTPRequestHandler):
     asked = 0
     requests: ClassVar[list[dict[str, Any]]] = []
     lmkv: ClassVar[dict[str, float]] = {}
+    # (port, first moment, last moment) of every answer.
+    spans: ClassVar[list[tuple[int, float, float]]] = []
 
     def log_message(self, *_: object) -> None:
         pass
@@ -72,6 +76,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(400, json.dumps({"error": {"message": message, "type": "BadRequestError"}}))
             return
         Handler.asked += 1
+        began = time.monotonic()
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
@@ -84,6 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": words, "completion_tokens": len(WORDS), "total_tokens": 0}
         self.event({"choices": [], "usage": usage})
         self.wfile.write(b"data: [DONE]\n\n")
+        Handler.spans.append((self.server.server_address[1], began, time.monotonic()))
         self.close_connection = True
 
     def event(self, fields: dict[str, object]) -> None:
@@ -96,6 +102,23 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(text.encode())))
         self.end_headers()
         self.wfile.write(text.encode())
+
+
+class QuietServer(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A handler that a test made fail is no news."""
+
+
+@contextlib.contextmanager
+def served(port: int = 0) -> Iterator[str]:
+    """An engine in this process, while the `with` block runs; its address."""
+    server = QuietServer(("127.0.0.1", port), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def start_family(file: Path) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -25,26 +23,10 @@ from lmkv.demo.measure import Measured, Results
 QUESTION = [{"role": "user", "content": "what is this about"}]
 
 
-class QuietServer(ThreadingHTTPServer):
-    def handle_error(self, *_: object) -> None:
-        """A handler that a test made fail is no news."""
-
-
-@contextlib.contextmanager
-def served() -> Iterator[str]:
-    server = QuietServer(("127.0.0.1", 0), fake_engine.Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(fake_engine.Handler, "asked", 0)
-    with served() as base_url:
+    with fake_engine.served() as base_url:
         yield base_url
 
 
@@ -89,7 +71,7 @@ def test_a_document_that_is_too_long_is_said_to_be(
 
 
 def test_an_engine_that_is_gone_is_an_error() -> None:
-    with served() as base_url:
+    with fake_engine.served() as base_url:
         pass
     with pytest.raises(DemoError, match="stopped answering"):
         ask.Asker(base_url).ask(QUESTION, 8)

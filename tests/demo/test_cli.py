@@ -63,6 +63,12 @@ def test_the_terminal_run_and_attached_engines_exclude_each_other() -> None:
     assert "--attach" in result.stderr
 
 
+def test_options_for_engines_that_are_started_are_refused_with_attach() -> None:
+    result = lmkv("demo", "--attach", "http://127.0.0.1:1=plain", "--model", "m")
+    assert result.returncode == 2
+    assert "--model" in result.stderr
+
+
 @NEEDS_VLLM
 def test_attach_says_what_it_takes() -> None:
     result = lmkv("demo", "--attach", "127.0.0.1:8000")

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ pytest.importorskip("playwright", reason="Playwright is not installed")
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from lmkv.demo.document import SHIPPED
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -42,6 +45,7 @@ TITLES = {
     "lmkv-a": "vLLM w/ lmkv A",
     "lmkv-b": "vLLM w/ lmkv B",
 }
+COLUMNS = ("Engines", "Ask", "Document")
 ANSWER_MS = 120_000
 
 
@@ -52,6 +56,7 @@ class Demo:
     process: subprocess.Popen[str]
     url: str
     seconds_to_page: float
+    said: list[str]
 
     def engine(self, page: Page, name: str) -> psutil.Process:
         """The keeper of an engine, found by the port that the page shows."""
@@ -95,13 +100,16 @@ def start(*arguments: str) -> Demo:
     for line in process.stdout:
         said.append(line)
         if found := re.search(r"Open (http://\S+)", line):
-            return Demo(process, found[1], time.monotonic() - began)
+            seconds = time.monotonic() - began
+            # Read on, or a talkative demo would wait for a reader.
+            threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True).start()
+            return Demo(process, found[1], seconds, said)
     raise AssertionError(f"no page; exit status {process.wait()}: {''.join(said)}")
 
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Demo]:
-    """Four engines, all ready."""
+    """Four engines, as they start."""
     os.sync()
     running = start()
     family = psutil.Process(running.process.pid)
@@ -110,8 +118,7 @@ def demo() -> Iterator[Demo]:
         # The user's Ctrl-C; the engines go with it.
         children = family.children(recursive=True)
         running.process.send_signal(signal.SIGINT)
-        output, _ = running.process.communicate(timeout=90)
-        assert running.process.returncode in (0, 130), output
+        assert running.process.wait(90) == 0, "".join(running.said)
         assert [child for child in children if child.is_running()] == []
     finally:
         running.process.kill()
@@ -151,7 +158,8 @@ def wait_for_state(tab: Page, name: str, state: str, within_s: float) -> None:
 
 
 def ask(tab: Page, name: str) -> Locator:
-    """Chooses the engine and asks; the box of the answer, complete."""
+    """Chooses the engine and asks, when it is ready; the box of the answer, complete."""
+    wait_for_state(tab, name, "ready", 400)
     before = asked(tab)
     tab.get_by_role("radiogroup").get_by_text(TITLES[name], exact=True).click()
     tab.get_by_role("button", name="Ask", exact=True).click()
@@ -195,7 +203,9 @@ def test_a_second_engine_is_fast_only_with_lmkv(page: Page) -> None:
     assert loaded(plain) == 0
     assert loaded(lmkv) > 2000
     assert delay(plain) > 0.5 * first["plain-a"]  # it had to compute it all, as the first did
-    if delay(lmkv) * 5 > delay(plain):  # a disk that somebody else keeps busy; once more
+    reading = lmkv.locator("[data-reading]").get_attribute("data-reading")
+    if delay(lmkv) * 5 > delay(plain) and float(reading or 0) > 0.5:
+        # A disk that somebody else keeps busy; once more.
         os.sync()
         page.get_by_role("button", name="Clear the cache").click()
         ask(page, "lmkv-a")
@@ -208,8 +218,10 @@ def test_a_second_engine_is_fast_only_with_lmkv(page: Page) -> None:
     assert delay(ask(page, "plain-b")) * 5 <= delay(plain)
     chart = page.get_by_test_id("stVegaLiteChart")
     expect(chart).to_be_visible()
-    assert int(page.locator("[data-counter='Tokens hit']").inner_text().replace(",", "")) > 2000
-    assert int(page.locator("[data-counter='Chunks stored']").inner_text()) >= 10
+    # The counters come a few seconds later.
+    for name, value in (("Tokens hit", r"\d,\d\d\d"), ("Chunks stored", r"[1-9]\d")):
+        counter = page.locator(f"[data-counter='{name}']")
+        expect(counter).to_have_text(re.compile(value), timeout=20_000)
     shot(page, "answers")
 
 
@@ -235,7 +247,7 @@ def test_after_clearing_the_cache_all_is_computed_again(page: Page) -> None:
     for name in ("lmkv-b", "plain-b"):
         box = ask(page, name)
         assert loaded(box) == 0
-        assert delay(box) > 3  # 2,500 tokens take 7 s and more
+        assert delay(ask(page, name)) * 5 <= delay(box)  # which was not what the engine had kept
     # And stored again: the other one loads it.
     assert loaded(ask(page, "lmkv-a")) > 2000
 
@@ -243,6 +255,7 @@ def test_after_clearing_the_cache_all_is_computed_again(page: Page) -> None:
 def test_a_killed_engine_is_said_to_be_dead_and_recovers_after_a_restart(
     page: Page, demo: Demo
 ) -> None:
+    ask(page, "lmkv-a")  # has its KV in the directory
     demo.engine(page, "lmkv-b").kill()
     wait_for_state(page, "lmkv-b", "dead", 30)
     expect(page.get_by_text("engine lmkv-b died")).to_be_visible()
@@ -280,6 +293,17 @@ def test_a_text_that_is_too_long_is_refused_with_a_sentence(page: Page) -> None:
     expect(page.get_by_text("give a shorter document").first).to_be_visible()
 
 
+def test_the_chart_keeps_documents_apart(page: Page) -> None:
+    for document in ("lighthouse.md", "handbook.md"):
+        page.get_by_role("combobox", name=re.compile("Document")).click()
+        page.get_by_role("option", name=document).click()
+        expect(page.get_by_role("textbox", name="Question")).to_have_value(SHIPPED[document])
+        ask(page, "lmkv-a")
+    # A picture to the test: what it is drawn from is tested in test_session.py.
+    expect(page.get_by_test_id("stVegaLiteChart")).to_be_visible()
+    shot(page, "chart")
+
+
 def test_an_uploaded_file_is_asked_about(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "note.txt"
     file.write_text("The meeting is on Friday at nine. " * 20)
@@ -299,6 +323,8 @@ def test_the_page_is_accessible(browser: Browser, demo: Demo, scheme: str) -> No
     context = browser.new_context(viewport={"width": 1280, "height": 1000}, color_scheme=scheme)
     page = context.new_page()
     open_page(page, demo.url)
+    if not asked(page):
+        ask(page, "lmkv-a")
     expect(page.locator("[data-query-state='done']").first).to_be_visible()
     ground = page.locator(".stApp").evaluate("app => getComputedStyle(app).backgroundColor")
     brightness = sum(int(part) for part in re.findall(r"\d+", ground)[:3])
@@ -316,6 +342,12 @@ def test_a_narrow_window_shows_everything_in_one_column(browser: Browser, demo: 
     open_page(page, demo.url)
     expect(page.get_by_role("button", name="Ask", exact=True)).to_be_visible()
     shot(page, "narrow")
-    width = page.evaluate("document.scrollingElement.scrollWidth")
-    assert width <= 390
+    main = page.get_by_test_id("stMain")  # this is what scrolls
+    assert main.evaluate("main => main.scrollWidth") <= 390
+    boxes = [page.get_by_role("heading", name=n, exact=True).bounding_box() for n in COLUMNS]
+    tops = [box["y"] for box in boxes if box is not None]
+    assert len(tops) == 3
+    assert tops == sorted(tops)
+    assert tops[1] - tops[0] > 200
+    assert len({round(box["x"]) for box in boxes if box is not None}) == 1
     context.close()

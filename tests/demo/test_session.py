@@ -6,7 +6,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,9 @@ import pytest
 pytest.importorskip("openai", reason="the demo's dependencies are not installed")
 
 import fake_engine
+from fake_engine import served
 
-from lmkv.demo import backends, session
+from lmkv.demo import backends, chart, session
 from lmkv.demo.backends import AttachedEngines, parse_attach
 from lmkv.demo.counters import Activity, CounterLog
 from lmkv.demo.document import Document
@@ -27,22 +27,12 @@ TEXT = Document("text.md", "the lamp is lit at dusk")
 Eventually = Callable[..., None]
 
 
-@contextlib.contextmanager
-def served(port: int = 0) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", port), fake_engine.Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.fixture(autouse=True)
 def fresh_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_engine.Handler, "asked", 0)
     monkeypatch.setattr(fake_engine.Handler, "requests", [])
     monkeypatch.setattr(fake_engine.Handler, "lmkv", {})
+    monkeypatch.setattr(fake_engine.Handler, "spans", [])
     monkeypatch.setattr(fake_engine.Handler, "limit", 1000)
 
 
@@ -77,7 +67,7 @@ def test_an_answer_comes_piece_by_piece_and_is_measured(
         time.sleep(0.01)
     assert {"lmkv ", "lmkv keeps "} <= texts
     (query,) = two.queries()
-    assert (query.state, query.ordinal, query.document) == ("done", 1, "text.md")
+    assert (query.state, query.ordinal, query.document) == ("done", 1, TEXT)
     assert query.answer.text == "lmkv keeps KV."
     assert query.answer.ttft_s >= fake_engine.FIRST_TOKEN_S
 
@@ -85,15 +75,22 @@ def test_an_answer_comes_piece_by_piece_and_is_measured(
 def test_two_engines_are_asked_at_once_and_one_engine_one_by_one(
     two: Session, eventually: Eventually
 ) -> None:
-    began = time.monotonic()
+    two.ask(["plain-a"], TEXT, "When?")  # behind the warm-up
+    eventually(lambda: done(two), 20)
+    time.sleep(1)  # the other engine has been warmed up too
+    fake_engine.Handler.spans.clear()
     two.ask(["plain-a", "lmkv-a"], TEXT, "When?")
     two.ask(["plain-a"], TEXT, "When?")
     eventually(lambda: done(two), 20)
-    first, second, third = two.queries()
+    _, first, second, third = two.queries()
     assert first.group == second.group != third.group
-    assert (first.ordinal, third.ordinal) == (1, 2)
-    assert time.monotonic() - began >= 2 * fake_engine.FIRST_TOKEN_S
-    assert all(query.state == "done" for query in (first, second, third))
+    assert (first.ordinal, second.ordinal, third.ordinal) == (2, 1, 3)
+    assert {query.state for query in (first, second, third)} == {"done"}
+    plain = two.engines()[0].port
+    (early, late) = sorted(span[1:] for span in fake_engine.Handler.spans if span[0] == plain)
+    (other,) = (span[1:] for span in fake_engine.Handler.spans if span[0] != plain)
+    assert early[1] <= late[0]
+    assert max(early[0], other[0]) < min(early[1], other[1])
 
 
 def test_a_question_that_is_too_long_fails_with_a_sentence(
@@ -172,16 +169,24 @@ def test_failing_stores_are_trouble_with_a_reason(
 ) -> None:
     monkeypatch.setattr(session, "_COUNT_EVERY_S", 0.1)
     monkeypatch.setattr(session, "_LOW_SPACE", 1.1)  # every disk is full then
-    with served() as url, Session(AttachedEngines([(url, "lmkv")]), directory=tmp_path) as here:
-        eventually(lambda: bool(here.engines()))
+    with (
+        served() as url,
+        Session(AttachedEngines([(url, "lmkv")]), directory=tmp_path) as here,
+    ):
+        eventually(lambda: [view.ready for view in here.engines()] == [True])
+        time.sleep(1.5)  # an attached engine's past has been read, and is not ours
         assert here.trouble() == []
         monkeypatch.setitem(fake_engine.Handler.lmkv, "stores_failed", 4)
         eventually(lambda: bool(here.trouble()))
         assert here.trouble()[0].message.startswith("the directory is full: 4 stores failed")
         monkeypatch.setattr(session, "_LOW_SPACE", 0.0)
         assert "lmkv doctor" in here.trouble()[0].hint
+        assert "clear the cache" not in here.trouble()[0].hint  # the directory is not ours
         here.directory = tmp_path / "gone"
         assert "cannot be used" in here.trouble()[0].message
+        # It is told while it lasts, and not for ever.
+        monkeypatch.setattr(here, "_failed_until", 0.0)
+        assert here.trouble() == []
 
 
 def readings(**values: float) -> EngineMetrics:
@@ -196,6 +201,99 @@ def test_counters_add_up_over_engines_and_over_their_restarts() -> None:
     log.add({"a": readings(chunks_stored=4)})  # b did not answer
     log.add({"a": readings(chunks_stored=4), "b": readings(chunks_stored=1)})  # b is a new one
     assert log.activity.totals.chunks_stored == 7
+
+
+def test_what_an_attached_engine_did_before_is_not_counted() -> None:
+    log = CounterLog(from_zero=False)
+    log.add({"a": readings(chunks_stored=30, stores_failed=12)})
+    assert log.activity == Activity()
+    log.add({"a": readings(chunks_stored=31, stores_failed=12)})
+    log.add({"a": readings(chunks_stored=2)})  # a new one
+    assert log.activity.totals.chunks_stored == 3
+    assert log.activity.totals.stores_failed == 0
+
+
+class ScriptedEngines:
+    """A backend whose restart takes as long as the test says."""
+
+    can_restart = True
+
+    def __init__(self) -> None:
+        self.view = backends.EngineView("lmkv-b", "lmkv", "http://127.0.0.1:1", "ready")
+        self.restarts: list[str] = []
+        self.may_end = threading.Event()
+        self.fault: Exception | None = None
+
+    def look(self) -> list[backends.EngineView]:
+        if self.fault is not None:
+            raise self.fault
+        return [self.view]
+
+    def restart(self, name: str) -> None:
+        self.restarts.append(name)
+        assert self.may_end.wait(20)
+
+
+def test_an_engine_is_not_ready_while_it_is_restarted_and_a_second_click_is_one(
+    monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(session, "_LOOK_EVERY_S", 0.02)
+    engines = ScriptedEngines()
+    with Session(engines) as here:
+        eventually(lambda: bool(here.engines()))
+        here.restart("lmkv-b")
+        here.restart("lmkv-b")
+        eventually(lambda: bool(engines.restarts))
+        here.restart("lmkv-b")
+        assert here.engines()[0].state == "starting"
+        engines.may_end.set()
+        eventually(lambda: here.engines()[0].ready)
+        time.sleep(0.2)
+        assert engines.restarts == ["lmkv-b"]
+
+
+def test_a_fault_of_the_watching_is_shown_and_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(session, "_LOOK_EVERY_S", 0.02)
+    engines = ScriptedEngines()
+    engines.fault = OSError("no memory")
+    with Session(engines) as here:
+        eventually(lambda: bool(here.trouble()))
+        assert "no memory" in here.trouble()[0].message
+        engines.fault = None
+        eventually(lambda: bool(here.engines()) and here.trouble() == [])
+
+
+def test_a_question_that_fails_in_an_unknown_way_does_not_wait_for_ever(
+    two: Session, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(session.Asker, "stream", broken)
+    two.ask(["plain-a"], TEXT, "When?")
+    eventually(lambda: done(two))
+    (query,) = two.queries()
+    assert query.error is not None
+    assert "ZeroDivisionError" in query.error.message
+
+
+def test_texts_of_one_name_are_told_apart(two: Session, eventually: Eventually) -> None:
+    two.ask(["plain-a"], TEXT, "When?")
+    two.ask(["plain-a"], Document("text.md", "another text"), "When?")
+    assert [query.ordinal for query in two.queries()] == [1, 1]
+
+
+def test_every_answer_has_a_bar_of_its_own(two: Session, eventually: Eventually) -> None:
+    for text in (TEXT, Document("other.md", "another text")):
+        two.ask(["plain-a"], text, "When?")
+    eventually(lambda: done(two), 20)
+    rows = chart.rows(two.queries())
+    assert len({(row["engine"], row["query"]) for row in rows}) == 2
+    assert [row["what"] for row in rows] == ["text.md, 1st query", "other.md, 1st query"]
+    drawn = chart.delays(rows, ["plain vLLM A", "vLLM w/ lmkv A"]).to_dict()
+    assert [layer["encoding"]["x"]["stack"] for layer in drawn["layer"]] == [None, None]
 
 
 def test_the_rate_of_the_disk_is_that_of_the_last_activity() -> None:
@@ -217,7 +315,16 @@ def test_attach_takes_addresses_with_their_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "http://a:8000", "http://a:8000=fast", "a:8000=plain", "http://=plain"]
+    "text",
+    [
+        "",
+        "http://a:8000",
+        "http://a:8x=plain",
+        "http://a:99999=plain",
+        "http://a:8000=fast",
+        "a:8000=plain",
+        "http://=plain",
+    ],
 )
 def test_attach_refuses_what_is_no_address_and_kind(text: str) -> None:
     with pytest.raises(DemoError) as refused:
