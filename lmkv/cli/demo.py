@@ -62,7 +62,7 @@ def demo(
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Length of an answer.", min=1, max=4096)] = 48,
     timeout: Annotated[
-        float, typer.Option(help="Seconds for the engines to become ready.", min=1)
+        float, typer.Option(help="Seconds for the engines to become ready, or to answer.", min=1)
     ] = 900.0,
 ) -> None:
     """Compare vLLM engines with and without lmkv on a page, or with --headless in a table.

@@ -15,6 +15,8 @@ PLAIN, LMKV = "#8a8f98", "#0f9d76"
 """Colours of the two kinds, told apart on light and dark ground."""
 
 _BAR = 26
+NEWEST = 12
+"""How many answers of an engine are drawn: more do not fit on a screen."""
 
 
 def delays(
@@ -61,6 +63,25 @@ def rows(queries: Iterable[Query]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def newest(rows: Sequence[dict[str, Any]], count: int = NEWEST) -> list[dict[str, Any]]:
+    """The last `count` rows of each engine, in the order of `rows`."""
+    left = Counter(row["engine"] for row in rows)
+    kept = []
+    for row in rows:
+        if left[row["engine"]] <= count:
+            kept.append(row)
+        left[row["engine"]] -= 1
+    return kept
+
+
+def caption(left_out: int, count: int = NEWEST) -> str:
+    """What is to be said beside a chart that leaves out so many older rows; empty for none."""
+    if not left_out:
+        return ""
+    older = "1 older answer is" if left_out == 1 else f"{left_out:,} older answers are"
+    return f"The newest {count} answers of each engine; {older} left out."
 
 
 def ordinal(number: int) -> str:

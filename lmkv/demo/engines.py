@@ -41,6 +41,7 @@ class State(Enum):
     STARTING = "starting"
     READY = "ready"
     DEAD = "dead"
+    STOPPING = "stopping"
     STOPPED = "stopped"
 
 
@@ -58,6 +59,7 @@ class EngineProcess:
         self.ready_s = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
+        self._told_to_stop = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -66,7 +68,9 @@ class EngineProcess:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds to readiness, or since the start while there is none."""
+        """Seconds to readiness, or since the start while there is none; how long it is stopping."""
+        if self.state is State.STOPPING:
+            return time.monotonic() - self._told_to_stop
         return self.ready_s or (time.monotonic() - self._started if self._started else 0.0)
 
     def start(self) -> None:
@@ -90,6 +94,7 @@ class EngineProcess:
     def poll(self) -> State:
         """The state now; asks the engine for its health while it starts. Blocks 2 s at most.
 
+        Kills the keeper of an engine that is stopping when that takes too long.
         Raises `DemoError` with the last log lines, once, when the engine died by itself.
         """
         if self.state in (State.STARTING, State.READY):
@@ -101,6 +106,13 @@ class EngineProcess:
             if self.state is State.STARTING and self._healthy():
                 self.state = State.READY
                 self.ready_s = time.monotonic() - self._started
+        elif self.state is State.STOPPING:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                self.state = State.STOPPED
+            elif time.monotonic() - self._told_to_stop > _STOP_S:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
         return self.state
 
     def stage(self) -> str:
@@ -121,24 +133,21 @@ class EngineProcess:
         return "\n".join(deque(lines, maxlen=count))
 
     def request_stop(self) -> None:
-        """Tells the keeper to end the engine; returns at once."""
+        """Tells the keeper to end the engine and returns at once; `poll` says when it has."""
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
-        if self.state is not State.DEAD:
+        if self.state in (State.STARTING, State.READY):
+            self.state = State.STOPPING
+            self._told_to_stop = time.monotonic()
+        elif self.state is State.NEW:
             self.state = State.STOPPED
 
     def stop(self) -> None:
         """Ends the engine and everything it started; returns when nothing is left."""
         self.request_stop()
-        if self._process is None:
-            return
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        while self.poll() is State.STOPPING:
+            time.sleep(0.05)
 
     def _healthy(self) -> bool:
         try:
@@ -156,7 +165,8 @@ class EngineProcess:
             return ""
 
     def _death(self, status: int) -> DemoError:
-        how = f"signal {status - 128}" if status > 128 else f"exit status {status}"
+        number = -status if status < 0 else status - 128  # the keeper's own, or the engine's
+        how = f"signal {number}" if number > 0 else f"exit status {status}"
         when = "" if self.ready_s else " before it was ready"
         return DemoError(
             f"engine {self.spec.name} died{when} ({how})",

@@ -25,6 +25,7 @@ class Fleet:
 
     def __init__(self, specs: Iterable[EngineSpec], logs: Path) -> None:
         self.engines = [EngineProcess(spec, logs / f"{spec.name}.log") for spec in specs]
+        self._renewed: set[str] = set()  # those to be started afresh once they have ended
 
     def __enter__(self) -> Fleet:  # noqa: PYI034 - typing.Self is Python 3.11's
         return self
@@ -62,6 +63,7 @@ class Fleet:
 
     def advance(self) -> dict[str, DemoError]:
         """Starts every engine whose turn it is and looks at all; who died since the last call."""
+        self._replace_the_ended()
         deaths = {}
         for engine in self.engines:
             try:
@@ -78,20 +80,35 @@ class Fleet:
         return deaths
 
     def renew(self, name: str) -> None:
-        """Stops the engine of that name; the next `advance` starts it afresh. Blocks on its end."""
-        for position, engine in enumerate(self.engines):
+        """Tells the engine of that name to end and returns at once.
+
+        An `advance` starts it afresh when nothing of the old one is left.
+        """
+        for engine in self.engines:
             if engine.spec.name == name:
-                engine.stop()
+                engine.request_stop()
+                self._renewed.add(name)
+
+    def is_renewed(self, name: str) -> bool:
+        """Whether that engine is still to be started afresh."""
+        return name in self._renewed
+
+    def _replace_the_ended(self) -> None:
+        for position, engine in enumerate(self.engines):
+            ended = engine.state in (State.DEAD, State.STOPPED)
+            if ended and engine.spec.name in self._renewed:
+                self._renewed.remove(engine.spec.name)
                 self.engines[position] = EngineProcess(engine.spec, engine.log)
 
     def _device_is_busy(self, engine: EngineProcess) -> bool:
-        """Whether another engine is starting on the same GPU."""
+        """Whether another engine is starting on the same GPU, or still gives back its memory."""
         spec = engine.spec
         if not spec.machine.on_gpu:
             return False
         gpus = len(spec.machine.gpus)
         return any(
-            other.state is State.STARTING and other.spec.position % gpus == spec.position % gpus
+            other.state in (State.STARTING, State.STOPPING)
+            and other.spec.position % gpus == spec.position % gpus
             for other in self.engines
         )
 

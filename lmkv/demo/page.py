@@ -105,7 +105,7 @@ def _state_line(view: EngineView) -> str:
     words = {
         "starting": f"starting, {view.stage} ({view.elapsed_s:.0f} s)",
         "ready": "ready",
-        "dead": "dead",
+        "dead": view.stage or "dead",
     }[view.state]
     return (
         f"<li data-engine='{view.name}' data-state='{view.state}'>{_MARKS[view.state]} "
@@ -337,12 +337,15 @@ def _numbers() -> None:
 def _chart() -> None:
     st.subheader("Response delays", anchor=False)
     epoch = session.epoch
-    rows = chart.rows(query for query in session.queries() if query.epoch == epoch)
+    asked = chart.rows(query for query in session.queries() if query.epoch == epoch)
+    rows = chart.newest(asked)
     if not rows:
         st.markdown("Nothing was asked since the cache was cleared." if epoch else "Nothing yet.")
         return
     titles = [view.title for view in session.engines()]
     st.altair_chart(chart.delays(rows, titles), width="stretch")
+    if words := chart.caption(len(asked) - len(rows)):
+        st.markdown(words)
 
 
 def _counters() -> None:

@@ -83,7 +83,7 @@ def attach(
 ) -> None:
     """Serves the page over engines that already run, at pairs of URL and kind."""
     here = Session(
-        AttachedEngines(addresses),
+        AttachedEngines(addresses, settings.timeout_s),
         directory=settings.directory,
         document=documents.load(settings.document) if settings.document is not None else None,
         question=settings.question,

@@ -18,7 +18,7 @@ import httpx
 
 from lmkv.demo import http, metrics
 from lmkv.demo.ask import Answer, Asker
-from lmkv.demo.backends import Backend, EngineView
+from lmkv.demo.backends import STOPPING, Backend, EngineView
 from lmkv.demo.counters import Activity, CounterLog
 from lmkv.demo.document import DEFAULT_QUESTION, Document
 from lmkv.demo.errors import DemoError
@@ -26,7 +26,6 @@ from lmkv.demo.errors import DemoError
 _LOOK_EVERY_S = 0.5
 _COUNT_EVERY_S = 2.0
 _FAILURE_SHOWN_S = 30.0
-_STOPPING = "stopping the old one"
 _LOW_SPACE = 0.05  # a share of the filesystem
 
 
@@ -171,11 +170,11 @@ class Session:
     def restart(self, name: str) -> None:
         """Has the engine of that name stopped and started afresh; returns at once."""
         with self._lock:
-            if any(view.name == name and view.stage == _STOPPING for view in self._views):
+            if any(view.name == name and view.stage == STOPPING for view in self._views):
                 return  # it is on its way
             self._restarts.append(name)
             self._views = [
-                replace(view, state="starting", stage=_STOPPING, error=None)
+                replace(view, state="starting", stage=STOPPING, elapsed_s=0.0, error=None)
                 if view.name == name
                 else view
                 for view in self._views
@@ -230,7 +229,8 @@ class Session:
             name = self._queries[number].engine.name
             view = next(view for view in self._views if view.name == name)
         if not view.ready:
-            error = DemoError(f"{view.title} is not ready", hint="wait for it, or restart it")
+            hint = view.error.hint if view.error is not None else "wait for it"
+            error = DemoError(f"{view.title} is not ready", hint=hint)
             return self._update(number, state="failed", error=error)
         try:
             asker = Asker(view.base_url, view.model)

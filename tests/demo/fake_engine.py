@@ -1,11 +1,12 @@
 """Stands in for vLLM where a test is about processes or about the HTTP exchange.
 
-`python fake_engine.py --port N [--family FILE] [--die SECONDS] [--limit WORDS]`
+`python fake_engine.py --port N [--family FILE] [--die SECONDS] [--limit WORDS] [--silent FILE]`
 
 Answers /health, /v1/models, /metrics, /tokenize and streamed chat completions. `--family`: starts
 processes that ignore SIGTERM and leave the session and the process group, as hard to end as can
 be, and writes their ids to the file. `--die`: prints a line and exits with status 7. `--limit`: the
-longest prompt.
+longest prompt. `--silent`: unless the file is there, makes it, and takes connections without ever
+answering.
 """
 
 from __future__ import annotations
@@ -140,12 +141,17 @@ def main() -> None:
     parser.add_argument("--family", type=Path)
     parser.add_argument("--die", type=float)
     parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--silent", type=Path)
     arguments, _ = parser.parse_known_args()
     Handler.limit = arguments.limit
     if arguments.family:
         start_family(arguments.family)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
+    if arguments.silent and not arguments.silent.exists():
+        arguments.silent.touch()
+        print("still loading", flush=True)
+        time.sleep(600)
     if arguments.die is not None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         time.sleep(arguments.die)

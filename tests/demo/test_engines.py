@@ -15,31 +15,20 @@ import pytest
 pytest.importorskip("openai", reason="the demo's dependencies are not installed")
 
 import psutil
+from fake_process import CPU, fake_command, fake_spec
 
 from lmkv.demo import engines, keeper, launch, ports
 from lmkv.demo.engines import EngineProcess, State
 from lmkv.demo.errors import DemoError
 from lmkv.demo.fleet import Fleet
 from lmkv.demo.launch import EngineSpec
-from lmkv.demo.machine import Machine
-
-FAKE = str(Path(__file__).with_name("fake_engine.py"))
-CPU = Machine(gpus=(), gpu_memory_gib=0.0, cores=2, memory_gib=16.0)
 
 
 @pytest.fixture
 def spec(monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
-    """An engine whose command starts the fake one; `extra_arguments` are its arguments."""
-
-    def command(spec: EngineSpec) -> list[str]:
-        return [sys.executable, FAKE, "--port", str(spec.port), *spec.extra_arguments]
-
-    monkeypatch.setattr(launch, "command", command)
+    """One whose command starts the fake engine, as that of all others then does."""
+    monkeypatch.setattr(launch, "command", fake_command)
     return fake_spec()
-
-
-def fake_spec(*arguments: str, name: str = "plain-a") -> EngineSpec:
-    return EngineSpec(name, "plain", "m", ports.choose(1)[0], CPU, extra_arguments=arguments)
 
 
 @pytest.fixture
@@ -112,9 +101,9 @@ from pathlib import Path
 from lmkv.demo import launch
 from lmkv.demo.engines import EngineProcess
 sys.path.insert(0, {tests!r})
-from test_engines import FAKE, fake_spec
+from fake_process import fake_command, fake_spec
 spec = fake_spec("--family", {family!r})
-launch.command = lambda spec: [sys.executable, FAKE, *spec.extra_arguments]
+launch.command = fake_command
 engine = EngineProcess(spec, Path({log!r}))
 engine.start()
 print(engine.pid, flush=True)

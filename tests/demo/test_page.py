@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -22,9 +14,31 @@ pytest.importorskip("streamlit", reason="the demo's dependencies are not install
 pytest.importorskip("playwright", reason="Playwright is not installed")
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from page_driver import (
+    CHUNK_TOKENS,
+    TITLES,
+    Demo,
+    address,
+    answered,
+    ask,
+    ask_both,
+    asked,
+    assert_side_by_side,
+    counter,
+    delay,
+    expect_tokens,
+    loaded,
+    loaded_all,
+    model_of,
+    open_page,
+    prompt,
+    shot,
+    start,
+    wait_for_state,
+)
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from lmkv.demo.document import SHIPPED
+from lmkv.demo.document import SHIPPED, shipped
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -38,40 +52,8 @@ QUIET = (
     "disable-component-update",
     "disable-sync",
 )
-SHOTS = Path(__file__).parents[2] / "build" / "page"
-TITLES = {
-    "plain-a": "plain vLLM A",
-    "plain-b": "plain vLLM B",
-    "lmkv-a": "vLLM w/ lmkv A",
-    "lmkv-b": "vLLM w/ lmkv B",
-}
 COLUMNS = ("Engines", "Ask", "Document")
-ANSWER_MS = 120_000
-
-
-@dataclass
-class Demo:
-    """A running `lmkv demo`."""
-
-    process: subprocess.Popen[str]
-    url: str
-    seconds_to_page: float
-    said: list[str]
-
-    def engine(self, page: Page, name: str) -> psutil.Process:
-        """The keeper of an engine, found by the port that the page shows."""
-        line = page.locator(f"[data-engine='{name}']").inner_text()
-        port = re.search(r"port (\d+)", line)
-        assert port is not None
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            words = child.cmdline()
-            if (
-                "api_server" in " ".join(words)
-                and port[1] in words
-                and "lmkv.demo.keeper" not in words
-            ):
-                return child
-        raise AssertionError(f"no process serves {line}")
+NOTE = "The meeting is on Friday at nine. " * 20
 
 
 @pytest.fixture(scope="module")
@@ -87,39 +69,14 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
-def start(*arguments: str) -> Demo:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    environment |= {"NO_COLOR": "1", "COLUMNS": "120"}
-    command = [sys.executable, "-u", "-c", "from lmkv.cli import app; app()", "demo", *arguments]
-    began = time.monotonic()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if found := re.search(r"Open (http://\S+)", line):
-            seconds = time.monotonic() - began
-            # Read on, or a talkative demo would wait for a reader.
-            threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True).start()
-            return Demo(process, found[1], seconds, said)
-    raise AssertionError(f"no page; exit status {process.wait()}: {''.join(said)}")
-
-
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Demo]:
     """Four engines, as they start."""
     os.sync()
     running = start()
-    family = psutil.Process(running.process.pid)
     try:
         yield running
-        # The user's Ctrl-C; the engines go with it.
-        children = family.children(recursive=True)
-        running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(90) == 0, "".join(running.said)
-        assert [child for child in children if child.is_running()] == []
+        running.end()
     finally:
         running.process.kill()
 
@@ -134,57 +91,6 @@ def page(browser: Browser, demo: Demo) -> Iterator[Page]:
     context.close()
 
 
-def open_page(tab: Page, url: str) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-    tab.goto(url)
-    expect(tab.get_by_role("heading", name="Engines")).to_be_visible()
-
-
-def shot(tab: Page, name: str) -> None:
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    tab.screenshot(path=SHOTS / f"{name}.png", full_page=True)
-
-
-def wait_for_state(tab: Page, name: str, state: str, within_s: float) -> None:
-    line = tab.locator(f"[data-engine='{name}']")
-    expect(line).to_have_attribute("data-state", state, timeout=within_s * 1000)
-
-
-def ask(tab: Page, name: str) -> Locator:
-    """Chooses the engine and asks, when it is ready; the box of the answer, complete."""
-    wait_for_state(tab, name, "ready", 400)
-    before = asked(tab)
-    tab.get_by_role("radiogroup").get_by_text(TITLES[name], exact=True).click()
-    tab.get_by_role("button", name="Ask", exact=True).click()
-    return answered(tab, before)
-
-
-def asked(tab: Page) -> int:
-    """How many questions there were."""
-    return int(tab.locator("[data-queries]").get_attribute("data-queries") or "-1")
-
-
-def answered(tab: Page, number: int) -> Locator:
-    box = tab.locator(f".st-key-query-{number}")
-    expect(box.locator("[data-query-state='done']")).to_be_visible(timeout=ANSWER_MS)
-    return box
-
-
-def delay(box: Locator) -> float:
-    return float(box.locator("[data-ttft]").get_attribute("data-ttft") or "nan")
-
-
-def loaded(box: Locator) -> int:
-    return int(box.locator("[data-loaded]").get_attribute("data-loaded") or "-1")
-
-
 def test_the_page_opens_at_once_and_shows_the_engines_start(page: Page, demo: Demo) -> None:
     assert demo.seconds_to_page < 30
     for name in TITLES:
@@ -193,15 +99,19 @@ def test_the_page_opens_at_once_and_shows_the_engines_start(page: Page, demo: De
     shot(page, "starting")
     for name in TITLES:
         wait_for_state(page, name, "ready", 400)
-    expect(page.get_by_text(re.compile(r"2,5\d\d tokens"))).to_be_visible()
+    expect_tokens(page, shipped().text)
 
 
-def test_a_second_engine_is_fast_only_with_lmkv(page: Page) -> None:
+def test_a_second_engine_is_fast_only_with_lmkv(
+    page: Page, eventually: Callable[..., None]
+) -> None:
     first = {name: delay(ask(page, name)) for name in ("plain-a", "lmkv-a")}
     plain = ask(page, "plain-b")
     lmkv = ask(page, "lmkv-b")
     assert loaded(plain) == 0
-    assert loaded(lmkv) > 2000
+    assert loaded_all(lmkv)
+    assert prompt(lmkv) > 4 * CHUNK_TOKENS  # or the delays would say little
+    hit, chunks = loaded(lmkv), prompt(lmkv) // CHUNK_TOKENS
     assert delay(plain) > 0.5 * first["plain-a"]  # it had to compute it all, as the first did
     reading = lmkv.locator("[data-reading]").get_attribute("data-reading")
     if delay(lmkv) * 5 > delay(plain) and float(reading or 0) > 0.5:
@@ -219,26 +129,56 @@ def test_a_second_engine_is_fast_only_with_lmkv(page: Page) -> None:
     chart = page.get_by_test_id("stVegaLiteChart")
     expect(chart).to_be_visible()
     # The counters come a few seconds later.
-    for name, value in (("Tokens hit", r"\d,\d\d\d"), ("Chunks stored", r"[1-9]\d")):
-        counter = page.locator(f"[data-counter='{name}']")
-        expect(counter).to_have_text(re.compile(value), timeout=20_000)
+    eventually(lambda: counter(page, "Tokens hit") >= hit, 20)
+    eventually(lambda: counter(page, "Chunks stored") >= chunks, 20)
     shot(page, "answers")
 
 
 def test_two_engines_answer_the_same_question_side_by_side(page: Page) -> None:
-    before = asked(page)
-    page.get_by_role("radiogroup").get_by_text(TITLES["plain-b"], exact=True).click()
-    page.get_by_text("Ask a second engine at once").click()
-    page.get_by_role("combobox", name=re.compile("Second engine")).click()
-    page.get_by_role("option", name=TITLES["lmkv-b"]).click()
-    page.get_by_role("button", name="Ask", exact=True).click()
-    left, right = answered(page, before), answered(page, before + 1)
-    a, b = left.bounding_box(), right.bounding_box()
-    assert a is not None
-    assert b is not None
-    assert abs(a["y"] - b["y"]) < 5
-    assert a["x"] + a["width"] <= b["x"] + 1
+    assert_side_by_side(*ask_both(page, "plain-b", "lmkv-b"))
     shot(page, "side-by-side")
+
+
+def test_two_attached_engines_answer_side_by_side_and_outlive_the_page(
+    browser: Browser, page: Page, tmp_path: Path
+) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text(NOTE)
+    names = {
+        "plain-a": "plain-b",
+        "lmkv-a": "lmkv-b",
+    }  # as the second page calls those of the first
+    for name in names.values():
+        wait_for_state(page, name, "ready", 400)
+    addresses = {name: address(page, theirs) for name, theirs in names.items()}
+    listed = ",".join(f"{url}={name.partition('-')[0]}" for name, url in addresses.items())
+    attached = start("--attach", listed, "--document", str(note), "--question", "When do we meet?")
+    context = browser.new_context(viewport={"width": 1440, "height": 1380})
+    try:
+        tab = context.new_page()
+        tab.set_default_timeout(30_000)
+        open_page(tab, attached.url)
+        for name, url in addresses.items():
+            wait_for_state(tab, name, "ready", 60)
+            assert address(tab, name) == url
+        expect_tokens(tab, NOTE)
+        left, right = ask_both(tab, "plain-a", "lmkv-a")
+        for box, name in ((left, "plain-a"), (right, "lmkv-a")):
+            text = box.inner_text()
+            assert TITLES[name] in text
+            assert "response delay" in text
+            assert "friday" in text.lower()
+            assert delay(box) > 0
+        assert_side_by_side(left, right)
+        # They are not this page's to restart.
+        expect(tab.get_by_role("button", name=re.compile("Restart"))).to_have_count(0)
+        shot(tab, "attached")
+        attached.end()
+        for url in addresses.values():
+            assert model_of(url)["id"]
+    finally:
+        context.close()
+        attached.process.kill()
 
 
 def test_after_clearing_the_cache_all_is_computed_again(page: Page) -> None:
@@ -249,7 +189,7 @@ def test_after_clearing_the_cache_all_is_computed_again(page: Page) -> None:
         assert loaded(box) == 0
         assert delay(ask(page, name)) * 5 <= delay(box)  # which was not what the engine had kept
     # And stored again: the other one loads it.
-    assert loaded(ask(page, "lmkv-a")) > 2000
+    assert loaded_all(ask(page, "lmkv-a"))
 
 
 def test_a_killed_engine_is_said_to_be_dead_and_recovers_after_a_restart(
@@ -264,8 +204,7 @@ def test_a_killed_engine_is_said_to_be_dead_and_recovers_after_a_restart(
     wait_for_state(page, "lmkv-b", "starting", 10)
     wait_for_state(page, "lmkv-b", "ready", 300)
     # A new process with an empty prefix cache: what it knows, it loaded.
-    box = ask(page, "lmkv-b")
-    assert loaded(box) > 2000
+    assert loaded_all(ask(page, "lmkv-b"))
     expect(page.get_by_text("engine lmkv-b died")).not_to_be_visible()
 
 
@@ -278,16 +217,19 @@ def test_a_shipped_document_brings_a_question_that_the_model_can_answer(
     expect(page.get_by_role("textbox", name="Question")).not_to_have_value(
         "Does lmkv change the answers?"
     )
-    expect(page.get_by_text(re.compile(r"^2,2\d\d tokens$"))).to_be_visible()
+    expect_tokens(page, shipped(document).text)
     assert word in ask(page, "lmkv-a").inner_text()
 
 
 def test_a_text_that_is_too_long_is_refused_with_a_sentence(page: Page) -> None:
     page.get_by_role("combobox", name=re.compile("Document")).click()
     page.get_by_role("option", name="paste a text").click()
-    page.get_by_label("Text", exact=True).fill("The quick brown fox. " * 3000)
+    wait_for_state(page, "plain-a", "ready", 400)
+    longest = int(model_of(address(page, "plain-a"))["max_model_len"])
+    text = "The quick brown fox. " * (longest // 3)  # of four tokens at least
+    page.get_by_label("Text", exact=True).fill(text)
     page.get_by_label("Text", exact=True).press("Control+Enter")
-    expect(page.get_by_text(re.compile(r"1\d,\d\d\d tokens"))).to_be_visible()
+    expect_tokens(page, text)
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.get_by_text("the document is too long for the model").first).to_be_visible()
     expect(page.get_by_text("give a shorter document").first).to_be_visible()
@@ -306,11 +248,11 @@ def test_the_chart_keeps_documents_apart(page: Page) -> None:
 
 def test_an_uploaded_file_is_asked_about(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "note.txt"
-    file.write_text("The meeting is on Friday at nine. " * 20)
+    file.write_text(NOTE)
     page.get_by_role("combobox", name=re.compile("Document")).click()
     page.get_by_role("option", name="upload a file").click()
     page.locator("input[type=file]").set_input_files(file)
-    expect(page.get_by_text(re.compile(r"^1\d\d tokens$"))).to_be_visible()
+    expect_tokens(page, NOTE)
     before = asked(page)
     page.get_by_role("textbox", name="Question").fill("On which day is the meeting?")
     page.get_by_role("textbox", name="Question").press("Enter")  # the keyboard is enough
