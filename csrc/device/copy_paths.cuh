@@ -56,9 +56,8 @@ class CopyEnginePath final : public CopyPath {
     }
 #endif
     for (std::size_t i = 0; i < copies.sizes.size(); ++i) {
-      const cudaError_t error =
-          cudaMemcpyAsync(copies.destinations[i], copies.sources[i], copies.sizes[i],
-                          cudaMemcpyDefault, stream_.get());
+      const cudaError_t error = cudaMemcpyAsync(copies.destinations[i], copies.sources[i],
+                                                copies.sizes[i], cudaMemcpyDefault, stream_.get());
       if (error != cudaSuccess) return error;
     }
     return cudaSuccess;
@@ -78,10 +77,9 @@ class CopyEnginePath final : public CopyPath {
                                 &attributes, &first, 1, stream_.get());
 #else
     std::size_t failed = 0;
-    return cudaMemcpyBatchAsync(copies.destinations.data(),
-                                const_cast<void**>(copies.sources.data()), copies.sizes.data(),
-                                copies.sizes.size(), &attributes, &first, 1, &failed,
-                                stream_.get());
+    return cudaMemcpyBatchAsync(
+        copies.destinations.data(), const_cast<void**>(copies.sources.data()), copies.sizes.data(),
+        copies.sizes.size(), &attributes, &first, 1, &failed, stream_.get());
 #endif
   }
 

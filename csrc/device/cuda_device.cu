@@ -109,8 +109,7 @@ class CudaDevice final : public Device {
         return std::make_unique<MappedKernelPath>(table_, options_.thread_blocks, priority_,
                                                   host_to_device_);
       case TransferMode::kAuto:
-      case TransferMode::kCopyEngine:
-        break;
+      case TransferMode::kCopyEngine: break;
     }
     return std::make_unique<CopyEnginePath>(table_, priority_);
   }

@@ -19,7 +19,7 @@ struct Run {
 
 #ifdef __SSE2__
 
-constexpr std::size_t kStep = 256;        // prefetched and copied at a time
+constexpr std::size_t kStep = 256;  // prefetched and copied at a time
 constexpr std::size_t kPrefetchAhead = 4096;
 constexpr std::size_t kVector = sizeof(__m128i);
 

@@ -26,7 +26,7 @@ class HostEvent final : public Fence {
 
  private:
   mutable std::mutex mutex_;
-  bool reached_ = false;                               // guarded by mutex_, as the next
+  bool reached_ = false;                                // guarded by mutex_, as the next
   mutable std::vector<std::function<void()>> actions_;  // not called yet
 };
 

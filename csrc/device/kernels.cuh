@@ -59,8 +59,8 @@ __device__ inline const TiledSegment& segment_of(const CopyLaunch& launch, std::
 template <typename Word>
 __device__ inline void copy_words(std::uint8_t* to, const std::uint8_t* from, std::uint32_t bytes,
                                   std::uint32_t lane) {
-  const auto misaligned = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(from) %
-                                                     sizeof(Word));
+  const auto misaligned =
+      static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(from) % sizeof(Word));
   std::uint32_t head = misaligned == 0 ? 0 : static_cast<std::uint32_t>(sizeof(Word)) - misaligned;
   if (head > bytes) head = bytes;
   const std::uint32_t words = (bytes - head) / static_cast<std::uint32_t>(sizeof(Word));
@@ -111,12 +111,11 @@ __global__ void __launch_bounds__(kCopyThreads, kThreadBlocksPerSm)
     const BlockCopy& copy = launch.blocks[tile / launch.tiles_per_block];
     const std::uint32_t tile_of_block = tile % launch.tiles_per_block;
     const TiledSegment& segment = segment_of(launch, tile_of_block);
-    const std::uint64_t offset =
-        std::uint64_t{tile_of_block - segment.first_tile} * kTileBytes;
+    const std::uint64_t offset = std::uint64_t{tile_of_block - segment.first_tile} * kTileBytes;
     const std::uint64_t rest = segment.bytes - offset;
     const auto bytes = static_cast<std::uint32_t>(rest < kTileBytes ? rest : kTileBytes);
-    auto* const paged = reinterpret_cast<std::uint8_t*>(
-        segment.base + copy.block * segment.block_stride + offset);
+    auto* const paged =
+        reinterpret_cast<std::uint8_t*>(segment.base + copy.block * segment.block_stride + offset);
     auto* const contiguous =
         reinterpret_cast<std::uint8_t*>(copy.contiguous + segment.payload_offset + offset);
     if constexpr (direction == Direction::kGather) {

@@ -21,14 +21,10 @@ TransferChoice wanted(const TransferOptions& options, Direction direction,
 
 std::string_view name_of(TransferMode mode) {
   switch (mode) {
-    case TransferMode::kAuto:
-      return "auto";
-    case TransferMode::kCopyEngine:
-      return "copy_engine";
-    case TransferMode::kKernelStaged:
-      return "kernel_staged";
-    case TransferMode::kKernelMapped:
-      return "kernel_mapped";
+    case TransferMode::kAuto: return "auto";
+    case TransferMode::kCopyEngine: return "copy_engine";
+    case TransferMode::kKernelStaged: return "kernel_staged";
+    case TransferMode::kKernelMapped: return "kernel_mapped";
   }
   return "unknown";
 }

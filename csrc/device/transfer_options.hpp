@@ -30,7 +30,7 @@ struct TransferOptions {
   TransferMode mode = TransferMode::kAuto;
   TransferTuning gather;
   TransferTuning scatter;
-  unsigned thread_blocks = 8;          // of a kernel: how many SMs it may take
+  unsigned thread_blocks = 8;           // of a kernel: how many SMs it may take
   std::size_t staging_bytes = 8 << 20;  // of one staging buffer; a direction has three
 
   [[nodiscard]] const TransferTuning& tuning(Direction direction) const {
@@ -40,8 +40,8 @@ struct TransferOptions {
 
 // What a machine turned out to allow.
 struct TransferMeans {
-  bool pinned = true;    // the host memory is pinned and mapped
-  bool staging = true;   // memory for staging buffers was to be had
+  bool pinned = true;   // the host memory is pinned and mapped
+  bool staging = true;  // memory for staging buffers was to be had
 };
 
 struct TransferChoice {

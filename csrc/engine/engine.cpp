@@ -382,7 +382,7 @@ std::map<std::string, std::uint64_t> Engine::stats() const {
   all["slabs_free"] = slabs.free;
   all["slabs_in_use"] = slabs.in_use;
   all["slabs_cached"] = slabs.cached;
-  all["slabs_unpinned"] = pool_->pin_error().empty() ? 0 : slabs.total;
+  all["unpinned_slabs"] = pool_->pin_error().empty() ? 0 : slabs.total;
   all["device_lost"] = device_->failure().empty() ? 0 : 1;
   all["reading_microseconds"] = reading_.microseconds();
   all["writing_microseconds"] = writing_.microseconds();
@@ -401,9 +401,8 @@ std::map<std::string, std::string> Engine::info() const {
   all["io_engine"] = io_engine_->name();
   all["io_engine_reason"] = io_engine_reason_;
   all["direct_io"] = files_->caching() == Caching::kDirect ? "on" : "off";
-  all["direct_io_reason"] = files_->direct_io_fallbacks() == 0
-                                ? root_reason_
-                                : "refused by the filesystem while in use";
+  all["direct_io_reason"] =
+      files_->direct_io_fallbacks() == 0 ? root_reason_ : "refused by the filesystem while in use";
   all["pin_error"] = pool_->pin_error();
   all["block_bytes"] = std::to_string(table_.block_bytes());
   all["segments"] = std::to_string(table_.segments().size());

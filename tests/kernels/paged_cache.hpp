@@ -21,14 +21,10 @@ enum class Layout { kLbnhc, kLbhnc, kBlnhc, kBlhnc };
 
 inline std::string name_of(Layout layout) {
   switch (layout) {
-    case Layout::kLbnhc:
-      return "LBNHC";
-    case Layout::kLbhnc:
-      return "LBHNC";
-    case Layout::kBlnhc:
-      return "BLNHC";
-    case Layout::kBlhnc:
-      return "BLHNC";
+    case Layout::kLbnhc: return "LBNHC";
+    case Layout::kLbhnc: return "LBHNC";
+    case Layout::kBlnhc: return "BLNHC";
+    case Layout::kBlhnc: return "BLHNC";
   }
   return "?";
 }
@@ -72,8 +68,8 @@ class PagedCache {
  public:
   explicit PagedCache(const CacheShape& shape, unsigned seed = 1)
       : shape_(shape),
-        memory_(random_bytes(
-            shape.layers * shape.blocks * (shape.page_bytes + shape.padding) + 32, seed)) {
+        memory_(random_bytes(shape.layers * shape.blocks * (shape.page_bytes + shape.padding) + 32,
+                             seed)) {
     const auto begin = reinterpret_cast<std::uintptr_t>(memory_.data());
     first_ = (16 - begin % 16) % 16 + shape.misalignment;
   }
@@ -92,9 +88,8 @@ class PagedCache {
     std::vector<std::byte> bytes;
     for (const BlockId block : blocks) {
       for (std::size_t layer = 0; layer < shape_.layers; ++layer) {
-        const auto page =
-            memory_.begin() +
-            static_cast<std::ptrdiff_t>(offset(layer, static_cast<std::size_t>(block)));
+        const auto page = memory_.begin() + static_cast<std::ptrdiff_t>(
+                                                offset(layer, static_cast<std::size_t>(block)));
         bytes.insert(bytes.end(), page, page + static_cast<std::ptrdiff_t>(shape_.page_bytes));
       }
     }
@@ -106,9 +101,8 @@ class PagedCache {
     auto from = bytes.begin();
     for (const BlockId block : blocks) {
       for (std::size_t layer = 0; layer < shape_.layers; ++layer) {
-        const auto page =
-            memory_.begin() +
-            static_cast<std::ptrdiff_t>(offset(layer, static_cast<std::size_t>(block)));
+        const auto page = memory_.begin() + static_cast<std::ptrdiff_t>(
+                                                offset(layer, static_cast<std::size_t>(block)));
         std::copy_n(from, shape_.page_bytes, page);
         from += static_cast<std::ptrdiff_t>(shape_.page_bytes);
       }

@@ -166,14 +166,15 @@ TEST_P(CudaModeTest, NothingOvertakesWhatItWaitsFor) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, CudaModeTest,
-    ::testing::Combine(::testing::Values(TransferMode::kCopyEngine, TransferMode::kKernelStaged,
-                                         TransferMode::kKernelMapped),
-                       ::testing::Values(Layout::kLbnhc, Layout::kBlnhc)),
-    [](const auto& info) {
-      return std::string(name_of(std::get<0>(info.param))) + "_" + name_of(std::get<1>(info.param));
-    });
+INSTANTIATE_TEST_SUITE_P(All, CudaModeTest,
+                         ::testing::Combine(::testing::Values(TransferMode::kCopyEngine,
+                                                              TransferMode::kKernelStaged,
+                                                              TransferMode::kKernelMapped),
+                                            ::testing::Values(Layout::kLbnhc, Layout::kBlnhc)),
+                         [](const auto& info) {
+                           return std::string(name_of(std::get<0>(info.param))) + "_" +
+                                  name_of(std::get<1>(info.param));
+                         });
 
 TEST_F(CudaDeviceTest, AGatherWaitsForAForwardPassThatIsSlow) {
   open({}, only(TransferMode::kKernelMapped));

@@ -77,14 +77,14 @@ TEST_P(KernelLayoutTest, GathersAndScattersRandomBlocks) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, KernelLayoutTest,
-    ::testing::Combine(::testing::Values(Layout::kLbnhc, Layout::kLbhnc, Layout::kBlnhc,
-                                         Layout::kBlhnc),
-                       ::testing::Values<std::size_t>(0, 16, 20)),
-    [](const auto& info) {
-      return name_of(std::get<0>(info.param)) + "_padded_" + std::to_string(std::get<1>(info.param));
-    });
+INSTANTIATE_TEST_SUITE_P(All, KernelLayoutTest,
+                         ::testing::Combine(::testing::Values(Layout::kLbnhc, Layout::kLbhnc,
+                                                              Layout::kBlnhc, Layout::kBlhnc),
+                                            ::testing::Values<std::size_t>(0, 16, 20)),
+                         [](const auto& info) {
+                           return name_of(std::get<0>(info.param)) + "_padded_" +
+                                  std::to_string(std::get<1>(info.param));
+                         });
 
 // 1 B to 1 MiB, around multiples of 16: of vectors, of a warp's round, of a tile, of several.
 std::vector<std::size_t> sizes() {
@@ -136,8 +136,10 @@ TEST(KernelGridTest, AnyNumberOfThreadBlocksDoesTheSame) {
 TEST(KernelGridTest, SegmentsMayDiffer) {
   std::vector<std::byte> memory = random_bytes(1 << 20, 3);
   const auto base = reinterpret_cast<std::uintptr_t>(memory.data());
-  const std::vector<Segment> segments{{base, 20000, 1},         {base + 300000, 20000, 4097},
-                                      {base + 16, 20000, 18432}, {base + 600000, 40000, 8192},
+  const std::vector<Segment> segments{{base, 20000, 1},
+                                      {base + 300000, 20000, 4097},
+                                      {base + 16, 20000, 18432},
+                                      {base + 600000, 40000, 8192},
                                       {base + 900001, 5000, 31}};
   const SegmentTable table(segments);
   const std::vector<BlockId> blocks{BlockId{9}, BlockId{0}, BlockId{4}};

@@ -25,7 +25,11 @@ FAULTS = {
         "launch.segments[middle].first_tile <= tile",
         "launch.segments[middle].first_tile < tile",
     ),
-    "tail_dropped": ("kernels.cuh", "if (lane < bytes - tail_begin)", "if (lane + 1 < bytes - tail_begin)"),
+    "tail_dropped": (
+        "kernels.cuh",
+        "if (lane < bytes - tail_begin)",
+        "if (lane + 1 < bytes - tail_begin)",
+    ),
     "head_dropped": ("kernels.cuh", "if (lane < head)", "if (lane + 1 < head)"),
     "head_not_clipped": ("kernels.cuh", "if (head > bytes) head = bytes;", ""),
     "alignment_ignored": ("kernels.cuh", "if (skew % sizeof(uint4) == 0)", "if (true)"),
@@ -34,7 +38,11 @@ FAULTS = {
         "skew % sizeof(std::uint32_t) == 0",
         "skew % 2 == 0",
     ),
-    "word_dropped": ("kernels.cuh", "(bytes - head) / static_cast", "(bytes - head - 1) / static_cast"),
+    "word_dropped": (
+        "kernels.cuh",
+        "(bytes - head) / static_cast",
+        "(bytes - head - 1) / static_cast",
+    ),
     "one_word_more": (
         "kernels.cuh",
         "if (at + i * kWarpLanes < words) __stcs",
@@ -68,8 +76,7 @@ FAULTS = {
     "signed_offset": (
         "kernels.cuh",
         "segment.base + copy.block * segment.block_stride + offset",
-        "segment.base + static_cast<std::uint64_t>("
-        "static_cast<std::int32_t>(copy.block * segment.block_stride)) + offset",
+        "segment.base + static_cast<std::int32_t>(copy.block * segment.block_stride) + offset",
     ),
     "stride_is_size": (
         "kernels.cuh",
@@ -86,8 +93,16 @@ FAULTS = {
         "std::uint64_t{tile_of_block - segment.first_tile} * kTileBytes",
         "std::uint64_t{tile_of_block} * kTileBytes",
     ),
-    "end_of_segment_ignored": ("kernels.cuh", "rest < kTileBytes ? rest : kTileBytes", "kTileBytes"),
-    "always_gathers": ("kernels.cuh", "if constexpr (direction == Direction::kGather)", "if constexpr (true)"),
+    "end_of_segment_ignored": (
+        "kernels.cuh",
+        "rest < kTileBytes ? rest : kTileBytes",
+        "kTileBytes",
+    ),
+    "always_gathers": (
+        "kernels.cuh",
+        "if constexpr (direction == Direction::kGather)",
+        "if constexpr (true)",
+    ),
     # copy_paths.cuh
     "second_launch_overwrites_the_first": (
         "copy_paths.cuh",
@@ -130,7 +145,7 @@ FAULTS = {
         "lost_.store(true, std::memory_order_release);",
         "",
     ),
-}  # fmt: skip
+}
 
 
 # What has to be compiled again for a fault in a file: the source that includes it.

@@ -194,23 +194,18 @@ using emulated_gpu::enter;
 using emulated_gpu::gpu;
 using emulated_gpu::remember;
 
-#define ENTER(function)                                                             \
+#define ENTER(function) \
   if (const cudaError_t entered = enter(function); entered != cudaSuccess) return entered
 
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
-    case cudaErrorIllegalAddress:
-      return "cudaErrorIllegalAddress";
-    case cudaErrorMemoryAllocation:
-      return "cudaErrorMemoryAllocation";
-    default:
-      return error == cudaSuccess ? "cudaSuccess" : "cudaErrorOther";
+    case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    default: return error == cudaSuccess ? "cudaSuccess" : "cudaErrorOther";
   }
 }
 const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
-cudaError_t cudaGetLastError() {
-  return std::exchange(emulated_gpu::last_error, cudaSuccess);
-}
+cudaError_t cudaGetLastError() { return std::exchange(emulated_gpu::last_error, cudaSuccess); }
 
 cudaError_t cudaGetDeviceCount(int* count) {
   ENTER("cudaGetDeviceCount");
@@ -375,8 +370,7 @@ cudaError_t cudaMemcpyBatchAsync(const void** to, const void* const* from, const
   for (std::size_t i = 0; i < count; ++i) {
     void* const target = const_cast<void*>(to[i]);
     emulated_gpu::enqueue(
-        stream,
-        [target, source = from[i], size = bytes[i]] { std::memcpy(target, source, size); },
+        stream, [target, source = from[i], size = bytes[i]] { std::memcpy(target, source, size); },
         "copy");
   }
   return cudaSuccess;

@@ -25,8 +25,6 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Parameter), dim3 grid, dim3 block, v
   Parameter parameter;
   std::memcpy(&parameter, arguments[0], sizeof parameter);
   emulated_gpu::enqueue(
-      stream,
-      [=] { emulated_gpu::run_threads(kernel, grid, block, parameter); },
-      "kernel");
+      stream, [=] { emulated_gpu::run_threads(kernel, grid, block, parameter); }, "kernel");
   return cudaSuccess;
 }
