@@ -67,6 +67,29 @@ DirectIoChoice direct_io_from(const std::string& name) {
                                      {"off", DirectIoChoice::kOff}}});
 }
 
+TransferMode transfer_mode_from(const std::string& name, std::string_view setting) {
+  return one_of<TransferMode, 4>(name, setting,
+                                 {{{"auto", TransferMode::kAuto},
+                                   {"copy_engine", TransferMode::kCopyEngine},
+                                   {"kernel_staged", TransferMode::kKernelStaged},
+                                   {"kernel_mapped", TransferMode::kKernelMapped}}});
+}
+
+TransferMode kernel_mode_from(const std::string& name, std::string_view setting) {
+  return one_of<TransferMode, 2>(name, setting,
+                                 {{{"kernel_staged", TransferMode::kKernelStaged},
+                                   {"kernel_mapped", TransferMode::kKernelMapped}}});
+}
+
+std::vector<Segment> segments_from(const std::vector<SegmentTuple>& tuples) {
+  std::vector<Segment> segments;
+  segments.reserve(tuples.size());
+  for (const auto& [base, stride, bytes] : tuples) segments.push_back({base, stride, bytes});
+  return segments;
+}
+
+constexpr unsigned kMostThreadBlocks = 1024;  // more than any GPU has room for
+
 // What the core calls an invalid argument is the caller's mistake.
 template <typename F>
 auto as_config_error(F&& call) {
@@ -113,13 +136,12 @@ EngineOptions make_options(const std::string& root, const std::string& namespace
                            const std::string& device, const std::string& io_engine,
                            const std::string& direct_io, unsigned io_threads,
                            std::size_t request_bytes, std::size_t load_depth,
-                           std::size_t store_depth) {
+                           std::size_t store_depth, const TransferOptions& transfer) {
   EngineOptions options;
   options.root = root;
   options.namespace_digest = namespace_from(namespace_digest);
   options.rank = rank;
-  for (const auto& [base, stride, bytes] : segments)
-    options.segments.push_back({base, stride, bytes});
+  options.segments = segments_from(segments);
   options.block_count = block_count;
   options.block_tokens = block_tokens;
   options.blocks_per_chunk = blocks_per_chunk;
@@ -131,6 +153,24 @@ EngineOptions make_options(const std::string& root, const std::string& namespace
   options.request_bytes = request_bytes;
   options.load_depth = load_depth;
   options.store_depth = store_depth;
+  options.transfer = transfer;
+  return options;
+}
+
+TransferOptions make_transfer_options(const std::string& mode, std::size_t gather_copy_engine_from,
+                                      const std::string& gather_below,
+                                      std::size_t scatter_copy_engine_from,
+                                      const std::string& scatter_below, unsigned thread_blocks,
+                                      std::size_t staging_bytes) {
+  if (thread_blocks == 0 || thread_blocks > kMostThreadBlocks) {
+    throw ConfigError("thread_blocks must be between 1 and " + std::to_string(kMostThreadBlocks));
+  }
+  TransferOptions options;
+  options.mode = transfer_mode_from(mode, "transfer");
+  options.gather = {gather_copy_engine_from, kernel_mode_from(gather_below, "gather_below")};
+  options.scatter = {scatter_copy_engine_from, kernel_mode_from(scatter_below, "scatter_below")};
+  options.thread_blocks = thread_blocks;
+  options.staging_bytes = staging_bytes;
   return options;
 }
 
@@ -140,6 +180,30 @@ std::unique_ptr<Engine> make_engine(const EngineOptions& options) {
   } catch (const std::runtime_error& error) {  // a machine or a directory that cannot do it
     throw ConfigError(error.what());
   }
+}
+
+std::unique_ptr<TransferBench> make_transfer_bench(const std::string& device,
+                                                   const std::vector<SegmentTuple>& segments,
+                                                   std::size_t host_bytes,
+                                                   const TransferOptions& transfer) {
+  return as_config_error([&] {
+    return std::make_unique<TransferBench>(device, segments_from(segments), transfer, host_bytes);
+  });
+}
+
+std::uintptr_t bench_address(const TransferBench& bench) {
+  return reinterpret_cast<std::uintptr_t>(bench.host().data());
+}
+
+double run_transfers(TransferBench& bench, const std::string& direction,
+                     const std::vector<std::vector<std::uint32_t>>& transfers,
+                     std::uintptr_t stream) {
+  const auto which = one_of<Direction, 2>(
+      direction, "direction", {{{"gather", Direction::kGather}, {"scatter", Direction::kScatter}}});
+  std::vector<std::vector<BlockId>> converted(transfers.size());
+  std::transform(transfers.begin(), transfers.end(), converted.begin(), blocks_from);
+  const pybind11::gil_scoped_release release;
+  return as_config_error([&] { return bench.run(which, converted, stream).count(); });
 }
 
 std::uint64_t store_chunk(Engine& engine, const std::string& key, std::uint64_t token_begin,

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/engine.hpp"
+#include "engine/transfer_bench.hpp"
 #include "store/directory.hpp"
 
 namespace lmkv::python {
@@ -34,6 +35,12 @@ RootReport report_root(const std::string& root, const std::string& io_engine,
 
 std::size_t slab_bytes(std::size_t block_bytes, std::uint32_t blocks_per_chunk);
 
+TransferOptions make_transfer_options(const std::string& mode, std::size_t gather_copy_engine_from,
+                                      const std::string& gather_below,
+                                      std::size_t scatter_copy_engine_from,
+                                      const std::string& scatter_below, unsigned thread_blocks,
+                                      std::size_t staging_bytes);
+
 using SegmentTuple = std::tuple<std::uintptr_t, std::size_t, std::size_t>;
 EngineOptions make_options(const std::string& root, const std::string& namespace_digest,
                            std::uint32_t rank, const std::vector<SegmentTuple>& segments,
@@ -42,8 +49,18 @@ EngineOptions make_options(const std::string& root, const std::string& namespace
                            const std::string& device, const std::string& io_engine,
                            const std::string& direct_io, unsigned io_threads,
                            std::size_t request_bytes, std::size_t load_depth,
-                           std::size_t store_depth);
+                           std::size_t store_depth, const TransferOptions& transfer);
 std::unique_ptr<Engine> make_engine(const EngineOptions& options);
+
+std::unique_ptr<TransferBench> make_transfer_bench(const std::string& device,
+                                                   const std::vector<SegmentTuple>& segments,
+                                                   std::size_t host_bytes,
+                                                   const TransferOptions& transfer);
+std::uintptr_t bench_address(const TransferBench& bench);
+// Seconds. Releases the GIL.
+double run_transfers(TransferBench& bench, const std::string& direction,
+                     const std::vector<std::vector<std::uint32_t>>& transfers,
+                     std::uintptr_t stream);
 
 std::uint64_t store_chunk(Engine& engine, const std::string& key, std::uint64_t token_begin,
                           const std::vector<std::uint32_t>& block_ids, std::uintptr_t stream);

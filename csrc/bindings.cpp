@@ -14,6 +14,7 @@
 #include "common/build_info.hpp"
 #include "device/device.hpp"
 #include "engine/engine.hpp"
+#include "engine/transfer_bench.hpp"
 #include "store/directory.hpp"
 
 namespace py = pybind11;
@@ -51,12 +52,21 @@ void bind_build(py::module_& m) {
 
 void bind_engine(py::module_& m) {
   const EngineOptions defaults;
+  const TransferOptions transfer;
+  py::class_<TransferOptions>(m, "TransferOptions")
+      .def(py::init(&make_transfer_options), py::kw_only(), "mode"_a = "auto",
+           "gather_copy_engine_from"_a = transfer.gather.copy_engine_from,
+           "gather_below"_a = "kernel_staged",
+           "scatter_copy_engine_from"_a = transfer.scatter.copy_engine_from,
+           "scatter_below"_a = "kernel_staged", "thread_blocks"_a = transfer.thread_blocks,
+           "staging_bytes"_a = transfer.staging_bytes);
   py::class_<EngineOptions>(m, "EngineOptions")
       .def(py::init(&make_options), py::kw_only(), "root"_a, "namespace"_a, "rank"_a, "segments"_a,
            "block_count"_a, "block_tokens"_a, "blocks_per_chunk"_a, "host_memory"_a,
            "device"_a = defaults.device, "io_engine"_a = "auto", "direct_io"_a = "auto",
            "io_threads"_a = defaults.io_threads, "request_bytes"_a = defaults.request_bytes,
-           "load_depth"_a = defaults.load_depth, "store_depth"_a = defaults.store_depth);
+           "load_depth"_a = defaults.load_depth, "store_depth"_a = defaults.store_depth,
+           "transfer"_a = transfer);
 
   py::native_enum<CompletionKind>(m, "CompletionKind", "enum.Enum")
       .value("GATHERED", CompletionKind::kGathered)
@@ -81,6 +91,15 @@ void bind_engine(py::module_& m) {
       .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_bench(py::module_& m) {
+  py::class_<TransferBench>(m, "TransferBench", py::release_gil_before_calling_cpp_dtor())
+      .def(py::init(&make_transfer_bench), py::kw_only(), "device"_a, "segments"_a, "host_bytes"_a,
+           "transfer"_a = TransferOptions(), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("address", &bench_address)
+      .def("run", &run_transfers, "direction"_a, "transfers"_a, "stream"_a = 0)
+      .def("info", &TransferBench::info);
+}
+
 void bind_directory(py::module_& m) {
   py::class_<Directory>(m, "Directory")
       .def(py::init(&make_directory), py::kw_only(), "root"_a, "namespace"_a, "ranks"_a)
@@ -98,5 +117,6 @@ PYBIND11_MODULE(_C, m) {
   config_error.attr("__module__") = "lmkv";
   lmkv::python::bind_build(m);
   lmkv::python::bind_engine(m);
+  lmkv::python::bind_bench(m);
   lmkv::python::bind_directory(m);
 }

@@ -55,6 +55,28 @@ def slab_bytes(block_bytes: int, blocks_per_chunk: int) -> int:
     """Size in bytes of one slab, which is also that of a whole chunk's file."""
 
 @final
+class TransferOptions:
+    """How blocks are copied between a GPU and the host; ``"host"`` devices ignore it.
+
+    ``mode`` is ``"auto"``, ``"copy_engine"``, ``"kernel_staged"`` or ``"kernel_mapped"``. With
+    ``"auto"`` fragments (dense runs of a block) of at least ``..._copy_engine_from`` bytes go by
+    copy engine and smaller ones by the kernel mode ``..._below``. ``thread_blocks`` bounds the
+    SMs that a kernel takes; ``staging_bytes`` is the size of a staging buffer. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str = "auto",
+        gather_copy_engine_from: int = 32 << 10,
+        gather_below: str = "kernel_staged",
+        scatter_copy_engine_from: int = 32 << 10,
+        scatter_below: str = "kernel_staged",
+        thread_blocks: int = 8,
+        staging_bytes: int = 8 << 20,
+    ) -> None: ...
+
+@final
 class EngineOptions:
     """Everything an :class:`Engine` needs. Keyword arguments only; sizes are in bytes.
 
@@ -80,6 +102,7 @@ class EngineOptions:
         request_bytes: int = 1 << 20,
         load_depth: int = 64 << 20,
         store_depth: int = 32 << 20,
+        transfer: TransferOptions = ...,
     ) -> None: ...
 
 class CompletionKind(Enum):
@@ -167,3 +190,32 @@ class Directory:
 
     def present(self, keys: Sequence[bytes]) -> list[bool]:
         """For each of ``keys``, whether every rank's directory has an entry for it."""
+
+@final
+class TransferBench:
+    """A device and host memory as an engine's, without files: times gathers and scatters.
+
+    One thread at a time. Raises ConfigError for names and sizes that cannot work, RuntimeError
+    for a device that cannot, or does not, do it.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        segments: Sequence[tuple[int, int, int]],
+        host_bytes: int,
+        transfer: TransferOptions = ...,
+    ) -> None: ...
+    @property
+    def address(self) -> int:
+        """Where the host memory begins; transfers lie in it one behind the other."""
+
+    def run(self, direction: str, transfers: Sequence[Sequence[int]], stream: int = 0) -> float:
+        """Seconds that all ``transfers`` (block ids each) take, submitted at once.
+
+        ``direction`` is ``"gather"`` or ``"scatter"``. They begin behind what ``stream`` has been
+        given. Blocks, without the GIL.
+        """
+
+    def info(self) -> dict[str, str]: ...

@@ -135,6 +135,14 @@ class Config:
         default="auto",
     )
     io_threads: int = _setting(_parse_int, "I/O threads of each worker.", unit="threads", default=1)
+    transfer: str = _setting(
+        _one_of("auto", "copy_engine", "kernel_staged", "kernel_mapped"),
+        "How blocks are copied between a GPU and host memory: by its copy engines, by a kernel "
+        "and a buffer on the GPU, or by a kernel alone. `auto` goes by the size of the pieces "
+        "(`lmkv bench transfer --calibrate` measures from which on); the log says which and why. "
+        "Engines on the CPU have one way only.",
+        default="auto",
+    )
     store_generated: bool = _setting(
         _parse_bool,
         "Store chunks that hold generated tokens too, not only those of the prompt.",

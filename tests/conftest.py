@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # for what tests of several folders share
 NOT_COPIED = shutil.ignore_patterns(".*", "build", "dist", "site", "*.egg-info", "*.so")
 
 Run = Callable[..., str]

@@ -265,6 +265,7 @@ def copy_example(line: str, words: list[str], world: World) -> None:
 
 EXECUTORS: dict[str, Callable[[str, list[str], World], None]] = {
     "lmkv doctor": run,
+    "lmkv bench": run,
     "lmkv --help": run,
     "lmkv --version": run,
     "lmkv serve": lmkv_serve,

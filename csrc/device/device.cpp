@@ -7,7 +7,8 @@
 
 namespace lmkv {
 
-std::unique_ptr<Device> make_device(const std::string& name, SegmentTable table) {
+std::unique_ptr<Device> make_device(const std::string& name, SegmentTable table,
+                                    const TransferOptions& options) {
   if (name == "host") return make_host_device(std::move(table));
   constexpr std::string_view kCuda = "cuda:";
   if (name.starts_with(kCuda)) {
@@ -15,20 +16,10 @@ std::unique_ptr<Device> make_device(const std::string& name, SegmentTable table)
     const char* const end = name.data() + name.size();
     const auto [rest, error] = std::from_chars(name.data() + kCuda.size(), end, ordinal);
     if (error == std::errc{} && rest == end && ordinal >= 0) {
-      return make_cuda_device(std::move(table), ordinal);
+      return make_cuda_device(std::move(table), ordinal, options);
     }
   }
   throw std::invalid_argument("device must be \"host\" or \"cuda:<n>\", not \"" + name + "\"");
 }
-
-#ifndef LMKV_HAVE_CUDA
-
-std::unique_ptr<Device> make_cuda_device(SegmentTable, int) {
-  throw std::runtime_error("this build of lmkv has no CUDA device (nvcc was not found)");
-}
-
-CudaStatus cuda_status() { return {0, "not built in (nvcc was not found at build time)"}; }
-
-#endif
 
 }  // namespace lmkv

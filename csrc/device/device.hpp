@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "common/status.hpp"
 #include "common/types.hpp"
 #include "device/segment_table.hpp"
+#include "device/transfer_options.hpp"
 
 namespace lmkv {
 
@@ -26,8 +28,6 @@ class Fence {
   Fence& operator=(const Fence&) = delete;
   virtual ~Fence() = default;
 };
-
-enum class Direction { kGather, kScatter };
 
 // Moves `blocks`, in order, to or from the contiguous `host` bytes: blocks.size() * block_bytes.
 struct Transfer {
@@ -46,11 +46,13 @@ class Device {
   Device() = default;
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
-  // stop() has been called by then.
   virtual ~Device() = default;
 
+  // Called once, before the first transfer and after all memory is pinned that will be: how to copy
+  // depends on it. Throws std::runtime_error.
+  virtual void start() = 0;
   // Finishes every transfer that was submitted, callbacks included; nothing may be submitted after
-  // it. Idempotent.
+  // it. Idempotent; also without start().
   virtual void stop() = 0;
 
   // The point that work queued on `stream` so far will reach. Engine's thread; never blocks and
@@ -65,13 +67,20 @@ class Device {
   [[nodiscard]] virtual std::string pin(std::byte* begin, std::size_t bytes) = 0;
   virtual void unpin(std::byte* begin) = 0;
 
-  [[nodiscard]] virtual std::string name() const = 0;
+  // Why the device is lost for good, or "". From then on every transfer fails with these words, so
+  // none need be submitted. Any thread; never blocks.
+  [[nodiscard]] virtual std::string failure() const = 0;
+
+  // "device": what it is; "gather" and "scatter": how each is done; "..._reason": why. For people.
+  // After start().
+  [[nodiscard]] virtual std::map<std::string, std::string> info() const = 0;
 };
 
 std::unique_ptr<Device> make_host_device(SegmentTable table);
 
 // Throws std::runtime_error when there is no such GPU, or this build has no CUDA.
-std::unique_ptr<Device> make_cuda_device(SegmentTable table, int ordinal);
+std::unique_ptr<Device> make_cuda_device(SegmentTable table, int ordinal,
+                                         const TransferOptions& options);
 
 struct CudaStatus {
   int device_count = 0;
@@ -80,6 +89,7 @@ struct CudaStatus {
 [[nodiscard]] CudaStatus cuda_status();
 
 // "host" or "cuda:<n>". Throws std::invalid_argument for anything else.
-std::unique_ptr<Device> make_device(const std::string& name, SegmentTable table);
+std::unique_ptr<Device> make_device(const std::string& name, SegmentTable table,
+                                    const TransferOptions& options);
 
 }  // namespace lmkv

@@ -57,6 +57,7 @@ Engine::Engine(const EngineOptions& options, EngineParts parts)
       io_engine_(std::move(parts.io_engine)) {
   const std::size_t slab_bytes = slab_bytes_of(options);
   pool_ = std::make_unique<SlabPool>(slab_bytes, options.host_memory / slab_bytes, *device_);
+  device_->start();
   files_ = std::make_unique<FileIo>(*io_engine_, file_options(options, parts.root));
 }
 
@@ -103,6 +104,7 @@ std::optional<JobId> Engine::store(const ChunkKey& key, std::uint64_t token_begi
     closed = closed_;
     loads_wait = !waiting_loads_.empty();
   }
+  closed = closed || !device_->failure().empty();
   if (!closed) job->sealed = find_in_memory(job->identity);
   if (!closed && !job->sealed && !loads_wait) job->filling = pool_->try_acquire();
   if (!job->sealed && !job->filling) {
@@ -219,6 +221,9 @@ void Engine::start_load(std::shared_ptr<ChunkLoad> load) {
     closed = closed_;
   }
   if (closed) return loaded(load, Status::cancelled());
+  if (const std::string lost = device_->failure(); !lost.empty()) {
+    return loaded(load, Status::device(lost));
+  }
   load->verified = find_in_memory(load->identity);
   if (load->verified) {
     stats_.memory_hits.fetch_add(1, std::memory_order_relaxed);
@@ -377,6 +382,8 @@ std::map<std::string, std::uint64_t> Engine::stats() const {
   all["slabs_free"] = slabs.free;
   all["slabs_in_use"] = slabs.in_use;
   all["slabs_cached"] = slabs.cached;
+  all["unpinned_slabs"] = pool_->pin_error().empty() ? 0 : slabs.total;
+  all["device_lost"] = device_->failure().empty() ? 0 : 1;
   all["reading_microseconds"] = reading_.microseconds();
   all["writing_microseconds"] = writing_.microseconds();
   all["direct_io_fallbacks"] = files_->direct_io_fallbacks();
@@ -388,17 +395,18 @@ std::map<std::string, std::uint64_t> Engine::stats() const {
 }
 
 std::map<std::string, std::string> Engine::info() const {
-  return {{"device", device_->name()},
-          {"filesystem", filesystem_},
-          {"io_engine", std::string(io_engine_->name())},
-          {"io_engine_reason", io_engine_reason_},
-          {"direct_io", files_->caching() == Caching::kDirect ? "on" : "off"},
-          {"direct_io_reason", files_->direct_io_fallbacks() == 0
-                                   ? root_reason_
-                                   : "refused by the filesystem while in use"},
-          {"pin_error", pool_->pin_error()},
-          {"block_bytes", std::to_string(table_.block_bytes())},
-          {"segments", std::to_string(table_.segments().size())}};
+  std::map<std::string, std::string> all = device_->info();
+  all["device_failure"] = device_->failure();
+  all["filesystem"] = filesystem_;
+  all["io_engine"] = io_engine_->name();
+  all["io_engine_reason"] = io_engine_reason_;
+  all["direct_io"] = files_->caching() == Caching::kDirect ? "on" : "off";
+  all["direct_io_reason"] =
+      files_->direct_io_fallbacks() == 0 ? root_reason_ : "refused by the filesystem while in use";
+  all["pin_error"] = pool_->pin_error();
+  all["block_bytes"] = std::to_string(table_.block_bytes());
+  all["segments"] = std::to_string(table_.segments().size());
+  return all;
 }
 
 }  // namespace lmkv

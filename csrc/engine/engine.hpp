@@ -37,6 +37,7 @@ struct EngineOptions {
   std::uint32_t blocks_per_chunk = 0;
   std::size_t host_memory = 0;  // bytes for slabs
   std::string device = "host";
+  TransferOptions transfer;
   IoEngineChoice io_engine = IoEngineChoice::kAuto;
   DirectIoChoice direct_io = DirectIoChoice::kAuto;
   unsigned io_threads = 1;
@@ -86,8 +87,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Both throw std::invalid_argument, with nothing begun, for ids or counts that are out of range.
-  // A store is empty when no slab is free, loads wait for one, or the engine is closed: it is
-  // dropped and counted. A load of a closed engine fails.
+  // A store is empty when no slab is free, loads wait for one, the engine is closed or its device
+  // lost: it is dropped and counted. A load of a closed engine, or on a lost device, fails.
   std::optional<JobId> store(const ChunkKey& key, std::uint64_t token_begin,
                              std::vector<BlockId> blocks, std::uintptr_t stream);
   JobId load(std::vector<LoadChunk> chunks, std::uintptr_t stream);

@@ -42,7 +42,7 @@ void check(const EngineOptions& options) {
 EngineParts make_parts(const EngineOptions& options) {
   check(options);
   EngineParts parts;
-  parts.device = make_device(options.device, SegmentTable(options.segments));
+  parts.device = make_device(options.device, SegmentTable(options.segments), options.transfer);
   const ChunkPaths paths(options.root, options.namespace_digest, options.rank);
   make_tree(paths);
   sweep_temporaries(paths, kAbandonedAfter);

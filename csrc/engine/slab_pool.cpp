@@ -3,9 +3,15 @@
 #include <sys/mman.h>
 
 #include <cassert>
+#include <cstdint>
 #include <new>
 
 namespace lmkv {
+namespace {
+
+constexpr std::size_t kHugePageBytes = 2 << 20;  // of x86-64 and, with pages of 4 KiB, of Arm
+
+}  // namespace
 
 Slab::~Slab() {
   if (pool_ != nullptr) pool_->release(index_);
@@ -20,11 +26,17 @@ SharedSlab::~SharedSlab() {
 std::span<std::byte> SharedSlab::bytes() const { return pool_->bytes_of(index_); }
 
 SlabPool::SlabPool(std::size_t slab_bytes, std::size_t count, Device& device)
-    : slab_bytes_(slab_bytes), device_(device), memory_bytes_(slab_bytes * count), entries_(count) {
-  void* const memory = ::mmap(nullptr, memory_bytes_, PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  memory_ = static_cast<std::byte*>(memory);
+    : slab_bytes_(slab_bytes),
+      device_(device),
+      memory_bytes_(slab_bytes * count),
+      mapped_bytes_(memory_bytes_ + kHugePageBytes),
+      entries_(count) {
+  mapping_ = ::mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapping_ == MAP_FAILED) throw std::bad_alloc();
+  // Huge pages begin at multiples of their size only.
+  const auto begin = reinterpret_cast<std::uintptr_t>(mapping_);
+  memory_ = static_cast<std::byte*>(mapping_) + (kHugePageBytes - begin % kHugePageBytes);
   // A fork while the kernel writes to a private page by O_DIRECT would lose the write: open(2).
   ::madvise(memory_, memory_bytes_, MADV_DONTFORK);
   ::madvise(memory_, memory_bytes_, MADV_HUGEPAGE);
@@ -36,7 +48,7 @@ SlabPool::SlabPool(std::size_t slab_bytes, std::size_t count, Device& device)
 SlabPool::~SlabPool() {
   assert(counts().in_use == 0);
   if (pin_error_.empty()) device_.unpin(memory_);
-  ::munmap(memory_, memory_bytes_);
+  ::munmap(mapping_, mapped_bytes_);
 }
 
 std::span<std::byte> SlabPool::bytes_of(std::size_t index) const {

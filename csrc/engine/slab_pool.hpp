@@ -110,8 +110,10 @@ class SlabPool {
 
   const std::size_t slab_bytes_;
   Device& device_;
-  std::byte* memory_ = nullptr;
-  std::size_t memory_bytes_ = 0;
+  std::byte* memory_ = nullptr;  // where the slabs begin, in the mapping
+  std::size_t memory_bytes_;
+  std::size_t mapped_bytes_;
+  void* mapping_ = nullptr;
   std::string pin_error_;
 
   mutable std::mutex mutex_;

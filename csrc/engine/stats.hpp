@@ -14,7 +14,7 @@ struct Stats {
   Counter chunks_stored{0};           // new files
   Counter bytes_stored{0};            // their sizes, header pages included
   Counter stores_already_present{0};  // the directory had the chunk
-  Counter stores_dropped{0};          // no free slab, or closing
+  Counter stores_dropped{0};          // no free slab, closing, or the device is lost
   Counter stores_failed{0};           // the filesystem refused or failed
   Counter gathers_failed{0};
   Counter chunks_loaded{0};       // into the KV cache, from memory or the directory

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lmkv._version import __version__
-from lmkv.cli import demo, doctor, serve
+from lmkv.cli import bench, demo, doctor, serve
 
 app = typer.Typer(
     name="lmkv",
@@ -36,6 +36,7 @@ def lmkv(
     pass
 
 
+app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("serve", context_settings=serve.CONTEXT)(serve.serve)

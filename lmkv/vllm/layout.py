@@ -96,7 +96,8 @@ def _page(layer: str, cache: torch.Tensor, block_count: int) -> Page:
     if dense is None or (split > 1 and cache.stride(0) != dense):
         raise LayoutError(
             f"layer {layer} does not keep a block in one piece (shape {tuple(cache.shape)}, "
-            f"strides {cache.stride()})"
+            f"strides {cache.stride()}), as the layouts LHBNC and BHLNC do; set "
+            "VLLM_KV_CACHE_LAYOUT=BLNHC, or another attention backend"
         )
     return Page(
         layer=layer,

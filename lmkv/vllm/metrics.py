@@ -27,6 +27,9 @@ ENGINE_COUNTERS = {
     "chunks_missing": "Of these, chunks that were gone.",
     "chunks_bad": "Of these, chunks whose files were not what was asked for, or damaged.",
     "chunks_bad_removed": "Bad files that were removed.",
+    "unpinned_slabs": "Chunk buffers that could not be pinned, so that copies to and from a GPU "
+    "are slow.",
+    "device_lost": "GPUs whose context was lost; their ranks store and load nothing any more.",
     "direct_io_fallbacks": "Times that O_DIRECT was refused and the page cache used.",
 }
 

@@ -12,8 +12,9 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
-from lmkv._C import Completion, CompletionKind, Engine, EngineOptions
+from lmkv._C import Completion, CompletionKind, Engine, EngineOptions, TransferOptions
 from lmkv.config import Config, format_size
+from lmkv.tuning import Tuning, load_tuning
 from lmkv.vllm import identity
 from lmkv.vllm.activity import Throttle
 from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layout
@@ -50,6 +51,7 @@ class WorkerSide:
         self._deltas = Deltas()
         self._counters_moved = False
         self._error_lines = Throttle()
+        self._said_lost = False
 
     # -- start and end -------------------------------------------------------------------
 
@@ -97,6 +99,7 @@ class WorkerSide:
                 io_engine=config.io_engine,
                 direct_io=config.direct_io,
                 io_threads=config.io_threads,
+                transfer=self._transfer_options(layout.device),
             )
         )
         self._hello = Hello(namespace.digest, config)
@@ -116,7 +119,8 @@ class WorkerSide:
             )
         logger.info(
             "lmkv: %s, namespace %s, io engine %s (%s), direct I/O %s (%s), chunks of %d tokens "
-            "(%d bytes), host memory %s for each of %d ranks, device %s",
+            "(%d bytes), host memory %s for each of %d ranks, device %s, gather "
+            "by %s (%s), scatter by %s (%s)",
             config.path,
             namespace.short,
             info["io_engine"],
@@ -128,7 +132,18 @@ class WorkerSide:
             format_size(config.host_memory),
             self._vllm_config.parallel_config.world_size,
             info["device"],
+            info["gather"],
+            info["gather_reason"],
+            info["scatter"],
+            info["scatter_reason"],
         )
+
+    def _transfer_options(self, device: torch.device) -> TransferOptions:
+        """How to copy, with what was measured of this kind of GPU, if anything was."""
+        tuning = None
+        if self._on_cuda and self._config.transfer == "auto":
+            tuning = load_tuning(torch.cuda.get_device_name(device))
+        return (tuning or Tuning()).options(self._config.transfer)
 
     def _warn(self, info: Mapping[str, str]) -> None:
         """Say what was found at start that makes everything slower than it need be."""
@@ -261,4 +276,12 @@ class WorkerSide:
             return None
         # Counters may still move while a job is under way, with no completion to say so.
         self._counters_moved = bool(self._stores or self._loads)
-        return self._deltas.take(self._engine.stats())
+        totals = self._engine.stats()
+        if totals["device_lost"] and not self._said_lost:
+            self._said_lost = True
+            logger.error(
+                "lmkv: rank %d: %s. Nothing is stored or loaded any more: restart the engine.",
+                self._rank,
+                self._engine.info()["device_failure"],
+            )
+        return self._deltas.take(totals)

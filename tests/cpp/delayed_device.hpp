@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -49,8 +50,19 @@ class DelayedDevice final : public Device {
     return real_->pin(begin, bytes);
   }
   void unpin(std::byte* begin) override { real_->unpin(begin); }
+  // From now on the device is lost, for this reason.
+  void lose(const std::string& reason) {
+    const std::lock_guard lock(mutex_);
+    failure_ = reason;
+  }
+
+  void start() override { real_->start(); }
   void stop() override { real_->stop(); }
-  [[nodiscard]] std::string name() const override { return "delayed"; }
+  [[nodiscard]] std::string failure() const override {
+    const std::lock_guard lock(mutex_);
+    return failure_;
+  }
+  [[nodiscard]] std::map<std::string, std::string> info() const override { return real_->info(); }
 
  private:
   std::vector<Transfer> take() {
@@ -59,7 +71,8 @@ class DelayedDevice final : public Device {
     return std::exchange(kept_, {});
   }
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
+  std::string failure_;
   bool holding_ = false;
   std::vector<Transfer> kept_;
   std::unique_ptr<Device> real_;

@@ -99,7 +99,7 @@ def test_layer_and_block_outermost_give_the_same_bytes():
 @pytest.mark.parametrize("name", ["LHBNC", "BHLNC"])
 def test_a_layout_that_spreads_a_block_is_refused_by_layer(name):
     caches, _ = views(KVCacheLayout[name], spec_of())
-    with pytest.raises(LayoutError, match=r"layers\.0\.attn does not keep a block in one piece"):
+    with pytest.raises(LayoutError, match=r"layers\.0\.attn does not keep a block.*LAYOUT=BLNHC"):
         read_layout(caches, LAYERS, BLOCKS)
 
 
@@ -119,6 +119,22 @@ def test_latent_attention_is_dense():
     found = read_layout(caches, LAYERS, BLOCKS)
     assert found.block_bytes == 3 * 16 * 576 * 2
     assert torch.equal(block_bytes(raw, found, 3), expected_bytes(caches, 3))
+
+
+def test_eight_bit_floats_are_bytes():
+    spec = FullAttentionSpec(
+        block_size=16,
+        num_kv_heads=8,
+        head_size=64,
+        dtype=torch.float8_e4m3fn,
+        page_size_padded=20_480,
+    )
+    caches, raw = views(KVCacheLayout.BLNHC, spec)
+    found = read_layout(caches, LAYERS, BLOCKS)
+    assert found.block_bytes == 3 * 16_384
+    assert len(found.segments()) == 3  # the padding is not stored
+    for block in range(BLOCKS):
+        assert torch.equal(block_bytes(raw, found, block), expected_bytes(caches, block))
 
 
 def test_layers_that_share_kv_are_stored_once():

@@ -1,0 +1,1 @@
+"""What ``lmkv bench`` measures: parts of lmkv against the limit of the machine, in one run."""

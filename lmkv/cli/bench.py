@@ -1,0 +1,127 @@
+"""``lmkv bench``: parts of lmkv against the limit of this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lmkv._C import cuda_status
+from lmkv.bench import transfer as transfer_bench
+from lmkv.bench.memory import CudaMemory
+from lmkv.config import format_size
+from lmkv.errors import ConfigError
+from lmkv.tuning import load_tuning, save_tuning
+
+app = typer.Typer(
+    help="Measure parts of lmkv against the limit of this machine.", no_args_is_help=True
+)
+
+
+class Mode(str, Enum):
+    """Values of the setting ``transfer``."""
+
+    AUTO = "auto"
+    COPY_ENGINE = "copy_engine"
+    KERNEL_STAGED = "kernel_staged"
+    KERNEL_MAPPED = "kernel_mapped"
+
+
+@app.callback()
+def bench() -> None:
+    """Has subcommands."""
+
+
+@app.command()
+def transfer(
+    device: Annotated[
+        str, typer.Option(help='"host" or "cuda:<n>"; by default the first GPU, if there is one.')
+    ] = "",
+    mode: Annotated[Mode, typer.Option("--transfer", help="How a GPU copies.")] = Mode.AUTO,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured; one more is not counted.")] = 7,
+    megabytes: Annotated[int, typer.Option(min=1, help="MiB that one run moves.")] = 256,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Find what is fastest on this GPU, and keep it for auto."),
+    ] = False,
+    json_file: Annotated[
+        str, typer.Option("--json", metavar="FILE", help='Write the numbers there; "-": only them.')
+    ] = "",
+) -> None:
+    """Gather and scatter against one contiguous copy of the same bytes.
+
+    Blocks of a KV cache, at random, are copied to host memory as chunks are made of and back, by
+    the same code as in an engine; in turn with one memcpy (host) or one DMA (GPU) of as many
+    bytes. Exit status: 2 for a device or setting that cannot be.
+    """
+    device = device or ("cuda:0" if cuda_status().device_count else "host")
+    console = Console(stderr=json_file == "-")
+    moved = megabytes * transfer_bench.MIB
+    try:
+        memory = transfer_bench.open_memory(device, transfer_bench.FRAGMENTS, moved)
+        kept = load_tuning(memory.name) if isinstance(memory, CudaMemory) else None
+        if calibrate:
+            _calibrate(memory, console, moved, rounds)
+            return
+        table = _table(f"{device}, {mode.value}")
+        result = transfer_bench.measure(
+            memory,
+            mode.value,
+            moved_bytes=moved,
+            rounds=rounds,
+            tuning=kept,
+            each=partial(_add, table),
+        )
+    except (ConfigError, ValueError, ImportError, RuntimeError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    console.print(table)
+    console.print(
+        f"Worst from 16 KiB on: gather {result['gather_ratio']:.2f}, scatter "
+        f"{result['scatter_ratio']:.2f} of one contiguous copy ({result['memcpy_gbps']:.1f} GB/s)."
+    )
+    if json_file == "-":
+        json.dump(result, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    elif json_file:
+        Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _calibrate(memory: Any, console: Console, moved: int, rounds: int) -> None:
+    if not isinstance(memory, CudaMemory):
+        console.print("The host's memory is copied in one way only: there is nothing to calibrate.")
+        return
+    measured = {}
+    for mode in transfer_bench.MODES:
+        table = _table(f"{memory.name}, {mode}")
+        measured[mode] = transfer_bench.measure(
+            memory, mode, moved_bytes=moved, rounds=rounds, each=partial(_add, table)
+        )["by_fragment"]
+        console.print(table)
+    tuning = transfer_bench.tuning_of(measured)
+    console.print(f"{tuning}\nkept in {save_tuning(memory.name, tuning)}")
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title)
+    for heading in ("Fragment", "Gather GB/s", "Ratio", "Scatter GB/s", "Ratio", "By"):
+        table.add_column(heading, justify="left" if heading == "By" else "right")
+    return table
+
+
+def _add(table: Table, row: dict[str, Any]) -> None:
+    table.add_row(
+        format_size(row["fragment_bytes"]),
+        f"{row['gather_gbps']:.2f}",
+        f"{row['gather_ratio']:.2f}",
+        f"{row['scatter_gbps']:.2f}",
+        f"{row['scatter_ratio']:.2f}",
+        " / ".join(dict.fromkeys([row["gather_mode"], row["scatter_mode"]])),
+    )
