@@ -7,6 +7,8 @@
 #include <string_view>
 #include <utility>
 
+#include "engine/bench_engine.hpp"
+
 namespace lmkv::python {
 namespace {
 
@@ -174,12 +176,26 @@ TransferOptions make_transfer_options(const std::string& mode, std::size_t gathe
   return options;
 }
 
-std::unique_ptr<Engine> make_engine(const EngineOptions& options) {
+namespace {
+
+template <typename F>
+std::unique_ptr<Engine> engine_or_config_error(F&& make) {
   try {
-    return as_config_error([&] { return std::make_unique<Engine>(options, make_parts(options)); });
+    return as_config_error(make);
   } catch (const std::runtime_error& error) {  // a machine or a directory that cannot do it
     throw ConfigError(error.what());
   }
+}
+
+}  // namespace
+
+std::unique_ptr<Engine> make_engine(const EngineOptions& options) {
+  return engine_or_config_error(
+      [&] { return std::make_unique<Engine>(options, make_parts(options)); });
+}
+
+std::unique_ptr<Engine> make_measured_engine(const EngineOptions& options) {
+  return engine_or_config_error([&] { return make_bench_engine(options); });
 }
 
 std::unique_ptr<TransferBench> make_transfer_bench(const std::string& device,

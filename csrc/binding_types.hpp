@@ -51,6 +51,7 @@ EngineOptions make_options(const std::string& root, const std::string& namespace
                            std::size_t request_bytes, std::size_t load_depth,
                            std::size_t store_depth, const TransferOptions& transfer);
 std::unique_ptr<Engine> make_engine(const EngineOptions& options);
+std::unique_ptr<Engine> make_measured_engine(const EngineOptions& options);
 
 std::unique_ptr<TransferBench> make_transfer_bench(const std::string& device,
                                                    const std::vector<SegmentTuple>& segments,

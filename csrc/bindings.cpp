@@ -92,6 +92,8 @@ void bind_engine(py::module_& m) {
 }
 
 void bind_bench(py::module_& m) {
+  m.def("bench_engine", &make_measured_engine, "options"_a,
+        py::call_guard<py::gil_scoped_release>());
   py::class_<TransferBench>(m, "TransferBench", py::release_gil_before_calling_cpp_dtor())
       .def(py::init(&make_transfer_bench), py::kw_only(), "device"_a, "segments"_a, "host_bytes"_a,
            "transfer"_a = TransferOptions(), py::call_guard<py::gil_scoped_release>())

@@ -191,6 +191,13 @@ class Directory:
     def present(self, keys: Sequence[bytes]) -> list[bool]:
         """For each of ``keys``, whether every rank's directory has an entry for it."""
 
+def bench_engine(options: EngineOptions) -> Engine:
+    """An engine whose device copies nothing: only files and checksums take time.
+
+    Its slabs are full of random bytes from the start, which every store makes different from all
+    before. What it loads goes nowhere. Blocks while it fills them. Raises ConfigError.
+    """
+
 @final
 class TransferBench:
     """A device and host memory as an engine's, without files: times gathers and scatters.
