@@ -63,6 +63,8 @@ class Transfers:
     def __init__(self, bench: TransferBench, direction: str, chunks: list[list[int]]) -> None:
         self._bench, self._direction, self._chunks = bench, direction, chunks
         self._stop = threading.Event()
+        self._runs = 0
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> None:
@@ -72,10 +74,18 @@ class Transfers:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
+        if self._error is not None:
+            raise self._error
+        if not self._runs:
+            raise RuntimeError("nothing was moved meanwhile")
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            self._bench.run(self._direction, self._chunks)
+        try:
+            while not self._stop.is_set():
+                self._bench.run(self._direction, self._chunks)
+                self._runs += 1
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            self._error = error
 
 
 def slowdown(

@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <new>
 #include <string_view>
 #include <utility>
 
@@ -182,6 +183,10 @@ template <typename F>
 std::unique_ptr<Engine> engine_or_config_error(F&& make) {
   try {
     return as_config_error(make);
+  } catch (const DeviceError&) {
+    throw;
+  } catch (const std::bad_alloc&) {
+    throw ConfigError("host_memory: so much cannot be had");
   } catch (const std::runtime_error& error) {  // a machine or a directory that cannot do it
     throw ConfigError(error.what());
   }

@@ -117,6 +117,9 @@ PYBIND11_MODULE(_C, m) {
   const py::object config_error =
       py::register_exception<lmkv::python::ConfigError>(m, "ConfigError", PyExc_ValueError);
   config_error.attr("__module__") = "lmkv";
+  const py::object device_error =
+      py::register_exception<lmkv::DeviceError>(m, "DeviceError", PyExc_RuntimeError);
+  device_error.attr("__module__") = "lmkv";
   lmkv::python::bind_build(m);
   lmkv::python::bind_engine(m);
   lmkv::python::bind_bench(m);

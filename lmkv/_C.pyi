@@ -11,6 +11,9 @@ from typing import final
 class ConfigError(ValueError):
     """A setting or an argument that cannot work."""
 
+class DeviceError(RuntimeError):
+    """A GPU that cannot be used, or a build without CUDA."""
+
 @final
 class BuildInfo:
     """What this binary was built with. All fields are strings; ``""`` means not built in."""
@@ -202,8 +205,8 @@ def bench_engine(options: EngineOptions) -> Engine:
 class TransferBench:
     """A device and host memory as an engine's, without files: times gathers and scatters.
 
-    One thread at a time. Raises ConfigError for names and sizes that cannot work, RuntimeError
-    for a device that cannot, or does not, do it.
+    One thread at a time. Raises ConfigError for names and sizes that cannot work, DeviceError
+    for a device that cannot be used, RuntimeError for a transfer that fails.
     """
 
     def __init__(

@@ -21,13 +21,15 @@ class Tuning:
     """Thresholds for one kind of GPU. The defaults are derived in docs/gpu-transfer.md.
 
     Fragments of at least ``..._copy_engine_from`` bytes go by copy engine, smaller ones by the
-    kernel mode ``..._below`` (``kernel_staged`` or ``kernel_mapped``).
+    kernel mode ``..._below`` (``kernel_staged`` or ``kernel_mapped``), which takes at most
+    ``thread_blocks`` SMs.
     """
 
     gather_copy_engine_from: int = 32 << 10
     gather_below: str = "kernel_staged"
     scatter_copy_engine_from: int = 32 << 10
     scatter_below: str = "kernel_staged"
+    thread_blocks: int = 8
 
     def options(self, mode: str) -> TransferOptions:
         """The core's options with this tuning. Raises ConfigError for values that cannot be."""
@@ -36,7 +38,7 @@ class Tuning:
 
 def tuning_file() -> Path:
     """Where tunings are kept; it need not exist."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache) / "lmkv" / "transfer.json"
 
 

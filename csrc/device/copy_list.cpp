@@ -20,6 +20,10 @@ void CopyList::add(void* destination, const void* source, std::size_t bytes) {
 
 CopyList copies_of(const Transfer& transfer, const SegmentTable& table) {
   CopyList copies;
+  const std::size_t most = transfer.blocks.size() * table.segments().size();
+  copies.destinations.reserve(most);
+  copies.sources.reserve(most);
+  copies.sizes.reserve(most);
   std::byte* host = transfer.host;
   for (const BlockId block : transfer.blocks) {
     for (const Segment& segment : table.segments()) {

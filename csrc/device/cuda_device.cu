@@ -1,9 +1,8 @@
 // Paged KV in GPU memory.
 //
-// Streams and a thread for each direction: a load does not wait behind a store that waits for a
-// forward pass. They have the lowest priority, so that the model's kernels go first. Ordering
-// against the engine's own stream is by events alone; nothing here synchronises that stream, and
-// only the device's own threads ever wait.
+// Streams and threads for each direction: a load does not wait behind a store that waits for a
+// forward pass. Ordering against the engine's own stream is by events alone; nothing here
+// synchronises that stream, and only the device's own threads ever wait.
 #include <cuda_runtime.h>
 
 #include <atomic>
@@ -13,10 +12,14 @@
 #include <string>
 #include <utility>
 
-#include "device/copy_paths.cuh"
-#include "device/cuda_lane.cuh"
+#include "device/block_kernel.cuh"
+#include "device/copy_engine_path.hpp"
+#include "device/cuda_fence.hpp"
+#include "device/cuda_health.hpp"
+#include "device/cuda_lane.hpp"
 #include "device/cuda_objects.hpp"
 #include "device/device.hpp"
+#include "device/kernel_paths.cuh"
 #include "device/numa.hpp"
 
 namespace lmkv {
@@ -32,11 +35,18 @@ class CudaDevice final : public Device {
     require(cudaDeviceGetStreamPriorityRange(&priority_, &highest), "stream priorities");
   }
 
-  ~CudaDevice() override { CudaDevice::stop(); }
+  ~CudaDevice() override {
+    CudaDevice::stop();
+    const OnDevice device(ordinal_);  // for what the members still have on it
+    gathers_.reset();
+    scatters_.reset();
+    fences_.reset();
+  }
 
   void start() override {
     const OnDevice device(ordinal_);
     require(device.error(), "cudaSetDevice");
+    means_.kernels = BlockKernel::runs_here();
     gathers_ = make_lane(Direction::kGather, gather_choice_);
     scatters_ = make_lane(Direction::kScatter, scatter_choice_);
   }
@@ -47,7 +57,8 @@ class CudaDevice final : public Device {
   }
 
   [[nodiscard]] std::shared_ptr<const Fence> fence(std::uintptr_t stream) override {
-    return std::make_shared<CudaFence>(ordinal_, reinterpret_cast<cudaStream_t>(stream));
+    if (!health_.failure().empty()) return nullptr;  // no transfer will be started
+    return std::make_shared<CudaFence>(fences_, ordinal_, reinterpret_cast<cudaStream_t>(stream));
   }
 
   void submit(Transfer transfer) override {
@@ -56,15 +67,18 @@ class CudaDevice final : public Device {
 
   [[nodiscard]] std::string pin(std::byte* begin, std::size_t bytes) override {
     const OnDevice device(ordinal_);
-    prefer_numa_node(begin, bytes, numa_node());  // before the pages are there
-    cudaError_t error =
-        cudaHostRegister(begin, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
+    const int node = numa_node();
+    if (prefer_numa_node(begin, bytes, node)) numa_ = "node " + std::to_string(node);
+    cudaError_t error = device.error();
+    if (error == cudaSuccess) {
+      error = cudaHostRegister(begin, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
+    }
     if (error == cudaSuccess) {
       void* mapped = nullptr;
       error = cudaHostGetDevicePointer(&mapped, begin, 0);
       if (error == cudaSuccess) {
         host_to_device_ = static_cast<std::byte*>(mapped) - begin;
-        pinned_ = true;
+        means_.pinned = true;
         return {};
       }
       static_cast<void>(cudaHostUnregister(begin));
@@ -73,7 +87,10 @@ class CudaDevice final : public Device {
     return describe(error, "cudaHostRegister");
   }
 
-  void unpin(std::byte* begin) override { static_cast<void>(cudaHostUnregister(begin)); }
+  void unpin(std::byte* begin) override {
+    const OnDevice device(ordinal_);
+    if (cudaHostUnregister(begin) != cudaSuccess) static_cast<void>(cudaGetLastError());
+  }
 
   [[nodiscard]] std::string failure() const override { return health_.failure(); }
 
@@ -82,19 +99,22 @@ class CudaDevice final : public Device {
             {"gather", std::string(name_of(gather_choice_.mode))},
             {"gather_reason", gather_choice_.reason},
             {"scatter", std::string(name_of(scatter_choice_.mode))},
-            {"scatter_reason", scatter_choice_.reason}};
+            {"scatter_reason", scatter_choice_.reason},
+            {"numa", numa_}};
   }
 
  private:
   std::unique_ptr<CudaLane> make_lane(Direction direction, TransferChoice& choice) {
     const std::size_t fragment = table_.block_bytes() / table_.segments().size();
-    choice = choose_transfer(options_, direction, fragment, {pinned_, true});
+    choice = choose_transfer(options_, direction, fragment, means_);
     std::unique_ptr<CopyPath> path;
     try {
       path = make_path(direction, choice.mode);
-    } catch (const std::runtime_error&) {  // the KV cache may have taken all of the GPU's memory
+    } catch (const DeviceError&) {  // the KV cache may have taken all of the GPU's memory
       if (choice.mode != TransferMode::kKernelStaged) throw;
-      choice = choose_transfer(options_, direction, fragment, {pinned_, false});
+      TransferMeans means = means_;
+      means.staging = false;
+      choice = choose_transfer(options_, direction, fragment, means);
       path = make_path(direction, choice.mode);
     }
     return std::make_unique<CudaLane>(ordinal_, std::move(path), health_);
@@ -111,7 +131,8 @@ class CudaDevice final : public Device {
       case TransferMode::kAuto:
       case TransferMode::kCopyEngine: break;
     }
-    return std::make_unique<CopyEnginePath>(table_, priority_);
+    const bool batches = means_.pinned && host_to_device_ == 0;
+    return std::make_unique<CopyEnginePath>(table_, priority_, batches);
   }
 
   // -1 where it is not known.
@@ -128,11 +149,13 @@ class CudaDevice final : public Device {
   const int ordinal_;
   const TransferOptions options_;
   int priority_ = 0;
-  bool pinned_ = false;
+  TransferMeans means_{.pinned = false};
   std::ptrdiff_t host_to_device_ = 0;
+  std::string numa_ = "not set";
   TransferChoice gather_choice_;
   TransferChoice scatter_choice_;
   CudaHealth health_;
+  std::shared_ptr<EventPool> fences_ = std::make_shared<EventPool>();
   std::unique_ptr<CudaLane> gathers_;  // both use all of the above
   std::unique_ptr<CudaLane> scatters_;
 };

@@ -4,10 +4,10 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
-#include <stdexcept>
 #include <string>
 
 #include "common/status.hpp"
+#include "device/device.hpp"
 
 namespace lmkv {
 
@@ -20,29 +20,34 @@ namespace lmkv {
   return error == cudaSuccess ? Status::ok() : Status::device(describe(error, what));
 }
 
-// For what is made at start; throws std::runtime_error. An error that is not sticky would be
+// For what is made at start; throws DeviceError. An error that is not sticky would be
 // reported again by the next call of this thread, which may be torch's: it is taken back.
 inline void require(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   static_cast<void>(cudaGetLastError());
-  throw std::runtime_error(describe(error, what));
+  throw DeviceError(describe(error, what));
 }
 
-// Makes a device current for a scope: the current device is the thread's, and torch's too.
+// Makes a device current for a scope: the current device is the thread's, and torch's too. Where it
+// is current already nothing is called: cudaSetDevice makes a context (since CUDA 12), and to set
+// back a device that the thread never used would make one there. So this is for threads that use
+// the device anyway.
 class OnDevice {
  public:
-  explicit OnDevice(int ordinal) {
-    if (cudaGetDevice(&before_) != cudaSuccess) before_ = ordinal;
-    error_ = cudaSetDevice(ordinal);
+  explicit OnDevice(int ordinal) : error_(cudaGetDevice(&before_)), changed_(before_ != ordinal) {
+    if (error_ == cudaSuccess && changed_) error_ = cudaSetDevice(ordinal);
   }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
-  ~OnDevice() { static_cast<void>(cudaSetDevice(before_)); }
+  ~OnDevice() {
+    if (changed_) static_cast<void>(cudaSetDevice(before_));
+  }
   [[nodiscard]] cudaError_t error() const { return error_; }
 
  private:
-  int before_ = 0;
+  int before_ = -1;
   cudaError_t error_;
+  bool changed_;
 };
 
 class CudaEvent {

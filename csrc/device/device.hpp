@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,11 @@
 #include "device/transfer_options.hpp"
 
 namespace lmkv {
+
+// A device that cannot be used: its work, and nothing else, cannot be done.
+class DeviceError : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 // A point in the engine's own work (a CUDA event on its compute stream).
 class Fence {
@@ -49,10 +55,10 @@ class Device {
   virtual ~Device() = default;
 
   // Called once, before the first transfer and after all memory is pinned that will be: how to copy
-  // depends on it. Throws std::runtime_error.
+  // depends on it. Throws DeviceError.
   virtual void start() = 0;
-  // Finishes every transfer that was submitted, callbacks included; nothing may be submitted after
-  // it. Idempotent; also without start().
+  // Finishes every transfer that was submitted, callbacks included, however long the fences take
+  // that they wait for; nothing may be submitted after it. Idempotent; also without start().
   virtual void stop() = 0;
 
   // The point that work queued on `stream` so far will reach. Engine's thread; never blocks and
@@ -78,7 +84,7 @@ class Device {
 
 std::unique_ptr<Device> make_host_device(SegmentTable table);
 
-// Throws std::runtime_error when there is no such GPU, or this build has no CUDA.
+// Throws DeviceError when there is no such GPU, or this build has no CUDA.
 std::unique_ptr<Device> make_cuda_device(SegmentTable table, int ordinal,
                                          const TransferOptions& options);
 

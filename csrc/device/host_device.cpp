@@ -35,7 +35,7 @@ class HostDevice final : public Device {
 
   // An engine on the CPU has no stream (0): its forward pass is over when it submits.
   [[nodiscard]] std::shared_ptr<const Fence> fence(std::uintptr_t stream) override {
-    return stream == 0 ? nullptr : reinterpret_cast<HostStream*>(stream)->record();
+    return stream == 0 ? nullptr : HostStream::record(stream);
   }
 
   void submit(Transfer transfer) override {

@@ -1,6 +1,7 @@
 #include "device/host_stream.hpp"
 
 #include <future>
+#include <set>
 #include <utility>
 
 namespace lmkv {
@@ -26,7 +27,37 @@ void HostEvent::reach() {
   for (const std::function<void()>& action : actions) action();
 }
 
+namespace {
+
+// Those that exist: a handle comes from outside, and is looked up rather than believed.
+struct Streams {
+  std::mutex mutex;
+  std::set<std::uintptr_t> handles;
+};
+
+Streams& streams() {
+  static Streams all;
+  return all;
+}
+
+}  // namespace
+
+HostStream::HostStream() : thread_([this] { run(); }) {
+  const std::lock_guard lock(streams().mutex);
+  streams().handles.insert(handle());
+}
+
+std::shared_ptr<const HostEvent> HostStream::record(std::uintptr_t handle) {
+  const std::lock_guard lock(streams().mutex);
+  if (!streams().handles.contains(handle)) return nullptr;
+  return reinterpret_cast<HostStream*>(handle)->record();
+}
+
 HostStream::~HostStream() {
+  {
+    const std::lock_guard lock(streams().mutex);
+    streams().handles.erase(handle());
+  }
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;

@@ -32,7 +32,7 @@ class HostEvent final : public Fence {
 
 class HostStream {
  public:
-  HostStream() : thread_([this] { run(); }) {}
+  HostStream();
   HostStream(const HostStream&) = delete;
   HostStream& operator=(const HostStream&) = delete;
   ~HostStream();  // finishes what is queued
@@ -41,8 +41,10 @@ class HostStream {
   [[nodiscard]] std::shared_ptr<const HostEvent> record();
   void synchronize();  // waits for what is queued so far
 
-  // What Device::fence of the host's device takes as a stream.
+  // What Device::fence of the host's device takes as a stream, and the point in it: none for a
+  // handle that no stream has.
   [[nodiscard]] std::uintptr_t handle() const { return reinterpret_cast<std::uintptr_t>(this); }
+  [[nodiscard]] static std::shared_ptr<const HostEvent> record(std::uintptr_t handle);
 
  private:
   void run();

@@ -32,7 +32,9 @@ std::string_view name_of(TransferMode mode) {
 TransferChoice choose_transfer(const TransferOptions& options, Direction direction,
                                std::size_t fragment_bytes, TransferMeans means) {
   TransferChoice choice = wanted(options, direction, fragment_bytes);
-  if (choice.mode == TransferMode::kKernelMapped && !means.pinned) {
+  if (choice.mode != TransferMode::kCopyEngine && !means.kernels) {
+    choice = {TransferMode::kCopyEngine, "this build has no kernels for this GPU"};
+  } else if (choice.mode == TransferMode::kKernelMapped && !means.pinned) {
     choice = {means.staging ? TransferMode::kKernelStaged : TransferMode::kCopyEngine,
               "a kernel cannot reach host memory that is not pinned"};
   } else if (choice.mode == TransferMode::kKernelStaged && !means.staging) {

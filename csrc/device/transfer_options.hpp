@@ -41,6 +41,7 @@ struct TransferOptions {
 // What a machine turned out to allow.
 struct TransferMeans {
   bool pinned = true;   // the host memory is pinned and mapped
+  bool kernels = true;  // the build has code that this GPU runs
   bool staging = true;  // memory for staging buffers was to be had
 };
 

@@ -20,7 +20,7 @@ namespace lmkv {
 class TransferBench {
  public:
   // Over a paged cache of these segments, with `host_bytes` of memory as slabs are made of. Throws
-  // std::invalid_argument and std::runtime_error as make_device does, std::bad_alloc.
+  // std::invalid_argument and DeviceError as make_device does, std::bad_alloc.
   TransferBench(const std::string& device, const std::vector<Segment>& segments,
                 const TransferOptions& options, std::size_t host_bytes);
   TransferBench(const TransferBench&) = delete;

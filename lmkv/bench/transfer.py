@@ -20,8 +20,9 @@ COUNTED_FROM = 16 * KIB  # smaller fragments are shown, but no part of the headl
 MODES = ("copy_engine", "kernel_staged", "kernel_mapped")
 BLOCKS_PER_CHUNK = 16
 DIRECTIONS = ("gather", "scatter")
-# Of the fastest way: so near, the copy engine is taken, which leaves the SMs to the model.
-COPY_ENGINE_SHARE = 0.95
+# Of the fastest way: what is so near and leaves more SMs to the model is taken.
+NEAR = 0.95
+THREAD_BLOCKS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,13 @@ def measure(
     return result | {"memcpy_gbps": statistics.median(copies), "by_fragment": rows}
 
 
-def tuning_of(measured: dict[str, list[dict[str, Any]]]) -> Tuning:
+def fewest_thread_blocks(rates: dict[int, float]) -> int:
+    """The smallest number of thread blocks whose rate is within 5 % of the best."""
+    good = NEAR * max(rates.values())
+    return min(count for count, rate in rates.items() if rate >= good)
+
+
+def tuning_of(measured: dict[str, list[dict[str, Any]]], thread_blocks: int = 8) -> Tuning:
     """Thresholds from the rows of every mode (``MODES``), over the same ascending fragments.
 
     The copy engine is taken from the smallest fragment on from which it stays within 5 % of the
@@ -157,12 +164,12 @@ def tuning_of(measured: dict[str, list[dict[str, Any]]]) -> Tuning:
     fragments that are then left to kernels, by the sum of the times per byte.
     """
     fragments = [row["fragment_bytes"] for row in measured["copy_engine"]]
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"thread_blocks": thread_blocks}
     for direction in DIRECTIONS:
         rates = {mode: [row[f"{direction}_gbps"] for row in measured[mode]] for mode in MODES}
         kernels = [max(pair) for pair in zip(*(rates[mode] for mode in MODES[1:]), strict=True)]
         first = len(fragments)
-        while first and rates["copy_engine"][first - 1] >= COPY_ENGINE_SHARE * kernels[first - 1]:
+        while first and rates["copy_engine"][first - 1] >= NEAR * kernels[first - 1]:
             first -= 1
         left = range(first or len(fragments))  # all of them, if none: some layout is smaller still
         seconds = {mode: sum(1 / rates[mode][i] for i in left) for mode in MODES[1:]}

@@ -18,7 +18,7 @@ from lmkv.bench import transfer as transfer_bench
 from lmkv.bench.memory import CudaMemory
 from lmkv.config import format_size
 from lmkv.errors import ConfigError
-from lmkv.tuning import load_tuning, save_tuning
+from lmkv.tuning import Tuning, load_tuning, save_tuning
 
 app = typer.Typer(
     help="Measure parts of lmkv against the limit of this machine.", no_args_is_help=True
@@ -98,14 +98,30 @@ def _calibrate(memory: Any, console: Console, moved: int, rounds: int) -> None:
     if not isinstance(memory, CudaMemory):
         console.print("The host's memory is copied in one way only: there is nothing to calibrate.")
         return
+    small = transfer_bench.FRAGMENTS[1:2]
+    rates = {}
+    for count in transfer_bench.THREAD_BLOCKS:
+        options = Tuning(thread_blocks=count)
+        row = transfer_bench.measure(
+            memory, "kernel_staged", fragments=small, moved_bytes=moved, rounds=3, tuning=options
+        )
+        rates[count] = min(row["gather_gbps"], row["scatter_gbps"])
+        console.print(f"{count:3} thread blocks: {rates[count]:.2f} GB/s")
+    thread_blocks = transfer_bench.fewest_thread_blocks(rates)
+    options = Tuning(thread_blocks=thread_blocks)
     measured = {}
     for mode in transfer_bench.MODES:
         table = _table(f"{memory.name}, {mode}")
         measured[mode] = transfer_bench.measure(
-            memory, mode, moved_bytes=moved, rounds=rounds, each=partial(_add, table)
+            memory,
+            mode,
+            moved_bytes=moved,
+            rounds=rounds,
+            tuning=options,
+            each=partial(_add, table),
         )["by_fragment"]
         console.print(table)
-    tuning = transfer_bench.tuning_of(measured)
+    tuning = transfer_bench.tuning_of(measured, thread_blocks)
     console.print(f"{tuning}\nkept in {save_tuning(memory.name, tuning)}")
 
 

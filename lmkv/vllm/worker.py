@@ -12,7 +12,14 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
-from lmkv._C import Completion, CompletionKind, Engine, EngineOptions, TransferOptions
+from lmkv._C import (
+    Completion,
+    CompletionKind,
+    DeviceError,
+    Engine,
+    EngineOptions,
+    TransferOptions,
+)
 from lmkv.config import Config, format_size
 from lmkv.tuning import Tuning, load_tuning
 from lmkv.vllm import identity
@@ -74,7 +81,10 @@ class WorkerSide:
         if layout.device.type not in {"cpu", "cuda"}:
             self._refuse(f"lmkv cannot copy {layout.device.type} memory")
             return
-        self._start(layout, page_order(kv_caches[layers[0]]))
+        try:
+            self._start(layout, page_order(kv_caches[layers[0]]))
+        except DeviceError as error:  # the model runs on it all the same
+            self._refuse(f"the device cannot be used for copies: {error}")
 
     def _refuse(self, reason: str) -> None:
         self._hello = Hello(b"", self._config, reason)
@@ -230,6 +240,11 @@ class WorkerSide:
         if self._engine is not None:
             for completion in self._engine.poll():
                 self._counters_moved = True
+                if completion.error and self._error_lines.passes():
+                    what = completion.kind.name.lower()
+                    logger.warning(
+                        "lmkv: rank %d: a chunk was not %s: %s", self._rank, what, completion.error
+                    )
                 if completion.kind is CompletionKind.LOADED:
                     load = self._loads.pop(completion.job)
                     self._load_ended(load, completion.failed_chunks)

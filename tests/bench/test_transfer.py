@@ -15,7 +15,16 @@ import pytest
 from lmkv import ConfigError
 from lmkv._C import TransferBench, TransferOptions
 from lmkv.bench.memory import HostMemory
-from lmkv.bench.transfer import FRAGMENTS, KIB, MIB, MODES, Case, measure, tuning_of
+from lmkv.bench.transfer import (
+    FRAGMENTS,
+    KIB,
+    MIB,
+    MODES,
+    Case,
+    fewest_thread_blocks,
+    measure,
+    tuning_of,
+)
 from lmkv.tuning import Tuning, load_tuning, save_tuning, tuning_file
 
 SMALL = {"fragments": (4 * KIB, 16 * KIB), "moved_bytes": 4 * MIB, "rounds": 2}
@@ -153,6 +162,18 @@ def test_one_dip_of_a_kernel_does_not_move_the_threshold_down() -> None:
         "kernel_mapped": rows({4096: 4, 16384: 20, 65536: 25}),
     }
     assert tuning_of(measured).gather_copy_engine_from == 65536
+
+
+def test_as_few_thread_blocks_are_taken_as_do() -> None:
+    assert fewest_thread_blocks({1: 12.0, 2: 23.0, 4: 24.5, 8: 25.0, 16: 25.1, 32: 24.0}) == 4
+    assert fewest_thread_blocks({1: 25.0, 2: 25.0}) == 1
+
+
+def test_without_a_home_there_is_no_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert load_tuning("A") is None
 
 
 def test_a_tuning_is_kept_by_gpu(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,10 @@ def test_a_gather_waits_for_the_work_that_writes_the_blocks(
     engine = cache.engine(tmp_path, mode)
     torch.cuda._sleep(200_000_000)  # keeps the stream busy for about 0.1 s
     cache.memory[:, 1:5] = 42
+    busy = torch.cuda.Event()
+    busy.record()
     assert engine.store(key(1), 0, source, cache.stream())
+    assert not busy.query(), "the forward pass was over before the gather was queued"
     gathered: list[Any] = []
     while not gathered:
         gathered = [c for c in engine.poll() if c.kind == CompletionKind.GATHERED]
@@ -176,15 +179,20 @@ def test_a_scatter_waits_for_the_work_that_reads_the_blocks(
     engine = cache.engine(tmp_path, mode)
     assert engine.store(key(1), 0, [1, 2, 3, 4], cache.stream())
     finish(engine)
-    target = [20, 21, 22, 23]
-    before = cache.pages[target].clone()
+    # Slices: a list of indices would be copied to the GPU, and that waits for the stream.
+    before, source = cache.pages[20:24].clone(), cache.pages[1:5].clone()
+    cache.wait()
     torch.cuda._sleep(200_000_000)
-    read_late = cache.pages[target].clone()
-    engine.load([(key(1), 0, BLOCKS_PER_CHUNK, 0, target)], cache.stream())
+    read_late = cache.pages[20:24].clone()
+    busy = torch.cuda.Event()
+    busy.record()
+    engine.load([(key(1), 0, BLOCKS_PER_CHUNK, 0, [20, 21, 22, 23])], cache.stream())
+    assert not busy.query(), "the forward pass was over before the load was queued"
     finish(engine)
     engine.close()
+    cache.wait()
     assert torch.equal(read_late, before)
-    assert torch.equal(cache.pages[target], cache.pages[[1, 2, 3, 4]])
+    assert torch.equal(cache.pages[20:24], source)
 
 
 @pytest.mark.gpu

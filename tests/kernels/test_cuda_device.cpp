@@ -7,6 +7,7 @@
 #include <cstring>
 #include <future>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -27,8 +28,12 @@ class CudaDeviceTest : public ::testing::Test {
  protected:
   static constexpr std::size_t kHostBytes = 8 << 20;
 
+  // The second device, as a worker of rank 1 uses it: threads begin at the first.
+  static constexpr int kDevice = 1;
+
   void SetUp() override {
     emulated_gpu::reset();
+    ASSERT_EQ(cudaSetDevice(kDevice), cudaSuccess);
     ASSERT_EQ(cudaStreamCreateWithPriority(&compute_, 0, 0), cudaSuccess);
   }
   void TearDown() override {
@@ -39,12 +44,13 @@ class CudaDeviceTest : public ::testing::Test {
     EXPECT_EQ(counts.events, 0U);
     EXPECT_EQ(counts.allocated_bytes, 0U);
     EXPECT_EQ(counts.registered_bytes, 0U);
+    EXPECT_EQ(counts.contexts, std::set<int>{kDevice}) << "a context takes half a gigabyte";
     emulated_gpu::reset();
   }
 
   void open(const CacheShape& shape, const TransferOptions& options, bool pinned = true) {
     cache_ = std::make_unique<PagedCache>(shape);
-    device_ = make_cuda_device(cache_->table(), 0, options);
+    device_ = make_cuda_device(cache_->table(), kDevice, options);
     if (!pinned) emulated_gpu::fail("cudaHostRegister", cudaErrorMemoryAllocation);
     pin_error_ = device_->pin(host_.data(), host_.size());
     device_->start();
@@ -318,6 +324,7 @@ INSTANTIATE_TEST_SUITE_P(
 // Until every piece of a failed transfer has ended nobody is told: the memory may be reused then.
 TEST_F(CudaDeviceTest, AFailedTransferIsReportedWhenNothingOfItRunsAnyMore) {
   open({Layout::kLbnhc, 3, 64, 4096, 0, 0}, only(TransferMode::kKernelStaged));
+  const unsigned before = emulated_gpu::counts().copies;
   emulated_gpu::hold("copy");
   emulated_gpu::fail("cudaMemcpyAsync", cudaErrorMemoryAllocation, 1, 2);
   const auto blocks = random_blocks(20, 64, 1);  // three at a time
@@ -326,9 +333,102 @@ TEST_F(CudaDeviceTest, AFailedTransferIsReportedWhenNothingOfItRunsAnyMore) {
   EXPECT_EQ(transfer.wait_for(milliseconds(50)), std::future_status::timeout);
   emulated_gpu::release();
   EXPECT_EQ(transfer.get().kind(), StatusKind::kDevice);
-  EXPECT_EQ(emulated_gpu::counts().copies, 2U);
+  EXPECT_EQ(emulated_gpu::counts().copies - before, 2U);
   const std::size_t copied = 6 * cache_->table().block_bytes();
   EXPECT_EQ(std::memcmp(host_.data(), expected.data(), copied), 0);
+}
+
+// As above, where the host's bytes are read: its memory is given back to the pool on failure.
+TEST_F(CudaDeviceTest, AFailedScatterIsReportedWhenNothingOfItRunsAnyMore) {
+  open({Layout::kLbnhc, 3, 64, 4096, 0, 0}, only(TransferMode::kKernelStaged));
+  const unsigned before = emulated_gpu::counts().copies;
+  emulated_gpu::hold("copy");
+  emulated_gpu::fail("cudaLaunchKernel", cudaErrorMemoryAllocation);
+  std::future<Status> transfer = submit(Direction::kScatter, random_blocks(20, 64, 1), 0);
+  EXPECT_EQ(transfer.wait_for(milliseconds(50)), std::future_status::timeout);
+  emulated_gpu::release();
+  EXPECT_EQ(transfer.get().kind(), StatusKind::kDevice);
+  EXPECT_EQ(emulated_gpu::counts().copies - before, 1U);
+}
+
+// The model's own kernel, while lmkv had nothing to do.
+TEST_F(CudaDeviceTest, AContextThatIsLostElsewhereIsNoticed) {
+  for (const TransferMode mode :
+       {TransferMode::kCopyEngine, TransferMode::kKernelStaged, TransferMode::kKernelMapped}) {
+    open({Layout::kLbnhc, 3, 64, 4096, 0, 0}, only(mode));
+    emulated_gpu::fail("model", cudaErrorIllegalAddress);
+    emulated_gpu::enqueue(compute_, [] {}, "model");
+    static_cast<void>(cudaStreamSynchronize(compute_));
+    EXPECT_EQ(submit(Direction::kGather, {BlockId{1}}, 0).get().kind(), StatusKind::kDevice);
+    EXPECT_NE(device_->failure().find("cudaErrorIllegalAddress"), std::string::npos);
+    close();
+    emulated_gpu::reset();
+    ASSERT_EQ(cudaSetDevice(kDevice), cudaSuccess);
+  }
+}
+
+TEST_F(CudaDeviceTest, AnExceptionOfALaneThreadFailsOneTransfer) {
+  open({Layout::kLbnhc, 3, 64, 4096, 0, 0}, only(TransferMode::kCopyEngine));
+  Transfer impossible;
+  impossible.blocks.resize(1);
+  impossible.host = host_.data();
+  emulated_gpu::throw_from("cudaMemcpyBatchAsync");
+  std::promise<Status> done;
+  impossible.done = [&](Status status) { done.set_value(std::move(status)); };
+  device_->submit(std::move(impossible));
+  EXPECT_EQ(done.get_future().get().kind(), StatusKind::kDevice);
+  EXPECT_TRUE(submit(Direction::kGather, {BlockId{1}}, 0).get().is_ok());
+}
+
+TEST_F(CudaDeviceTest, AGpuThatTheBuildHasNoKernelsForIsServedByCopies) {
+  emulated_gpu::fail("cudaFuncGetAttributes", cudaErrorNoKernelImageForDevice);
+  open({Layout::kLbnhc, 3, 64, 4096, 0, 0}, {});
+  EXPECT_EQ(device_->info()["gather"], "copy_engine");
+  EXPECT_EQ(device_->info()["gather_reason"], "this build has no kernels for this GPU");
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  EXPECT_TRUE(submit(Direction::kGather, random_blocks(4, 64, 1), 0).get().is_ok());
+}
+
+// Batches take host addresses as they are; where the GPU has others for them, they are not used.
+TEST_F(CudaDeviceTest, HostMemoryUnderAnotherAddressIsNotCopiedByBatches) {
+  emulated_gpu::alias_host_memory(4096);
+  open({Layout::kLbnhc, 3, 64, 4096, 0, 0}, only(TransferMode::kCopyEngine));
+  const auto blocks = random_blocks(4, 64, 1);
+  const auto expected = cache_->contiguous(blocks);
+  ASSERT_TRUE(submit(Direction::kGather, blocks, 0).get().is_ok());
+  EXPECT_TRUE(host(0, expected.size()) == expected);
+  EXPECT_EQ(emulated_gpu::counts().batches, 0U);
+  close();
+  emulated_gpu::alias_host_memory(0);
+  open({Layout::kLbnhc, 3, 64, 4096, 0, 0}, only(TransferMode::kCopyEngine), false);
+  ASSERT_TRUE(submit(Direction::kGather, blocks, 0).get().is_ok());
+  EXPECT_EQ(emulated_gpu::counts().batches, 0U) << "nor is memory that is not pinned";
+}
+
+// A callback that takes its time (it hashes the chunk) does not keep the GPU waiting.
+TEST_F(CudaDeviceTest, TransfersGoOnWhileACallbackRuns) {
+  open({Layout::kLbnhc, 3, 64, 4096, 0, 0}, only(TransferMode::kKernelMapped));
+  std::promise<void> go;
+  std::promise<void> called;
+  Transfer slow;
+  slow.blocks = {BlockId{1}};
+  slow.host = host_.data();
+  slow.done = [&, future = go.get_future().share()](const Status&) {
+    called.set_value();
+    future.wait();
+  };
+  device_->submit(std::move(slow));
+  called.get_future().wait();
+  std::vector<std::future<Status>> others;
+  for (std::size_t i = 1; i <= 3; ++i) {
+    others.push_back(submit(Direction::kGather, {BlockId{2}}, 65536 * i));
+  }
+  for (int i = 0; i < 2000 && emulated_gpu::counts().kernels < 4; ++i) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  EXPECT_EQ(emulated_gpu::counts().kernels, 4U);
+  go.set_value();
+  for (auto& other : others) EXPECT_TRUE(other.get().is_ok());
 }
 
 TEST_F(CudaDeviceTest, ALostContextEndsAllTransfersAndIsNotAskedAgain) {
@@ -354,9 +454,9 @@ TEST_F(CudaDeviceTest, ALostContextEndsAllTransfersAndIsNotAskedAgain) {
 
 TEST_F(CudaDeviceTest, AMissingGpuIsAnErrorAtStart) {
   const PagedCache cache({});
-  EXPECT_THROW(static_cast<void>(make_cuda_device(cache.table(), 3, {})), std::runtime_error);
-  static_cast<void>(cudaGetLastError());
-  EXPECT_EQ(cuda_status().device_count, 1);
+  EXPECT_THROW(static_cast<void>(make_cuda_device(cache.table(), 3, {})), DeviceError);
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  EXPECT_EQ(cuda_status().device_count, 2);
 }
 
 }  // namespace

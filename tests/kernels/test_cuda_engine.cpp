@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ class CudaEngineTest : public ::testing::TestWithParam<TransferMode> {
  protected:
   void SetUp() override {
     emulated_gpu::reset();
+    ASSERT_EQ(cudaSetDevice(1), cudaSuccess);
     ASSERT_EQ(cudaStreamCreateWithPriority(&compute_, 0, 0), cudaSuccess);
   }
   void TearDown() override {
@@ -29,6 +31,7 @@ class CudaEngineTest : public ::testing::TestWithParam<TransferMode> {
     EXPECT_EQ(emulated_gpu::counts().registered_bytes, 0U);
     EXPECT_EQ(emulated_gpu::counts().allocated_bytes, 0U);
     EXPECT_EQ(emulated_gpu::counts().events, 0U);
+    EXPECT_EQ(emulated_gpu::counts().contexts, std::set<int>{1});
     emulated_gpu::reset();
   }
 
@@ -44,7 +47,7 @@ class CudaEngineTest : public ::testing::TestWithParam<TransferMode> {
     options.block_tokens = 16;
     options.blocks_per_chunk = 4;
     options.host_memory = 4 << 20;
-    options.device = "cuda:0";
+    options.device = "cuda:1";
     options.transfer.mode = GetParam();
     options.transfer.staging_bytes = 30000;
     engine_ = std::make_unique<Engine>(options, make_parts(options));
@@ -63,7 +66,7 @@ class CudaEngineTest : public ::testing::TestWithParam<TransferMode> {
 
 TEST_P(CudaEngineTest, AFreshEngineLoadsWhatAForwardPassWroteAndAnotherStored) {
   start();
-  EXPECT_EQ(engine_->info().at("device"), "cuda:0");
+  EXPECT_EQ(engine_->info().at("device"), "cuda:1");
   EXPECT_EQ(engine_->info().at("gather"), name_of(GetParam()));
   EXPECT_EQ(engine_->info().at("pin_error"), "");
   emulated_gpu::delay_work(500);
@@ -110,6 +113,15 @@ TEST_P(CudaEngineTest, ALostGpuEndsStoresAndLoadsButNotTheEngine) {
   EXPECT_EQ(engine_->stats().at("device_lost"), 1U);
   EXPECT_EQ(engine_->stats().at("slabs_in_use"), 0U);
   EXPECT_EQ(engine_->stats().at("chunks_stored"), 0U);
+}
+
+// Fences end with the loads that wait for them, on I/O threads: they never used a GPU, and do not.
+TEST_P(CudaEngineTest, LoadsOfMissingChunksUseNoGpuFromIoThreads) {
+  start();
+  for (std::uint32_t i = 0; i < 20; ++i) {
+    engine_->load({{digest_of<ChunkKey>(i), 0, 4, 0, {BlockId{0}, BlockId{1}}}}, stream());
+  }
+  for (const Completion& completion : finish()) EXPECT_EQ(completion.failed_chunks.size(), 1U);
 }
 
 TEST_P(CudaEngineTest, HostMemoryThatCannotBePinnedIsUsedAndCounted) {

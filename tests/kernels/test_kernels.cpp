@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "device/copy_paths.cuh"
+#include "device/block_kernel.cuh"
 #include "paged_cache.hpp"
 
 namespace lmkv::test {
@@ -22,8 +22,8 @@ constexpr std::size_t kMargin = 64;  // of poison around what a gather writes
 void run(const PagedCache& cache, Direction direction, const std::vector<BlockId>& blocks,
          std::byte* contiguous, unsigned thread_blocks = 3) {
   const SegmentTable table = cache.table();
-  const BlockKernel kernel(table, thread_blocks);
   const CudaStream stream(0);
+  const BlockKernel kernel(table, thread_blocks, stream.get());
   ASSERT_EQ(kernel.launch(direction, blocks, table.block_bytes(),
                           reinterpret_cast<std::uintptr_t>(contiguous), stream.get()),
             cudaSuccess);
@@ -152,8 +152,8 @@ TEST(KernelGridTest, SegmentsMayDiffer) {
                       memory.begin() + static_cast<std::ptrdiff_t>(at + segment.bytes));
     }
   }
-  const BlockKernel kernel(table, 2);
   const CudaStream stream(0);
+  const BlockKernel kernel(table, 2, stream.get());
   std::vector<std::byte> target(expected.size());
   ASSERT_EQ(kernel.launch(Direction::kGather, blocks, table.block_bytes(),
                           reinterpret_cast<std::uintptr_t>(target.data()), stream.get()),
@@ -176,8 +176,8 @@ TEST(KernelAddressTest, BlocksBeyondFourGigabytesAreReached) {
       std::vector<Segment>{{base, kStride, kPage}, {base + kPool / 2, kStride, kPage}});
   const std::vector<BlockId> blocks{BlockId{30000}, BlockId{1}, BlockId{8191}, BlockId{4096}};
   std::vector<std::byte> source = random_bytes(blocks.size() * table.block_bytes(), 4);
-  const BlockKernel kernel(table, 2);
   const CudaStream stream(0);
+  const BlockKernel kernel(table, 2, stream.get());
   ASSERT_EQ(kernel.launch(Direction::kScatter, blocks, table.block_bytes(),
                           reinterpret_cast<std::uintptr_t>(source.data()), stream.get()),
             cudaSuccess);

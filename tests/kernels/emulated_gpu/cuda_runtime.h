@@ -3,7 +3,8 @@
 // It takes the place of NVIDIA's header when csrc/device/*.cu and *.cuh are compiled by the host's
 // compiler. Streams are queues with a thread each, events are points in them, a kernel is a loop
 // over its threads. Nothing but events orders one stream against another, and every piece of work
-// may be delayed, so that ordering which is missing shows.
+// may be delayed, so that ordering which is missing shows. There are two devices; every thread
+// begins at the first, as with CUDA, and the second is the one to be used.
 #pragma once
 
 #include <cstddef>
@@ -12,9 +13,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <set>
 #include <string>
 
+#ifndef CUDART_VERSION  // other versions are compiled too, to see that they can be
 #define CUDART_VERSION 13000
+#endif
 
 // ---- The dialect
 
@@ -66,6 +70,8 @@ enum cudaError_t {
   cudaErrorCallRequiresNewerDriver = 36,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
   cudaErrorIllegalAddress = 700,
   cudaErrorHostMemoryAlreadyRegistered = 712,
@@ -117,13 +123,19 @@ cudaError_t cudaStreamQuery(cudaStream_t stream);
 
 cudaError_t cudaMalloc(void** memory, std::size_t bytes);
 cudaError_t cudaFree(void* memory);
-cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
-cudaError_t cudaMemcpyBatchAsync(const void** to, const void* const* from, const std::size_t* bytes,
+#if CUDART_VERSION >= 13000
+cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from, const std::size_t* bytes,
                                  std::size_t count, cudaMemcpyAttributes* attributes,
                                  std::size_t* first, std::size_t attribute_count,
                                  cudaStream_t stream);
+#elif CUDART_VERSION >= 12080
+cudaError_t cudaMemcpyBatchAsync(void** to, void** from, std::size_t* bytes, std::size_t count,
+                                 cudaMemcpyAttributes* attributes, std::size_t* first,
+                                 std::size_t attribute_count, std::size_t* failed,
+                                 cudaStream_t stream);
+#endif
 cudaError_t cudaHostRegister(void* memory, std::size_t bytes, unsigned flags);
 cudaError_t cudaHostUnregister(void* memory);
 cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned flags);
@@ -137,6 +149,8 @@ void enqueue(cudaStream_t stream, std::function<void()> work, const char* what =
 // a stream, the work fails when it is its turn; an error of work is sticky, as on a GPU.
 // The first `after` times it succeeds still.
 void fail(const std::string& what, cudaError_t error, int times = 1, int after = 0);
+// The call of this name throws std::bad_alloc once: what its caller does beside it may.
+void throw_from(const std::string& what);
 // Work of this name does not begin until release().
 void hold(const std::string& what);
 void release();
@@ -145,16 +159,26 @@ void delay_work(unsigned microseconds);
 void limit_memory(std::size_t bytes);  // of cudaMalloc, together
 // Back to how the process began; no stream may have work.
 void reset();
+// Registered host memory has an address of its own on the GPU, so much further on (and cannot be
+// reached there: for what never gets so far as to run).
+void alias_host_memory(std::ptrdiff_t distance);
 
 struct Counts {
   unsigned kernels = 0, copies = 0, batches = 0;
   std::size_t registered_bytes = 0, allocated_bytes = 0;
   unsigned streams = 0, events = 0;  // that exist
   unsigned calls_after_loss = 0;     // of any of the functions above, but destructors
+  std::set<int> contexts;            // devices that have one: a GPU's memory is taken by each
 };
 Counts counts();
 
 }  // namespace emulated_gpu
+
+struct cudaFuncAttributes {
+  int numRegs;
+};
+template <typename Parameter>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(Parameter));
 
 // `arguments` are copied when it is called, as CUDA does.
 template <typename Parameter>

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <random>
 #include <thread>
 #include <utility>
@@ -25,6 +26,7 @@ struct Gpu {
   std::mutex mutex;  // of all below
   std::condition_variable released;
   std::string held;
+  std::string thrower;
   std::map<std::string, Fault> faults;
   std::map<void*, std::size_t> allocated;
   std::map<void*, std::size_t> registered;
@@ -32,6 +34,7 @@ struct Gpu {
   unsigned delay_microseconds = 0;
   std::size_t memory_limit = SIZE_MAX;
   cudaError_t lost = cudaSuccess;
+  std::ptrdiff_t host_alias = 0;
   Counts counts;
 };
 
@@ -78,6 +81,7 @@ struct EventState {
 // Work that was queued with an event outlives the event.
 struct Event {
   std::shared_ptr<EventState> state = std::make_shared<EventState>();
+  int device = current_device;
 };
 
 struct Stream {
@@ -86,7 +90,9 @@ struct Stream {
   std::condition_variable idle;
   std::deque<std::pair<std::string, std::function<void()>>> queue;
   bool busy = false;
+  std::string busy_with;
   bool stopping = false;
+  int device = current_device;
   std::thread thread;
 
   void run() {
@@ -97,6 +103,7 @@ struct Stream {
       auto [what, work] = std::move(queue.front());
       queue.pop_front();
       busy = true;
+      busy_with = what;
       lock.unlock();
       unsigned delay = 0;
       bool skip = false;
@@ -127,11 +134,20 @@ struct Stream {
 cudaError_t enter(const char* function) {
   Gpu& g = gpu();
   const std::lock_guard lock(g.mutex);
+  g.counts.contexts.insert(current_device);
+  if (g.thrower == function) {
+    g.thrower.clear();
+    throw std::bad_alloc();
+  }
   if (g.lost != cudaSuccess) {
     ++g.counts.calls_after_loss;
     return remember(g.lost);
   }
   return remember(injected(g, function));
+}
+
+cudaError_t check_device(cudaStream_t stream) {
+  return stream->device == current_device ? cudaSuccess : remember(cudaErrorInvalidResourceHandle);
 }
 
 void enqueue(cudaStream_t stream, std::function<void()> work, const char* what) {
@@ -145,6 +161,11 @@ void enqueue(cudaStream_t stream, std::function<void()> work, const char* what) 
 void fail(const std::string& what, cudaError_t error, int times, int after) {
   const std::lock_guard lock(gpu().mutex);
   gpu().faults[what] = {error, times, after};
+}
+
+void throw_from(const std::string& what) {
+  const std::lock_guard lock(gpu().mutex);
+  gpu().thrower = what;
 }
 
 void hold(const std::string& what) {
@@ -170,6 +191,11 @@ void limit_memory(std::size_t bytes) {
   gpu().memory_limit = bytes;
 }
 
+void alias_host_memory(std::ptrdiff_t distance) {
+  const std::lock_guard lock(gpu().mutex);
+  gpu().host_alias = distance;
+}
+
 void reset() {
   Gpu& g = gpu();
   const std::lock_guard lock(g.mutex);
@@ -178,6 +204,8 @@ void reset() {
   g.delay_microseconds = 0;
   g.memory_limit = SIZE_MAX;
   g.lost = cudaSuccess;
+  g.host_alias = 0;
+  g.counts.contexts.clear();
   g.counts.kernels = g.counts.copies = g.counts.batches = g.counts.calls_after_loss = 0;
   last_error = cudaSuccess;
 }
@@ -209,7 +237,7 @@ cudaError_t cudaGetLastError() { return std::exchange(emulated_gpu::last_error, 
 
 cudaError_t cudaGetDeviceCount(int* count) {
   ENTER("cudaGetDeviceCount");
-  *count = 1;
+  *count = 2;
   return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* ordinal) {
@@ -217,8 +245,10 @@ cudaError_t cudaGetDevice(int* ordinal) {
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int ordinal) {
-  if (ordinal < 0 || ordinal > 0) return remember(cudaErrorInvalidDevice);
+  if (ordinal < 0 || ordinal > 1) return remember(cudaErrorInvalidDevice);
   emulated_gpu::current_device = ordinal;
+  const std::lock_guard lock(gpu().mutex);
+  gpu().counts.contexts.insert(ordinal);
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int) {
@@ -244,11 +274,13 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   const std::lock_guard lock(gpu().mutex);
+  gpu().counts.contexts.insert(emulated_gpu::current_device);
   --gpu().counts.events;
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   ENTER("cudaEventRecord");
+  if (event->device != stream->device) return remember(cudaErrorInvalidResourceHandle);
   std::uint64_t number = 0;
   {
     const std::lock_guard lock(event->state->mutex);
@@ -290,6 +322,13 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   {
     const std::lock_guard lock(stream->mutex);
+    // CUDA would not wait for it. (Events may be marked late: whoever waited is on its way.)
+    const bool works = stream->busy && stream->busy_with != "event";
+    if (works || std::ranges::any_of(stream->queue,
+                                     [](const auto& queued) { return queued.first != "event"; })) {
+      std::fputs("a stream is destroyed that has work\n", stderr);
+      std::abort();
+    }
     stream->stopping = true;
   }
   stream->wake.notify_one();
@@ -344,18 +383,13 @@ cudaError_t cudaFree(void* memory) {
   std::free(memory);
   return cudaSuccess;
 }
-cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
-  ENTER("cudaMemcpy");
-  std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
   ENTER("cudaMemcpyAsync");
   emulated_gpu::enqueue(stream, [=] { std::memcpy(to, from, bytes); }, "copy");
   return cudaSuccess;
 }
-cudaError_t cudaMemcpyBatchAsync(const void** to, const void* const* from, const std::size_t* bytes,
+cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from, const std::size_t* bytes,
                                  std::size_t count, cudaMemcpyAttributes* attributes, std::size_t*,
                                  std::size_t attribute_count, cudaStream_t stream) {
   ENTER("cudaMemcpyBatchAsync");
@@ -396,6 +430,7 @@ cudaError_t cudaHostUnregister(void* memory) {
 }
 cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
   ENTER("cudaHostGetDevicePointer");
-  *device = host;
+  const std::lock_guard lock(gpu().mutex);
+  *device = static_cast<std::byte*>(host) + gpu().host_alias;
   return cudaSuccess;
 }
