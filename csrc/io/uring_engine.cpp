@@ -62,8 +62,7 @@ void prepare(io_uring_sqe* sqe, const Operation& op) {
       break;
     case OperationKind::kClose: io_uring_prep_close(sqe, op.descriptor); break;
     case OperationKind::kStat:
-      io_uring_prep_statx(sqe, AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW, STATX_TYPE | STATX_SIZE,
-                          op.status);
+      io_uring_prep_statx(sqe, AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW, kStatMask, op.status);
       break;
     case OperationKind::kRename:
       io_uring_prep_renameat(sqe, AT_FDCWD, op.path, AT_FDCWD, op.target, 0);
@@ -75,6 +74,7 @@ void prepare(io_uring_sqe* sqe, const Operation& op) {
     case OperationKind::kRemoveDirectory:
       io_uring_prep_unlinkat(sqe, AT_FDCWD, op.path, AT_REMOVEDIR);
       break;
+    case OperationKind::kSetModified: break;  // io_uring has none: UringEngine::submit
   }
 }
 
@@ -258,6 +258,8 @@ class UringEngine final : public IoEngine {
   }
 
   void submit(Operation& operation) override {
+    // It may wait for the filesystem's journal or a server: a ring does not wait with it.
+    if (operation.kind == OperationKind::kSetModified) return blocking_->submit(operation);
     // What a handler submits stays on its ring: no wake-up, and one file's operations together.
     // (An I/O thread only ever runs handlers of its own engine.)
     if (RingThread::current != nullptr) return RingThread::current->submit(operation);
@@ -270,6 +272,8 @@ class UringEngine final : public IoEngine {
  private:
   std::vector<std::unique_ptr<RingThread>> rings_;
   std::atomic<std::size_t> next_{0};
+  // Goes first, when no file is being worked on (FileIo::shutdown): its handlers use the rings.
+  std::unique_ptr<IoEngine> blocking_ = make_thread_engine(1);
 };
 
 }  // namespace
