@@ -93,7 +93,7 @@ class Housekeeper::Worker final : public TreeVisitor {
     scan(Purpose::kCount);
     while (wait()) {
       sample();
-      if (space_.excess() > 0 && Clock::now() >= not_before_) {
+      if (space_.may_have_excess() && Clock::now() >= not_before_) {
         make_room();
       } else if (Clock::now() >= next_scan_) {
         scan(Purpose::kCount);

@@ -37,36 +37,35 @@ std::string holder_name(const ChunkPaths& paths) {
 EvictorLease::EvictorLease(const ChunkPaths& paths, Clock::duration expiry)
     : paths_(paths),
       path_(paths.root() + "/v1/evictor.lease"),
+      taker_path_(path_ + ".taken"),
       expiry_(expiry),
       holder_(holder_name(paths)) {}
 
 EvictorLease::Answer EvictorLease::try_acquire() {
   if (held_) return renew() ? Answer::kHeld : Answer::kBusy;
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    const UniqueFd created(::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | kFlags, 0600));
-    if (created.get() >= 0) {
-      if (!write(created.get())) {
-        const int error = errno;
-        ::unlink(path_.c_str());
-        errno = error;
-        return Answer::kFailed;
-      }
-      held_ = true;
-      seen_.reset();
-      return Answer::kHeld;
-    }
-    if (errno != EEXIST) return Answer::kFailed;
-    const std::optional<Seen> there = look(path_);
-    if (!there) continue;  // given back at this very moment
-    const Clock::time_point now = Clock::now();
-    if (there != seen_) {
-      seen_ = there;
-      seen_at_ = now;
-    }
-    if (now - seen_at_ < expiry_ || !take_away(*there)) return Answer::kBusy;
-    seen_.reset();
+  if (create()) return Answer::kHeld;
+  if (errno != EEXIST) return Answer::kFailed;
+  const std::optional<Seen> there = look(path_);
+  if (!there || !is_dead(*there, holder_watched_)) return Answer::kBusy;
+  take_away(*there);
+  return create() ? Answer::kHeld : Answer::kBusy;
+}
+
+bool EvictorLease::create() {
+  const UniqueFd created(::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | kFlags, 0600));
+  if (created.get() < 0) return false;
+  held_ = write(created.get());
+  if (!held_) {
+    const int error = errno;
+    ::unlink(path_.c_str());
+    errno = error;
   }
-  return Answer::kBusy;
+  return held_;
+}
+
+bool EvictorLease::is_dead(const Seen& now, Watched& watched) const {
+  if (watched.seen != now) watched = {now, Clock::now()};
+  return Clock::now() - watched.since >= expiry_;
 }
 
 std::optional<EvictorLease::Seen> EvictorLease::look(const std::string& path) {
@@ -81,16 +80,24 @@ std::optional<EvictorLease::Seen> EvictorLease::look(const std::string& path) {
   return seen;
 }
 
-// Of several who find the same holder dead one moves its file away; who comes later moves nothing,
-// or the lease of the first, and then puts that back.
-bool EvictorLease::take_away(const Seen& dead) {
+// Of several who find the same holder dead one may take its file away, so that none of them takes
+// the file of the one that was faster.
+void EvictorLease::take_away(const Seen& dead) {
+  const UniqueFd taker(::open(taker_path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | kFlags, 0600));
+  if (taker.get() < 0) {
+    const std::optional<Seen> other = look(taker_path_);
+    if (other && is_dead(*other, taker_watched_)) ::unlink(taker_path_.c_str());
+    return;
+  }
   const std::string aside = paths_.unique_temporary();
-  if (::rename(path_.c_str(), aside.c_str()) != 0) return errno == ENOENT;
-  const bool right = look(aside) == dead;
-  if (!right) [[maybe_unused]]
-    const int put_back = ::link(aside.c_str(), path_.c_str());
-  ::unlink(aside.c_str());
-  return right;
+  if (look(path_) == dead && ::rename(path_.c_str(), aside.c_str()) == 0) {
+    // A holder that was only stuck may have given it back, and another taken it, in between.
+    if (look(aside) != dead) {
+      [[maybe_unused]] const int put_back = ::link(aside.c_str(), path_.c_str());
+    }
+    ::unlink(aside.c_str());
+  }
+  ::unlink(taker_path_.c_str());
 }
 
 bool EvictorLease::write(int descriptor) {

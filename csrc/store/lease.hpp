@@ -56,20 +56,29 @@ class EvictorLease {
   };
 
   [[nodiscard]] static std::optional<Seen> look(const std::string& path);
+  // A file as it was first seen, and when: as long as it does not change, its owner may be dead.
+  struct Watched {
+    std::optional<Seen> seen;
+    Clock::time_point since;
+  };
+
+  bool create();
   bool write(int descriptor);
-  bool take_away(const Seen& dead);
+  [[nodiscard]] bool is_dead(const Seen& now, Watched& watched) const;
+  void take_away(const Seen& dead);
   [[nodiscard]] UniqueFd open_own();
 
   const ChunkPaths paths_;
   const std::string path_;
+  const std::string taker_path_;  // whoever takes a dead holder's file away makes this one first
   const Clock::duration expiry_;
   const std::string holder_;  // "<host> <pid> <random>"
   std::uint64_t beat_ = 0;
   bool held_ = false;
   Clock::time_point renewed_at_;
   std::int64_t renewed_ns_ = 0;  // the same moment, by the filesystem's clock
-  std::optional<Seen> seen_;     // of another holder
-  Clock::time_point seen_at_;
+  Watched holder_watched_;
+  Watched taker_watched_;
 };
 
 }  // namespace lmkv

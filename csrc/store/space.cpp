@@ -57,13 +57,12 @@ std::optional<FilesystemSpace> filesystem_space(const std::string& root,
 SpaceLedger::SpaceLedger(const SpaceLimits& limits, std::function<void()> attention)
     : limits_(limits), attention_(std::move(attention)) {}
 
+std::uint64_t SpaceLedger::known() const { return plus(scanned_bytes_, own_bytes_); }
+
 std::uint64_t SpaceLedger::estimate() const {
-  std::int64_t grown = own_bytes_ + static_cast<std::int64_t>(reserved_);
-  if (filesystem_ && free_at_scan_) {
-    grown = std::max(grown, static_cast<std::int64_t>(*free_at_scan_) -
-                                static_cast<std::int64_t>(filesystem_->free));
-  }
-  return plus(scanned_bytes_, grown);
+  const std::uint64_t ours = known() + reserved_;
+  if (!filesystem_ || !free_at_scan_) return ours;
+  return std::max(ours, scanned_bytes_ + less(*free_at_scan_, filesystem_->free));
 }
 
 std::uint64_t SpaceLedger::free_estimate() const { return less(filesystem_->free, reserved_); }
@@ -168,9 +167,8 @@ void SpaceLedger::evicted(std::uint64_t bytes) {
   if (filesystem_) filesystem_->free += bytes;
 }
 
-std::uint64_t SpaceLedger::excess_over_capacity() const {
+std::uint64_t SpaceLedger::excess_over_capacity(std::uint64_t used) const {
   if (limits_.capacity == 0 || !scanned_) return 0;
-  const std::uint64_t used = estimate();
   const bool refused = refused_bytes_ != 0 && used + refused_bytes_ > limits_.capacity;
   if (used <= start_of(limits_.capacity) && !refused) return 0;
   const std::uint64_t goal =
@@ -187,12 +185,21 @@ std::uint64_t SpaceLedger::excess_over_floor() const {
   return less(std::max(floor_end_of(floor), floor + refused_bytes_), free);
 }
 
+std::uint64_t SpaceLedger::excess_for_full_disk() const {
+  if (full_disk_bytes_ == 0) return 0;
+  return std::max<std::uint64_t>(kStoresToMakeRoomFor * full_disk_bytes_, known() / 20);
+}
+
+bool SpaceLedger::may_have_excess() const {
+  const std::lock_guard lock(mutex_);
+  return excess_over_capacity(estimate()) > 0 || excess_over_floor() > 0 ||
+         excess_for_full_disk() > 0;
+}
+
 std::uint64_t SpaceLedger::excess() const {
   const std::lock_guard lock(mutex_);
-  const std::uint64_t full_disk =
-      full_disk_bytes_ == 0 ? 0
-                            : std::max(kStoresToMakeRoomFor * full_disk_bytes_, estimate() / 20);
-  return std::max({excess_over_capacity(), excess_over_floor(), full_disk});
+  return std::max(
+      {excess_over_capacity(known() + reserved_), excess_over_floor(), excess_for_full_disk()});
 }
 
 void SpaceLedger::made_room(Clock::time_point now) {
@@ -206,7 +213,7 @@ void SpaceLedger::made_room(Clock::time_point now) {
 
 std::uint64_t SpaceLedger::used() const {
   const std::lock_guard lock(mutex_);
-  return estimate();
+  return known();
 }
 
 bool SpaceLedger::is_full() const {

@@ -63,24 +63,29 @@ class SpaceLedger {
   void begin_scan();
   void end_scan(std::uint64_t used, bool complete);
   void evicted(std::uint64_t bytes);
-  // Bytes to evict now; 0 while eviction need not start.
+  // Whether eviction should start, by the estimate: a scan has to confirm it.
+  [[nodiscard]] bool may_have_excess() const;
+  // Bytes to evict, by what is known for certain: nothing is evicted because others used the disk.
   [[nodiscard]] std::uint64_t excess() const;
   // What was refused until now has been seen to, as far as possible.
   void made_room(Clock::time_point now = Clock::now());
 
+  // What is known for certain: the last scan's, and our own changes since.
   [[nodiscard]] std::uint64_t used() const;
   // Whether stores are refused.
   [[nodiscard]] bool is_full() const;
 
  private:
   // All with mutex_ held.
+  [[nodiscard]] std::uint64_t known() const;
   [[nodiscard]] std::uint64_t estimate() const;
   [[nodiscard]] std::uint64_t free_estimate() const;
   [[nodiscard]] std::uint64_t floor_bytes() const;
   [[nodiscard]] bool admits(std::size_t bytes) const;
   [[nodiscard]] bool near_limit() const;
-  [[nodiscard]] std::uint64_t excess_over_capacity() const;
+  [[nodiscard]] std::uint64_t excess_over_capacity(std::uint64_t used) const;
   [[nodiscard]] std::uint64_t excess_over_floor() const;
+  [[nodiscard]] std::uint64_t excess_for_full_disk() const;
 
   const SpaceLimits limits_;
   const std::function<void()> attention_;

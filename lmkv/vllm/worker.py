@@ -17,7 +17,7 @@ from lmkv.config import Config, format_size
 from lmkv.vllm import identity
 from lmkv.vllm.activity import Throttle
 from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layout
-from lmkv.vllm.metadata import Hello, Load, StepMetadata, StepReport, Store
+from lmkv.vllm.metadata import Hello, Load, StepMetadata, StepReport, Store, Use
 from lmkv.vllm.metrics import Deltas, LMKVStats
 
 logger = init_logger("vllm.lmkv")
@@ -50,6 +50,7 @@ class WorkerSide:
         self._deltas = Deltas()
         self._counters_moved = False
         self._error_lines = Throttle()
+        self._full_lines = Throttle()
 
     # -- start and end -------------------------------------------------------------------
 
@@ -97,6 +98,8 @@ class WorkerSide:
                 io_engine=config.io_engine,
                 direct_io=config.direct_io,
                 io_threads=config.io_threads,
+                capacity=config.capacity,
+                free_space_floor=config.free_space_floor,
             )
         )
         self._hello = Hello(namespace.digest, config)
@@ -173,7 +176,9 @@ class WorkerSide:
         stream = self._stream()
         for store in stores:
             try:
-                job = self._engine.store(store.key, store.token_begin, store.block_ids, stream)
+                job = self._engine.store(
+                    store.key, store.token_begin, store.block_ids, stream, store.used_at
+                )
             except Exception as error:  # noqa: BLE001 - nothing may end the engine in a step
                 self._say("a store", error)
                 job = 0
@@ -187,6 +192,7 @@ class WorkerSide:
 
     def start_loads(self, metadata: StepMetadata) -> None:
         """Queue the step's loads; they write to their blocks behind the compute stream's work."""
+        self._use(metadata.uses)
         if not metadata.loads:
             return
         stream = self._stream()
@@ -195,13 +201,24 @@ class WorkerSide:
                 self._load_ended(load, ())
                 continue
             try:
-                job = self._engine.load([chunk.as_tuple() for chunk in load.chunks], stream)
+                job = self._engine.load(
+                    [chunk.as_tuple() for chunk in load.chunks], stream, load.used_at
+                )
             except Exception as error:  # noqa: BLE001 - nothing may end the engine in a step
                 self._say("a load", error)
                 self._load_ended(load, range(len(load.chunks)))
             else:
                 self._loads[job] = load
         self._counters_moved = True
+
+    def _use(self, uses: Sequence[Use]) -> None:
+        if self._engine is None:
+            return
+        for use in uses:
+            try:
+                self._engine.touch(use.chunks, use.used_at)
+            except Exception as error:  # noqa: BLE001 - nothing may end the engine in a step
+                self._say("a renewal of files' times", error)
 
     def _say(self, what: str, error: Exception) -> None:
         if self._error_lines.passes():
@@ -261,4 +278,20 @@ class WorkerSide:
             return None
         # Counters may still move while a job is under way, with no completion to say so.
         self._counters_moved = bool(self._stores or self._loads)
-        return self._deltas.take(self._engine.stats())
+        stats = self._deltas.take(self._engine.stats())
+        dropped = stats is not None and stats.data.get("stores_dropped_full")
+        if dropped and self._full_lines.passes():
+            self._say_full(self._engine.stats())
+        return stats
+
+    def _say_full(self, totals: Mapping[str, int]) -> None:
+        logger.warning(
+            "lmkv: rank %d: %s is full (%s used, capacity %s, %g %% of the disk to stay free), so "
+            "chunks are not stored until eviction has made room; %d so far",
+            self._rank,
+            self._config.path,
+            format_size(totals["store_bytes_used"]),
+            format_size(self._config.capacity) if self._config.capacity else "unlimited",
+            self._config.free_space_floor,
+            totals["stores_dropped_full"],
+        )

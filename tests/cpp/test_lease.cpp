@@ -102,6 +102,15 @@ TEST_F(LeaseTest, OfManyThatFindADeadHolderOneGetsIt) {
   }
 }
 
+TEST_F(LeaseTest, OneThatDiedWhileTakingItOverIsNotWaitedForForEver) {
+  test::write_file(tree.root() + "/v1/evictor.lease", {});
+  test::write_file(tree.root() + "/v1/evictor.lease.taken", {});
+  EvictorLease lease(tree.paths(), 50ms);
+  ASSERT_TRUE(test::eventually([&] { return lease.try_acquire() == Answer::kHeld; }));
+  lease.release();
+  EXPECT_EQ(files(), 0U);
+}
+
 TEST_F(LeaseTest, ALinkInItsPlaceIsNotFollowed) {
   const test::TemporaryDirectory elsewhere;
   test::write_file(elsewhere / "precious", std::vector<std::byte>(10));
