@@ -24,6 +24,8 @@ using Counter = std::atomic<std::uint64_t>;
 constexpr int kScanShare = 20;
 // The same while stores wait for what scans find.
 constexpr int kUrgentScanShare = 5;
+// How long a scan or an eviction goes on without a look at the free space.
+constexpr std::chrono::milliseconds kSampleUnderWay{10};
 
 std::int64_t system_now_ns() {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
@@ -113,12 +115,15 @@ class Housekeeper::Worker final : public TreeVisitor {
 
   [[nodiscard]] bool stopping() const { return stopping_.load(std::memory_order_relaxed); }
   bool keep_going() override {
+    if (Clock::now() >= next_sample_) sample();
     if (purpose_ == Purpose::kCount) return !stopping();
     renew_lease();
     return has_lease_ && !stopping();
   }
 
+  // While stores go on: those of other processes are seen by the space that they take.
   void sample() {
+    next_sample_ = Clock::now() + kSampleUnderWay;
     if (const auto space = filesystem_space(paths_.root(), filesystem_)) {
       space_.saw_filesystem(*space);
     } else {
@@ -212,8 +217,7 @@ class Housekeeper::Worker final : public TreeVisitor {
         const std::uint64_t freed = try_evict(*candidate);
         freed_by_this_scan += freed;
         left -= std::min(left, freed);
-        renew_lease();
-        if (!has_lease_) return false;
+        if (!keep_going()) return false;
       }
       if (left == 0) return true;
       if (stopping() || freed_by_this_scan == 0) return false;
@@ -253,7 +257,8 @@ class Housekeeper::Worker final : public TreeVisitor {
   std::uint64_t scanned_bytes_ = 0;
   Clock::duration scan_time_{0};
   Clock::time_point next_scan_;
-  Clock::time_point not_before_;  // eviction is not tried again until then
+  Clock::time_point next_sample_;  // by a scan or an eviction that is under way
+  Clock::time_point not_before_;   // eviction is not tried again until then
 
   std::mutex mutex_;
   std::condition_variable wake_;

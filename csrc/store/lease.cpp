@@ -8,6 +8,7 @@
 #include <array>
 #include <cerrno>
 #include <filesystem>
+#include <utility>
 
 namespace lmkv {
 namespace {
@@ -103,10 +104,15 @@ void EvictorLease::take_away(const Seen& dead) {
 bool EvictorLease::write(int descriptor) {
   const std::string text = holder_ + " " + std::to_string(++beat_) + "\n";
   struct stat status{};
-  if (::pwrite(descriptor, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()) ||
-      ::fsync(descriptor) != 0 || ::fstat(descriptor, &status) != 0) {
+  const bool written =
+      ::pwrite(descriptor, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size()) &&
+      ::fsync(descriptor) == 0;
+  // Where the disk is full, which is when it is needed, it is held without saying whose it is.
+  if (!written && errno != ENOSPC && errno != EDQUOT) return false;
+  if ((!written && ::futimens(descriptor, nullptr) != 0) || ::fstat(descriptor, &status) != 0) {
     return false;
   }
+  inode_ = status.st_ino;
   renewed_ns_ = nanoseconds(status.st_ctim);
   renewed_at_ = Clock::now();
   return true;
@@ -119,8 +125,11 @@ std::int64_t EvictorLease::filesystem_now_ns() const {
 
 UniqueFd EvictorLease::open_own() {
   UniqueFd file(::open(path_.c_str(), O_RDWR | kFlags));
-  if (file.get() >= 0 && !text_of(file.get()).starts_with(holder_ + " ")) file = UniqueFd();
-  return file;
+  struct stat status{};
+  if (file.get() < 0 || ::fstat(file.get(), &status) != 0) return UniqueFd();
+  const std::string text = text_of(file.get());
+  const bool ours = text.empty() ? status.st_ino == inode_ : text.starts_with(holder_ + " ");
+  return ours ? std::move(file) : UniqueFd();
 }
 
 bool EvictorLease::renew() {

@@ -75,6 +75,7 @@ class EvictorLease {
   const std::string holder_;  // "<host> <pid> <random>"
   std::uint64_t beat_ = 0;
   bool held_ = false;
+  std::uint64_t inode_ = 0;  // of the file while it is held
   Clock::time_point renewed_at_;
   std::int64_t renewed_ns_ = 0;  // the same moment, by the filesystem's clock
   Watched holder_watched_;

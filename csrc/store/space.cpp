@@ -62,7 +62,9 @@ std::uint64_t SpaceLedger::known() const { return plus(scanned_bytes_, own_bytes
 std::uint64_t SpaceLedger::estimate() const {
   const std::uint64_t ours = known() + reserved_;
   if (!filesystem_ || !free_at_scan_) return ours;
-  return std::max(ours, scanned_bytes_ + less(*free_at_scan_, filesystem_->free));
+  const std::int64_t shrunk =
+      static_cast<std::int64_t>(*free_at_scan_) - static_cast<std::int64_t>(filesystem_->free);
+  return std::max(ours, plus(scanned_bytes_, shrunk));
 }
 
 std::uint64_t SpaceLedger::free_estimate() const { return less(filesystem_->free, reserved_); }

@@ -10,9 +10,10 @@ namespace lmkv {
 using UseTime = std::chrono::system_clock::time_point;
 
 // Within one tick all uses of a chunk get the same stamp, so that only the first of them changes
-// the file; and within a tick the deeper of two chunks has the older stamp.
-inline constexpr std::chrono::seconds kUseTick{10};
-inline constexpr std::chrono::microseconds kUsePerToken{5};
+// the file: a chunk in use changes more often than eviction spares files that changed a moment ago
+// (HousekeepingOptions::spared). Within a tick the deeper of two chunks has the older stamp.
+inline constexpr std::chrono::seconds kUseTick{2};
+inline constexpr std::chrono::microseconds kUsePerToken{1};
 // Stamps of requests that began longer ago say this: a file being written must not look abandoned.
 inline constexpr std::chrono::minutes kOldestUse{30};
 
@@ -22,7 +23,7 @@ inline constexpr std::chrono::minutes kOldestUse{30};
 [[nodiscard]] inline std::int64_t use_stamp(UseTime used_at, std::uint64_t token_begin,
                                             UseTime now = std::chrono::system_clock::now()) {
   const UseTime used = std::clamp(used_at, now - kOldestUse, now);
-  const auto tick = std::chrono::floor<std::chrono::duration<std::int64_t, std::ratio<10>>>(used)
+  const auto tick = std::chrono::floor<std::chrono::duration<std::int64_t, std::ratio<2>>>(used)
                         .time_since_epoch();
   static_assert(decltype(tick)(1) == kUseTick);
   // Deepest: less than a tick, so that no chunk is older than one of the tick before.

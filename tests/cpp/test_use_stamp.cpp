@@ -7,7 +7,7 @@ namespace {
 
 using namespace std::chrono_literals;
 
-const UseTime kNow{std::chrono::seconds(1'800'000'003)};  // three seconds into a tick
+const UseTime kNow{std::chrono::milliseconds(1'800'000'000'500)};  // half a second into a tick
 
 TEST(UseStamp, WithinARequestDeeperIsOlderWhateverTheOrderOfWriting) {
   const std::int64_t head = use_stamp(kNow, 0, kNow + 90s);
@@ -18,12 +18,12 @@ TEST(UseStamp, WithinARequestDeeperIsOlderWhateverTheOrderOfWriting) {
 }
 
 TEST(UseStamp, EveryUseOfATickIsTheSame) {
-  EXPECT_EQ(use_stamp(kNow, 256, kNow), use_stamp(kNow + 6s, 256, kNow + 6s));
-  EXPECT_LT(use_stamp(kNow, 256, kNow), use_stamp(kNow + 7s, 256, kNow + 7s));
+  EXPECT_EQ(use_stamp(kNow, 256, kNow), use_stamp(kNow + 1s, 256, kNow + 1s));
+  EXPECT_LT(use_stamp(kNow, 256, kNow), use_stamp(kNow + 2s, 256, kNow + 2s));
 }
 
 TEST(UseStamp, TheDeepestChunkIsNewerThanAnyOfTheTickBefore) {
-  EXPECT_GT(use_stamp(kNow + 7s, std::uint64_t{1} << 60, kNow + 7s), use_stamp(kNow, 0, kNow));
+  EXPECT_GT(use_stamp(kNow + 2s, std::uint64_t{1} << 60, kNow + 2s), use_stamp(kNow, 0, kNow));
 }
 
 TEST(UseStamp, IsNeverInTheFutureNorOlderThanAFileThatIsBeingWrittenMayLook) {
