@@ -131,7 +131,11 @@ class RingThread {
   RingThread(const RingThread&) = delete;
   RingThread& operator=(const RingThread&) = delete;
 
-  ~RingThread() {
+  ~RingThread() { stop(); }
+
+  // Ends the thread when all that was submitted is done. Idempotent.
+  void stop() {
+    if (!thread_.joinable()) return;
     stopping_.store(true, std::memory_order_release);
     wake();
     thread_.join();
@@ -257,6 +261,13 @@ class UringEngine final : public IoEngine {
     for (unsigned i = 0; i < threads; ++i) rings_.push_back(std::make_unique<RingThread>());
   }
 
+  // A thread of either kind may still be on its way out of the other's submit(), though what it
+  // submitted is done: all of them end before anything goes.
+  ~UringEngine() override {
+    for (const std::unique_ptr<RingThread>& ring : rings_) ring->stop();
+    blocking_.reset();
+  }
+
   void submit(Operation& operation) override {
     // It may wait for the filesystem's journal or a server: a ring does not wait with it.
     if (operation.kind == OperationKind::kSetModified) return blocking_->submit(operation);
@@ -272,7 +283,6 @@ class UringEngine final : public IoEngine {
  private:
   std::vector<std::unique_ptr<RingThread>> rings_;
   std::atomic<std::size_t> next_{0};
-  // Goes first, when no file is being worked on (FileIo::shutdown): its handlers use the rings.
   std::unique_ptr<IoEngine> blocking_ = make_thread_engine(1);
 };
 

@@ -286,12 +286,12 @@ class WorkerSide:
 
     def _say_full(self, totals: Mapping[str, int]) -> None:
         logger.warning(
-            "lmkv: rank %d: %s is full (%s used, capacity %s, %g %% of the disk to stay free), so "
+            "lmkv: rank %d: %s is full (%s used, capacity %s, %s of the disk to stay free), so "
             "chunks are not stored until eviction has made room; %d so far",
             self._rank,
             self._config.path,
             format_size(totals["store_bytes_used"]),
             format_size(self._config.capacity) if self._config.capacity else "unlimited",
-            self._config.free_space_floor,
+            f"{self._config.free_space_floor:g} %",
             totals["stores_dropped_full"],
         )
