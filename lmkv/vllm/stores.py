@@ -213,7 +213,9 @@ class StorePlanner:
     def use_local(self, request: Request, blocks: int, used_at: float) -> None:
         """Use the chunks in a request's first ``blocks`` blocks, of which none is to be stored."""
         begin = 0
-        for key in self.keys_between(request, 0, blocks):
+        keys = self.keys_between(request, 0, blocks)
+        self.know(keys)  # only so that each is said once a tick
+        for key in keys:
             self.use(key, begin, used_at)
             begin += self._blocks_per_chunk
 

@@ -355,15 +355,20 @@ def test_a_chunk_used_while_it_is_being_stored_is_said_when_it_is_there(engine):
     engine.assert_at_rest()
 
 
-def test_an_engine_that_only_loads_says_what_it_used_in_its_own_cache(tiny_model, root):
+def test_an_engine_that_only_loads_says_what_it_used_in_its_own_cache(
+    tiny_model, root, monkeypatch
+):
+    monkeypatch.setattr("lmkv.vllm.scheduler.time.time", lambda: 1e9)
     engine = Engine(tiny_model, root, role="kv_consumer")
     request = engine.request("a", 2 * CHUNK + 1)
     assert uses_of(engine.run()) == []
     engine.request("b", 2 * CHUNK + 1)
-    assert [chunk for _, chunk in uses_of(engine.run())] == [
-        (key_of(request, PER_CHUNK), 0),
-        (key_of(request, 2 * PER_CHUNK), CHUNK),
+    assert uses_of(engine.run()) == [
+        (1e9, (key_of(request, PER_CHUNK), 0)),
+        (1e9, (key_of(request, 2 * PER_CHUNK), CHUNK)),
     ]
+    engine.request("c", 2 * CHUNK + 1)
+    assert uses_of(engine.run()) == []
 
 
 @pytest.mark.parametrize("lag", [1, 2, PER_CHUNK])
