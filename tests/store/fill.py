@@ -8,7 +8,7 @@ import json
 import sys
 import time
 
-from core import CHUNK_BYTES, Core
+from prompts import CHUNK_BYTES, Core
 
 HOT_CHUNKS = 8
 CHUNKS = 4

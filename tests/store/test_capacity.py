@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from core import CHUNK_BYTES, STORE_DEPTH, Core
+from prompts import CHUNK_BYTES, STORE_DEPTH, Core
 
 HERE = Path(__file__).parent
 
