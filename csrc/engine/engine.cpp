@@ -63,7 +63,8 @@ Engine::Engine(const EngineOptions& options, EngineParts parts)
   pool_ = std::make_unique<SlabPool>(slab_bytes, options.host_memory / slab_bytes, *device_);
   files_ = std::make_unique<FileIo>(*io_engine_, file_options(options, parts.root));
   housekeeper_ = std::make_unique<Housekeeper>(
-      paths_, parts.root.id, SpaceLimits{options.capacity, options.free_space_floor / 100},
+      paths_, parts.root.id,
+      SpaceLimits{options.capacity, options.free_space_floor / 100, options.store_depth},
       options.housekeeping);
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <limits>
 #include <utility>
 
 #include "common/unique_fd.hpp"
@@ -87,6 +88,15 @@ bool SpaceLedger::near_limit() const {
   return floor != 0 && free_estimate() < floor + floor / 4;
 }
 
+std::uint64_t SpaceLedger::left() const {
+  std::uint64_t left = std::numeric_limits<std::uint64_t>::max();
+  if (limits_.capacity != 0) left = less(limits_.capacity, estimate());
+  if (const std::uint64_t floor = floor_bytes(); floor != 0) {
+    left = std::min(left, less(free_estimate(), floor));
+  }
+  return left;
+}
+
 bool SpaceLedger::has_room(std::size_t bytes) {
   {
     const std::lock_guard lock(mutex_);
@@ -98,16 +108,21 @@ bool SpaceLedger::has_room(std::size_t bytes) {
 }
 
 bool SpaceLedger::try_reserve(std::size_t bytes) {
+  bool admitted = false;
+  bool look = true;
   {
     const std::lock_guard lock(mutex_);
-    if (admits(bytes)) {
+    if (!admits(bytes)) {
+      refused_bytes_ = std::max(refused_bytes_, bytes);
+    } else if (unseen_ == 0 || unseen_ + bytes <= std::max(limits_.unseen, left() / 4)) {
       reserved_ += bytes;
-      return true;
+      unseen_ += bytes;
+      admitted = true;
+      look = near_limit() || unseen_ > left() / 8;
     }
-    refused_bytes_ = std::max(refused_bytes_, bytes);
   }
-  attention_();
-  return false;
+  if (look) attention_();
+  return admitted;
 }
 
 void SpaceLedger::settle(std::size_t bytes, bool written) {
@@ -143,6 +158,7 @@ void SpaceLedger::met_full_disk(std::size_t bytes, Clock::time_point now) {
 void SpaceLedger::saw_filesystem(const FilesystemSpace& space) {
   const std::lock_guard lock(mutex_);
   filesystem_ = space;
+  unseen_ = 0;
 }
 
 void SpaceLedger::begin_scan() {

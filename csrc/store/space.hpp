@@ -27,6 +27,9 @@ struct FilesystemSpace {
 struct SpaceLimits {
   std::uint64_t capacity = 0;     // bytes below the root; 0: no limit
   double free_space_floor = 0.0;  // of the filesystem's total, 0 to 1
+  // Bytes that may be reserved near a limit without a look at the filesystem since: what others
+  // stored meanwhile is not known. Further away it is a quarter of what is left.
+  std::uint64_t unseen = std::uint64_t{1} << 62;
 };
 
 // The ledger of one engine. What is used is what the last scan found and what changed since then:
@@ -83,6 +86,7 @@ class SpaceLedger {
   [[nodiscard]] std::uint64_t floor_bytes() const;
   [[nodiscard]] bool admits(std::size_t bytes) const;
   [[nodiscard]] bool near_limit() const;
+  [[nodiscard]] std::uint64_t left() const;
   [[nodiscard]] std::uint64_t excess_over_capacity(std::uint64_t used) const;
   [[nodiscard]] std::uint64_t excess_over_floor() const;
   [[nodiscard]] std::uint64_t excess_for_full_disk() const;
@@ -96,6 +100,7 @@ class SpaceLedger {
   std::int64_t own_bytes_ = 0;          // written less evicted since that scan began
   std::int64_t own_bytes_of_scan_ = 0;  // the same since the scan that is under way began
   std::uint64_t reserved_ = 0;
+  std::uint64_t unseen_ = 0;                   // reserved since the filesystem was seen
   std::optional<FilesystemSpace> filesystem_;  // as last seen, our own changes since then added
   std::optional<std::uint64_t> free_at_scan_;
   std::optional<std::uint64_t> free_at_scan_begin_;

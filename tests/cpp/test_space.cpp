@@ -102,6 +102,21 @@ TEST_F(SpaceTest, StoresOfOthersAreSeenByTheSpaceTheyTook) {
   EXPECT_FALSE(ledger->has_room(401 * kMega));
 }
 
+TEST_F(SpaceTest, NearALimitALookAtTheFilesystemHasToComeBetweenStores) {
+  ledger.emplace(SpaceLimits{1000 * kMega, 0, 10 * kMega}, [this] { ++calls; });
+  ledger->begin_scan();
+  ledger->end_scan(960 * kMega, true);
+  EXPECT_TRUE(ledger->try_reserve(15 * kMega));  // one in any case
+  EXPECT_FALSE(ledger->try_reserve(kMega));
+  EXPECT_EQ(calls, 2);  // both ask for one
+  EXPECT_TRUE(ledger->has_room(kMega));
+  ledger->saw_filesystem({5000 * kMega, 2000 * kMega});
+  EXPECT_TRUE(ledger->try_reserve(6 * kMega));
+  EXPECT_TRUE(ledger->try_reserve(4 * kMega));
+  EXPECT_FALSE(ledger->try_reserve(kMega));
+  EXPECT_EQ(ledger->excess(), 35 * kMega);  // as it is: nothing more was asked for
+}
+
 TEST_F(SpaceTest, WhatIsStoredDuringAScanStaysCounted) {
   SpaceLedger& space = with_capacity(100 * kMega);
   store(50 * kMega);
@@ -163,10 +178,10 @@ TEST_F(SpaceTest, AttentionIsAskedForWhereSomethingIsToBeDone) {
   EXPECT_EQ(calls, 0);
   EXPECT_FALSE(space.has_room(600 * kMega));
   EXPECT_EQ(calls, 1);
-  store(400 * kMega);  // near the limit
-  EXPECT_EQ(calls, 2);
-  space.met_full_disk(1);
+  store(400 * kMega);  // near the limit: when it begins and when it ends
   EXPECT_EQ(calls, 3);
+  space.met_full_disk(1);
+  EXPECT_EQ(calls, 4);
 }
 
 TEST_F(SpaceTest, TheFilesystemIsTheOneThatIsExpectedOrNone) {
