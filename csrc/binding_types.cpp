@@ -93,6 +93,14 @@ std::vector<Segment> segments_from(const std::vector<SegmentTuple>& tuples) {
 
 constexpr unsigned kMostThreadBlocks = 1024;  // more than any GPU has room for
 
+UseTime use_time_from(std::optional<double> seconds) {
+  const UseTime now = std::chrono::system_clock::now();
+  // Far off, or not a number: use_stamp() would take it for now or for its oldest anyway.
+  if (!seconds || !(std::abs(*seconds) < 1e10)) return now;
+  return UseTime(
+      std::chrono::duration_cast<UseTime::duration>(std::chrono::duration<double>(*seconds)));
+}
+
 // What the core calls an invalid argument is the caller's mistake.
 template <typename F>
 auto as_config_error(F&& call) {
@@ -139,7 +147,8 @@ EngineOptions make_options(const std::string& root, const std::string& namespace
                            const std::string& device, const std::string& io_engine,
                            const std::string& direct_io, unsigned io_threads,
                            std::size_t request_bytes, std::size_t load_depth,
-                           std::size_t store_depth, const TransferOptions& transfer) {
+                           std::size_t store_depth, const TransferOptions& transfer,
+                           std::uint64_t capacity, double free_space_floor) {
   EngineOptions options;
   options.root = root;
   options.namespace_digest = namespace_from(namespace_digest);
@@ -157,6 +166,8 @@ EngineOptions make_options(const std::string& root, const std::string& namespace
   options.load_depth = load_depth;
   options.store_depth = store_depth;
   options.transfer = transfer;
+  options.capacity = capacity;
+  options.free_space_floor = free_space_floor;
   return options;
 }
 
@@ -228,21 +239,34 @@ double run_transfers(TransferBench& bench, const std::string& direction,
 }
 
 std::uint64_t store_chunk(Engine& engine, const std::string& key, std::uint64_t token_begin,
-                          const std::vector<std::uint32_t>& block_ids, std::uintptr_t stream) {
-  const auto job = as_config_error(
-      [&] { return engine.store(key_from(key), token_begin, blocks_from(block_ids), stream); });
+                          const std::vector<std::uint32_t>& block_ids, std::uintptr_t stream,
+                          std::optional<double> used_at) {
+  const auto job = as_config_error([&] {
+    return engine.store(key_from(key), token_begin, blocks_from(block_ids), stream,
+                        use_time_from(used_at));
+  });
   return job ? static_cast<std::uint64_t>(*job) : 0;
 }
 
 std::uint64_t load_chunks(Engine& engine, const std::vector<ChunkTuple>& chunks,
-                          std::uintptr_t stream) {
+                          std::uintptr_t stream, std::optional<double> used_at) {
   std::vector<LoadChunk> loads;
   loads.reserve(chunks.size());
   for (const auto& [key, token_begin, block_count, first_block, block_ids] : chunks) {
     loads.push_back({key_from(key), token_begin, block_count, first_block, blocks_from(block_ids)});
   }
-  return as_config_error(
-      [&] { return static_cast<std::uint64_t>(engine.load(std::move(loads), stream)); });
+  return as_config_error([&] {
+    const JobId job = engine.load(std::move(loads), stream, use_time_from(used_at));
+    return static_cast<std::uint64_t>(job);
+  });
+}
+
+void touch_chunks(Engine& engine, const std::vector<UsedTuple>& chunks,
+                  std::optional<double> used_at) {
+  std::vector<UsedChunk> used;
+  used.reserve(chunks.size());
+  for (const auto& [key, token_begin] : chunks) used.push_back({key_from(key), token_begin});
+  engine.touch(used, use_time_from(used_at));
 }
 
 std::uint64_t job_number(const Completion& completion) {

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -49,7 +50,8 @@ EngineOptions make_options(const std::string& root, const std::string& namespace
                            const std::string& device, const std::string& io_engine,
                            const std::string& direct_io, unsigned io_threads,
                            std::size_t request_bytes, std::size_t load_depth,
-                           std::size_t store_depth, const TransferOptions& transfer);
+                           std::size_t store_depth, const TransferOptions& transfer,
+                           std::uint64_t capacity, double free_space_floor);
 std::unique_ptr<Engine> make_engine(const EngineOptions& options);
 std::unique_ptr<Engine> make_measured_engine(const EngineOptions& options);
 
@@ -63,13 +65,19 @@ double run_transfers(TransferBench& bench, const std::string& direction,
                      const std::vector<std::vector<std::uint32_t>>& transfers,
                      std::uintptr_t stream);
 
+// `used_at`: seconds since the epoch; none: now.
 std::uint64_t store_chunk(Engine& engine, const std::string& key, std::uint64_t token_begin,
-                          const std::vector<std::uint32_t>& block_ids, std::uintptr_t stream);
+                          const std::vector<std::uint32_t>& block_ids, std::uintptr_t stream,
+                          std::optional<double> used_at);
 // key, token_begin, block_count, first_block, block_ids
 using ChunkTuple = std::tuple<std::string, std::uint64_t, std::uint32_t, std::uint32_t,
                               std::vector<std::uint32_t>>;
 std::uint64_t load_chunks(Engine& engine, const std::vector<ChunkTuple>& chunks,
-                          std::uintptr_t stream);
+                          std::uintptr_t stream, std::optional<double> used_at);
+// key, token_begin
+using UsedTuple = std::tuple<std::string, std::uint64_t>;
+void touch_chunks(Engine& engine, const std::vector<UsedTuple>& chunks,
+                  std::optional<double> used_at);
 std::uint64_t job_number(const Completion& completion);
 bool drain_engine(Engine& engine, double timeout_s);
 

@@ -66,7 +66,8 @@ void bind_engine(py::module_& m) {
            "device"_a = defaults.device, "io_engine"_a = "auto", "direct_io"_a = "auto",
            "io_threads"_a = defaults.io_threads, "request_bytes"_a = defaults.request_bytes,
            "load_depth"_a = defaults.load_depth, "store_depth"_a = defaults.store_depth,
-           "transfer"_a = transfer);
+           "transfer"_a = transfer, "capacity"_a = defaults.capacity,
+           "free_space_floor"_a = defaults.free_space_floor);
 
   py::native_enum<CompletionKind>(m, "CompletionKind", "enum.Enum")
       .value("GATHERED", CompletionKind::kGathered)
@@ -82,8 +83,10 @@ void bind_engine(py::module_& m) {
   // Its destructor waits for what is in flight: without the GIL.
   py::class_<Engine>(m, "Engine", py::release_gil_before_calling_cpp_dtor())
       .def(py::init(&make_engine), "options"_a, py::call_guard<py::gil_scoped_release>())
-      .def("store", &store_chunk, "key"_a, "token_begin"_a, "block_ids"_a, "stream"_a = 0)
-      .def("load", &load_chunks, "chunks"_a, "stream"_a = 0)
+      .def("store", &store_chunk, "key"_a, "token_begin"_a, "block_ids"_a, "stream"_a = 0,
+           "used_at"_a = py::none())
+      .def("load", &load_chunks, "chunks"_a, "stream"_a = 0, "used_at"_a = py::none())
+      .def("touch", &touch_chunks, "chunks"_a, "used_at"_a = py::none())
       .def("poll", &Engine::poll)
       .def("stats", &Engine::stats)
       .def("info", &Engine::info)
@@ -124,4 +127,5 @@ PYBIND11_MODULE(_C, m) {
   lmkv::python::bind_engine(m);
   lmkv::python::bind_bench(m);
   lmkv::python::bind_directory(m);
+  m.attr("USE_TICK_SECONDS") = lmkv::kUseTick.count();
 }

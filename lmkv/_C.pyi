@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import final
 
+USE_TICK_SECONDS: int
+"""Uses of a chunk are told apart by this: within one only the first changes its file."""
+
 class ConfigError(ValueError):
     """A setting or an argument that cannot work."""
 
@@ -84,7 +87,9 @@ class EngineOptions:
     """Everything an :class:`Engine` needs. Keyword arguments only; sizes are in bytes.
 
     ``segments`` is the layout of the paged KV cache: ``(base address, block stride, bytes)`` of
-    each dense run inside every block. ``device`` is ``"host"`` or ``"cuda:<n>"``.
+    each dense run inside every block. ``device`` is ``"host"`` or ``"cuda:<n>"``. ``capacity``
+    is what everything below ``root`` may take together (0: no limit), ``free_space_floor`` the
+    percentage of the filesystem that stays free.
     """
 
     def __init__(
@@ -106,6 +111,8 @@ class EngineOptions:
         load_depth: int = 64 << 20,
         store_depth: int = 32 << 20,
         transfer: TransferOptions = ...,
+        capacity: int = 0,
+        free_space_floor: float = 5.0,
     ) -> None: ...
 
 class CompletionKind(Enum):
@@ -138,18 +145,30 @@ class Engine:
     """
 
     def __init__(self, options: EngineOptions) -> None: ...
-    def store(self, key: bytes, token_begin: int, block_ids: Sequence[int], stream: int = 0) -> int:
+    def store(
+        self,
+        key: bytes,
+        token_begin: int,
+        block_ids: Sequence[int],
+        stream: int = 0,
+        used_at: float | None = None,
+    ) -> int:
         """Queue the store of one chunk; returns the job, or 0 if it was dropped (counted).
 
         ``key`` is 32 bytes. ``block_ids`` are the chunk's blocks in order: ``blocks_per_chunk``
         of them, or fewer for a prompt's tail. The gather is ordered after all work on
         ``stream`` (a CUDA stream handle; ignored by the host device) at the time of the call.
-        The blocks must not be freed or written until GATHERED is polled. Raises ConfigError,
-        with nothing begun, for a key, ids or counts that cannot be.
+        The blocks must not be freed or written until GATHERED is polled. ``used_at`` is when the
+        request began, in seconds as of ``time.time()`` (None: now): the same for all chunks of a
+        request, whenever they are stored, so that its head is not evicted before its tail. Raises
+        ConfigError, with nothing begun, for a key, ids or counts that cannot be.
         """
 
     def load(
-        self, chunks: Sequence[tuple[bytes, int, int, int, Sequence[int]]], stream: int = 0
+        self,
+        chunks: Sequence[tuple[bytes, int, int, int, Sequence[int]]],
+        stream: int = 0,
+        used_at: float | None = None,
     ) -> int:
         """Queue the load of one request's chunks and return the job.
 
@@ -157,15 +176,25 @@ class Engine:
         ``block_count`` blocks, of which those from ``first_block`` on go to ``block_ids``.
         Bytes are verified before any of them is written, and written only after all work on
         ``stream`` at the time of the call (which may still read what the blocks held before).
-        The blocks must stay allocated to the request until LOADED is polled. Raises ConfigError,
-        with nothing begun, for keys, ids or counts that cannot be.
+        The blocks must stay allocated to the request until LOADED is polled. ``used_at`` as in
+        ``store``: the chunks count as used then. Raises ConfigError, with nothing begun, for keys,
+        ids or counts that cannot be.
+        """
+
+    def touch(self, chunks: Sequence[tuple[bytes, int]], used_at: float | None = None) -> None:
+        """Count chunks, ``(key, token_begin)``, as used though nothing is loaded of them.
+
+        Their files' times are renewed in the background; what is not there is passed over.
+        Raises ConfigError for keys that cannot be.
         """
 
     def poll(self) -> list[Completion]:
         """Completions since the last call, oldest first. Never blocks."""
 
     def stats(self) -> dict[str, int]:
-        """Counters since start, and gauges (``slabs_*``, ``*_in_flight``)."""
+        """Counters since start, and gauges (``slabs_*``, ``*_in_flight``, ``store_bytes_used``,
+        ``store_capacity``).
+        """
 
     def info(self) -> dict[str, str]:
         """What was chosen at start and why: ``device``, ``io_engine``, ``io_engine_reason``, ..."""
@@ -176,7 +205,8 @@ class Engine:
     def close(self) -> None:
         """Finish what is on the device or at the kernel, and drop what is queued.
 
-        Stores are dropped and loads fail from then on. The memory is freed with the object.
+        Stores are dropped and loads fail from then on. The memory is freed with the object. A
+        housekeeping thread that hangs in a system call is left behind after two seconds.
         """
 
 @final

@@ -25,6 +25,7 @@ _KUBERNETES = re.compile(
 )
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?\s*", re.IGNORECASE)
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%?\s*")
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 
@@ -68,6 +69,14 @@ def _parse_int(value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*", value):
         return int(value)
     raise ConfigError(f"expected a whole number, not {value!r}")
+
+
+def _parse_percent(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str) and (match := _PERCENT.fullmatch(value)):
+        return float(match.group(1))
+    raise ConfigError(f'expected a percentage such as 5 or "2.5%", not {value!r}')
 
 
 def _parse_text(value: object) -> str:
@@ -122,6 +131,21 @@ class Config:
         unit="bytes",
         default=2 << 30,
     )
+    capacity: int = _setting(
+        parse_size,
+        "What everything below `path` may take together, whoever wrote it: the least recently "
+        "used chunks are evicted. 0: no limit but `free_space_floor`. Of engines with different "
+        "limits over one directory the smallest wins.",
+        unit="bytes",
+        default=0,
+    )
+    free_space_floor: float = _setting(
+        _parse_percent,
+        "How much of the filesystem stays free, whatever fills it: below that nothing is stored "
+        "and chunks are evicted. 0 switches it off.",
+        unit="percent",
+        default=5.0,
+    )
     io_engine: str = _setting(
         _one_of("auto", "io_uring", "threads"),
         "How files are read and written. `auto` takes io_uring where the kernel allows it and "
@@ -165,6 +189,8 @@ class Config:
         for name, low, high in (
             ("chunk_tokens", 1, 1 << 20),
             ("host_memory", 1 << 20, 1 << 50),
+            ("capacity", 0, 1 << 60),
+            ("free_space_floor", 0, 90),
             ("io_threads", 1, 64),
         ):
             value = getattr(self, name)
@@ -238,7 +264,9 @@ def settings_table() -> str:
 def _default_text(spec: "Field[Any]") -> str:
     default: Any = spec.default
     if spec.metadata["parse"] is parse_size:
-        return format_size(default)
+        return format_size(default) if default else "0"
+    if isinstance(default, float):
+        return f"{default:g}"
     if isinstance(default, bool):
         return str(default).lower()
     return str(default) or '""'

@@ -12,6 +12,8 @@ def test_defaults_apply_when_only_the_path_is_given():
         path="/cache",
         chunk_tokens=256,
         host_memory=2 * 2**30,
+        capacity=0,
+        free_space_floor=5.0,
         io_engine="auto",
         direct_io="auto",
         io_threads=1,
@@ -114,6 +116,13 @@ def test_differences_are_said_by_name():
         ({"path": "/c", "chunk_tokens": True}, "chunk_tokens"),
         ({"path": "/c", "host_memory": 1}, "host_memory"),
         ({"path": "/c", "host_memory": "2 gigs"}, "host_memory: .*size"),
+        ({"path": "/c", "capacity": "a lot"}, "capacity: .*size"),
+        ({"path": "/c", "capacity": -1}, "capacity"),
+        ({"path": "/c", "free_space_floor": "half"}, "free_space_floor: .*percentage"),
+        ({"path": "/c", "free_space_floor": True}, "free_space_floor: .*percentage"),
+        ({"path": "/c", "free_space_floor": 91}, "free_space_floor"),
+        ({"path": "/c", "free_space_floor": "nan"}, "free_space_floor"),
+        ({"path": "/c", "free_space_floor": float("nan")}, "free_space_floor"),
         ({"path": "/c", "io_engine": "uring"}, "io_engine: .*auto, io_uring, threads"),
         ({"path": "/c", "direct_io": True}, "direct_io: .*auto, on, off"),
         ({"path": "/c", "io_threads": 0}, "io_threads"),
@@ -133,6 +142,16 @@ def test_a_value_that_cannot_work_is_refused_by_name(extra, message):
 def test_truth_is_read_from_the_environment(text, value):
     config = Config.from_sources({"path": "/c"}, {"LMKV_STORE_GENERATED": text})
     assert config.store_generated is value
+
+
+@pytest.mark.parametrize(
+    ("value", "percent"), [(5, 5), (0, 0), (2.5, 2.5), ("10", 10), ("2.5 %", 2.5), ("7%", 7)]
+)
+def test_percentages_are_read(value, percent):
+    assert Config(path="/c").free_space_floor == 5
+    assert Config.from_sources({"path": "/c", "free_space_floor": value}, {}) == Config(
+        path="/c", free_space_floor=percent
+    )
 
 
 def test_the_home_directory_is_expanded(monkeypatch):
@@ -159,3 +178,5 @@ def test_the_table_has_a_row_for_every_setting():
     for spec in dataclasses.fields(Config):
         assert f"| `{spec.name}` | `LMKV_{spec.name.upper()}` |" in table
     assert "`2GiB`" in table
+    assert "| `LMKV_CAPACITY` | `0` | bytes |" in table
+    assert "| `LMKV_FREE_SPACE_FLOOR` | `5` | percent |" in table

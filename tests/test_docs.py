@@ -171,7 +171,8 @@ def test_what_the_pages_say_of_docker_is_in_deploy() -> None:
 def test_operations_page_names_every_counter_and_no_other() -> None:
     metrics = pytest.importorskip("lmkv.vllm.metrics", reason="vLLM is not installed")
     named = re.findall(r"^\| `(vllm:\w+)` \|", text_of("docs/operations.md"), re.MULTILINE)
-    assert sorted(named) == sorted(map(metrics.prometheus_name, metrics.COUNTERS))
+    every_metric = metrics.COUNTERS | metrics.GAUGES
+    assert sorted(named) == sorted(map(metrics.prometheus_name, every_metric))
     every = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert set(re.findall(r"vllm:lmkv_\w+_total", every)) <= set(named)
 

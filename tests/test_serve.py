@@ -135,6 +135,15 @@ def test_every_setting_is_an_option() -> None:
     Config.from_sources(expected, {})
 
 
+def test_the_limits_of_the_directory_are_options_and_read_as_people_write_them() -> None:
+    words = ["--capacity", "500GiB", "--free-space-floor", "2.5%"]
+    _, command = executed("m", "--dir", "/mnt/kv", *words)
+    extra = transfer(command)["kv_connector_extra_config"]
+    assert extra == {"path": "/mnt/kv", "capacity": "500GiB", "free_space_floor": "2.5%"}
+    config = Config.from_sources(extra, {})
+    assert (config.capacity, config.free_space_floor) == (500 << 30, 2.5)
+
+
 def test_settings_of_the_environment_are_in_the_printed_flag_and_options_win() -> None:
     _, command = executed(
         "m", "--chunk-tokens", "512",

@@ -14,6 +14,7 @@ enum class StatusKind {
   kBadChunk,   // what is there is not the chunk that was asked for
   kIo,         // the filesystem refused or failed; `error_number` says how
   kDevice,     // gather or scatter failed
+  kFull,       // dropped because the directory is at its capacity or the disk at its floor
   kCancelled,  // dropped by close() before it was started
 };
 
@@ -35,6 +36,7 @@ class [[nodiscard]] Status {
   static Status device(std::string message) {
     return Status(StatusKind::kDevice, 0, std::move(message));
   }
+  static Status full() { return Status(StatusKind::kFull, 0, "no space is left for it"); }
   static Status cancelled() { return Status(StatusKind::kCancelled, 0, "cancelled by close()"); }
 
   [[nodiscard]] bool is_ok() const { return kind_ == StatusKind::kOk; }

@@ -1,6 +1,7 @@
 #include "engine/engine.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <stdexcept>
 #include <utility>
 
@@ -9,6 +10,8 @@ namespace lmkv {
 struct Engine::StoreJob {
   JobId id{};
   ChunkIdentity identity;
+  std::int64_t used_ns = 0;
+  bool reserved = false;             // in the ledger of space
   std::optional<Slab> filling;       // until it is sealed
   std::optional<SharedSlab> sealed;  // from then on
 };
@@ -16,6 +19,7 @@ struct Engine::StoreJob {
 struct Engine::LoadJob {
   JobId id{};
   std::shared_ptr<const Fence> after;
+  UseTime used_at;
   std::mutex mutex;
   std::size_t chunks_left = 0;             // guarded by mutex, as the two below
   std::vector<std::size_t> failed_chunks;  // ascending once the job is complete
@@ -59,6 +63,10 @@ Engine::Engine(const EngineOptions& options, EngineParts parts)
   pool_ = std::make_unique<SlabPool>(slab_bytes, options.host_memory / slab_bytes, *device_);
   device_->start();
   files_ = std::make_unique<FileIo>(*io_engine_, file_options(options, parts.root));
+  housekeeper_ = std::make_unique<Housekeeper>(
+      paths_, parts.root.id,
+      SpaceLimits{options.capacity, options.free_space_floor / 100, options.store_depth},
+      options.housekeeping);
 }
 
 Engine::~Engine() { close(); }
@@ -93,10 +101,12 @@ void Engine::check_blocks(const std::vector<BlockId>& blocks) const {
 // ---- Store: engine's thread -> device's thread (gathered) -> I/O thread (stored).
 
 std::optional<JobId> Engine::store(const ChunkKey& key, std::uint64_t token_begin,
-                                   std::vector<BlockId> blocks, std::uintptr_t stream) {
+                                   std::vector<BlockId> blocks, std::uintptr_t stream,
+                                   UseTime used_at) {
   check_blocks(blocks);
   auto job = std::make_shared<StoreJob>();
   job->identity = identity(key, token_begin, blocks.size());
+  job->used_ns = use_stamp(used_at, token_begin);
   bool closed = false;
   bool loads_wait = false;
   {
@@ -106,7 +116,12 @@ std::optional<JobId> Engine::store(const ChunkKey& key, std::uint64_t token_begi
   }
   closed = closed || !device_->failure().empty();
   if (!closed) job->sealed = find_in_memory(job->identity);
-  if (!closed && !job->sealed && !loads_wait) job->filling = pool_->try_acquire();
+  const bool drop = closed || loads_wait;
+  if (!drop && !job->sealed && !housekeeper_->space().has_room(job->identity.file_bytes())) {
+    stats_.stores_dropped_full.fetch_add(1, std::memory_order_relaxed);
+    return std::nullopt;
+  }
+  if (!drop && !job->sealed) job->filling = pool_->try_acquire();
   if (!job->sealed && !job->filling) {
     stats_.stores_dropped.fetch_add(1, std::memory_order_relaxed);
     return std::nullopt;
@@ -156,12 +171,27 @@ void Engine::write(std::shared_ptr<StoreJob> job) {
   request.directories = paths_.directories_for(job->identity.key);
   request.buffer = job->sealed->bytes().data();
   request.bytes = job->identity.file_bytes();
+  request.modified_ns = job->used_ns;
+  request.admit = [this, job] {
+    job->reserved = housekeeper_->space().try_reserve(job->identity.file_bytes());
+    return job->reserved;
+  };
   writing_.begin();
   request.done = [this, job = std::move(job)](const Status& status, FileWrite::Outcome outcome) {
     writing_.end();
+    settle_space(*job, status, outcome);
     stored(job, status, outcome);
   };
   files_->write(std::move(request));
+}
+
+void Engine::settle_space(const StoreJob& job, const Status& status, FileWrite::Outcome outcome) {
+  SpaceLedger& space = housekeeper_->space();
+  const std::size_t bytes = job.identity.file_bytes();
+  if (job.reserved) space.settle(bytes, outcome == FileWrite::Outcome::kWritten);
+  if (status.error_number() == ENOSPC || status.error_number() == EDQUOT) {
+    space.met_full_disk(bytes);
+  }
 }
 
 void Engine::stored(const std::shared_ptr<StoreJob>& job, const Status& status,
@@ -177,6 +207,8 @@ void Engine::stored(const std::shared_ptr<StoreJob>& job, const Status& status,
     case FileWrite::Outcome::kFailed:
       if (status.kind() == StatusKind::kIo) {
         stats_.stores_failed.fetch_add(1, std::memory_order_relaxed);
+      } else if (status.kind() == StatusKind::kFull) {
+        stats_.stores_dropped_full.fetch_add(1, std::memory_order_relaxed);
       } else if (status.kind() == StatusKind::kCancelled) {
         stats_.stores_dropped.fetch_add(1, std::memory_order_relaxed);
       }
@@ -190,7 +222,7 @@ void Engine::stored(const std::shared_ptr<StoreJob>& job, const Status& status,
 
 // ---- Load: engine's thread -> I/O thread (verify) -> device's thread (loaded).
 
-JobId Engine::load(std::vector<LoadChunk> chunks, std::uintptr_t stream) {
+JobId Engine::load(std::vector<LoadChunk> chunks, std::uintptr_t stream, UseTime used_at) {
   std::vector<std::shared_ptr<ChunkLoad>> loads;
   loads.reserve(chunks.size());
   auto job = std::make_shared<LoadJob>();
@@ -209,6 +241,7 @@ JobId Engine::load(std::vector<LoadChunk> chunks, std::uintptr_t stream) {
   if (loads.empty()) throw std::invalid_argument("a load of no chunks");
   job->chunks_left = loads.size();
   job->after = device_->fence(stream);
+  job->used_at = used_at;
   const JobId id = job->id = begin_job();
   for (std::shared_ptr<ChunkLoad>& load : loads) start_load(std::move(load));
   return id;
@@ -224,6 +257,7 @@ void Engine::start_load(std::shared_ptr<ChunkLoad> load) {
   if (const std::string lost = device_->failure(); !lost.empty()) {
     return loaded(load, Status::device(lost));
   }
+  touch({{load->identity.key, load->identity.token_begin}}, load->job->used_at);
   load->verified = find_in_memory(load->identity);
   if (load->verified) {
     stats_.memory_hits.fetch_add(1, std::memory_order_relaxed);
@@ -234,6 +268,12 @@ void Engine::start_load(std::shared_ptr<ChunkLoad> load) {
     waiting_loads_.push_back(std::move(load));
   }
   start_waiting_loads();
+}
+
+void Engine::touch(const std::vector<UsedChunk>& chunks, UseTime used_at) {
+  for (const UsedChunk& chunk : chunks) {
+    files_->touch(paths_.chunk(chunk.key), use_stamp(used_at, chunk.token_begin));
+  }
 }
 
 void Engine::start_waiting_loads() {
@@ -373,10 +413,14 @@ void Engine::close() {
   }
   // Its thread may still be on the way back from the callback that ended the last job.
   device_->stop();
+  housekeeper_->stop();
 }
 
 std::map<std::string, std::uint64_t> Engine::stats() const {
   std::map<std::string, std::uint64_t> all = stats_.snapshot();
+  all.merge(housekeeper_->stats());
+  all["chunks_touched"] = files_->touched();
+  all["touches_failed"] = files_->touches_failed();
   const SlabCounts slabs = pool_->counts();
   all["slabs_total"] = slabs.total;
   all["slabs_free"] = slabs.free;

@@ -24,6 +24,8 @@
 #include "io/root_probe.hpp"
 #include "store/chunk_format.hpp"
 #include "store/directory.hpp"
+#include "store/housekeeper.hpp"
+#include "store/use_stamp.hpp"
 
 namespace lmkv {
 
@@ -44,6 +46,9 @@ struct EngineOptions {
   std::size_t request_bytes = 1 << 20;
   std::size_t load_depth = 64 << 20;
   std::size_t store_depth = 32 << 20;
+  std::uint64_t capacity = 0;     // bytes below the root, everybody's; 0: no limit
+  double free_space_floor = 5.0;  // percent of the filesystem that stays free
+  HousekeepingOptions housekeeping;
 };
 
 // Size of a slab: header page and a whole chunk's payload.
@@ -68,6 +73,11 @@ struct LoadChunk {
   std::vector<BlockId> blocks;    // where it and those behind it go
 };
 
+struct UsedChunk {
+  ChunkKey key;
+  std::uint64_t token_begin = 0;
+};
+
 enum class CompletionKind { kGathered, kStored, kLoaded };
 
 struct Completion {
@@ -87,11 +97,18 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Both throw std::invalid_argument, with nothing begun, for ids or counts that are out of range.
-  // A store is empty when no slab is free, loads wait for one, the engine is closed or its device
-  // lost: it is dropped and counted. A load of a closed engine, or on a lost device, fails.
+  // A store is empty when no slab is free, loads wait for one, the directory is full, the engine is
+  // closed or its device lost: it is dropped and counted. A load of a closed engine, or on a lost
+  // device, fails. `used_at`: when the request began, the same for all its chunks
+  // (store/use_stamp.hpp).
   std::optional<JobId> store(const ChunkKey& key, std::uint64_t token_begin,
-                             std::vector<BlockId> blocks, std::uintptr_t stream);
-  JobId load(std::vector<LoadChunk> chunks, std::uintptr_t stream);
+                             std::vector<BlockId> blocks, std::uintptr_t stream,
+                             UseTime used_at = std::chrono::system_clock::now());
+  JobId load(std::vector<LoadChunk> chunks, std::uintptr_t stream,
+             UseTime used_at = std::chrono::system_clock::now());
+  // Chunks that were used without us: those behind them are used less. Not a job.
+  void touch(const std::vector<UsedChunk>& chunks,
+             UseTime used_at = std::chrono::system_clock::now());
   std::vector<Completion> poll();
 
   [[nodiscard]] std::map<std::string, std::uint64_t> stats() const;
@@ -118,6 +135,8 @@ class Engine {
   void write(std::shared_ptr<StoreJob> job);
   void stored(const std::shared_ptr<StoreJob>& job, const Status& status,
               FileWrite::Outcome outcome);
+
+  void settle_space(const StoreJob& job, const Status& status, FileWrite::Outcome outcome);
 
   void start_load(std::shared_ptr<ChunkLoad> load);
   void read(std::shared_ptr<ChunkLoad> load, Slab slab);
@@ -148,6 +167,9 @@ class Engine {
   bool closed_ = false;
   std::vector<Completion> completions_;
   std::deque<std::shared_ptr<ChunkLoad>> waiting_loads_;  // for a slab, first come first served
+
+  // Before files_, whose callbacks use it.
+  std::unique_ptr<Housekeeper> housekeeper_;
 
   // close() has ended every job and the device's callbacks before any of these goes.
   std::unique_ptr<Device> device_;

@@ -1,5 +1,4 @@
 // What an engine is made from: options checked, device, I/O engine and root found.
-#include <chrono>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -14,9 +13,6 @@ std::size_t slab_bytes_of(const EngineOptions& options) {
 }
 
 namespace {
-
-// Far beyond what one file takes, and beyond what the clocks of hosts that share a root differ by.
-constexpr std::chrono::hours kAbandonedAfter{1};
 
 constexpr std::size_t kMaxRequestBytes = 1 << 30;  // io_uring's lengths have 32 bits
 
@@ -35,6 +31,13 @@ void check(const EngineOptions& options) {
     throw std::invalid_argument("host_memory holds fewer than two chunks of " +
                                 std::to_string(slab_bytes) + " bytes");
   }
+  if (options.capacity != 0 && options.capacity / slab_bytes < 2) {
+    throw std::invalid_argument("capacity holds fewer than two chunks of " +
+                                std::to_string(slab_bytes) + " bytes");
+  }
+  if (!(options.free_space_floor >= 0 && options.free_space_floor <= 90)) {
+    throw std::invalid_argument("free_space_floor is a percentage from 0 to 90");
+  }
 }
 
 }  // namespace
@@ -45,7 +48,6 @@ EngineParts make_parts(const EngineOptions& options) {
   parts.device = make_device(options.device, SegmentTable(options.segments), options.transfer);
   const ChunkPaths paths(options.root, options.namespace_digest, options.rank);
   make_tree(paths);
-  sweep_temporaries(paths, kAbandonedAfter);
   parts.root = probe_root(paths.temporary_directory(), options.direct_io);
   IoEngineSelection selection = start_io_engine(options.io_engine, options.io_threads);
   parts.io_engine = std::move(selection.engine);

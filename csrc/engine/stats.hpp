@@ -15,6 +15,7 @@ struct Stats {
   Counter bytes_stored{0};            // their sizes, header pages included
   Counter stores_already_present{0};  // the directory had the chunk
   Counter stores_dropped{0};          // no free slab, closing, or the device is lost
+  Counter stores_dropped_full{0};     // the directory is at its capacity, or the disk at its floor
   Counter stores_failed{0};           // the filesystem refused or failed
   Counter gathers_failed{0};
   Counter chunks_loaded{0};       // into the KV cache, from memory or the directory
@@ -30,6 +31,7 @@ struct Stats {
             {"bytes_stored", bytes_stored},
             {"stores_already_present", stores_already_present},
             {"stores_dropped", stores_dropped},
+            {"stores_dropped_full", stores_dropped_full},
             {"stores_failed", stores_failed},
             {"gathers_failed", gathers_failed},
             {"chunks_loaded", chunks_loaded},

@@ -13,6 +13,10 @@ namespace {
 // EAGAIN storms end: a file that needs more than this many retries has failed.
 constexpr int kMaxRetries = 1000;
 
+// Touches are small and nobody waits for them: a few at a time, and no endless queue.
+constexpr std::size_t kTouchDepth = 8;
+constexpr std::size_t kMaxWaitingTouches = 1 << 14;
+
 }  // namespace
 
 void FileTask::step(Operation operation, Continuation next) {
@@ -97,6 +101,22 @@ void FileIo::remove(std::string path, std::function<void(Status)> done) {
   enqueue(make_remove_task(*this, std::move(path), std::move(done)));
 }
 
+void FileIo::touch(std::string path, std::int64_t modified_ns) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (touches_.queue.size() >= kMaxWaitingTouches) {
+      touches_failed_.fetch_add(1, std::memory_order_relaxed);
+      return;
+    }
+  }
+  enqueue(make_touch_task(*this, std::move(path), modified_ns));
+}
+
+void FileIo::note_touch(int result) {
+  if (result == 0) touched_.fetch_add(1, std::memory_order_relaxed);
+  if (result < 0) touches_failed_.fetch_add(1, std::memory_order_relaxed);
+}
+
 void FileIo::enqueue(std::unique_ptr<FileTask> task) {
   {
     const std::lock_guard lock(mutex_);
@@ -112,6 +132,7 @@ FileIo::Lane& FileIo::lane_of(const FileTask& task) {
   switch (task.lane()) {
     case FileTask::Lane::kRead: return reads_;
     case FileTask::Lane::kWrite: return writes_;
+    case FileTask::Lane::kTouch: return touches_;
     case FileTask::Lane::kRemove: break;
   }
   return removals_;
@@ -127,6 +148,9 @@ std::unique_ptr<FileTask> FileIo::next_admissible() {
     lane = &removals_;
   } else if (fits(reads_, options_.read_depth)) {
     lane = &reads_;
+  } else if (!touches_.queue.empty() && touches_running_ < kTouchDepth) {
+    lane = &touches_;
+    ++touches_running_;
   } else if (fits(writes_, reads_.queue.empty() ? options_.write_depth : 0)) {
     lane = &writes_;
   } else {
@@ -156,6 +180,7 @@ void FileIo::finish(FileTask* finished) {
   {
     const std::lock_guard lock(mutex_);
     lane_of(*task).bytes_in_flight -= task->bytes();
+    if (task->lane() == FileTask::Lane::kTouch) --touches_running_;
   }
   start_admissible();  // before the report, which verifies checksums: the disk need not wait for it
   task->report();
@@ -176,7 +201,7 @@ void FileIo::shutdown() {
   {
     const std::lock_guard lock(mutex_);
     shut_down_ = true;
-    for (Lane* lane : {&reads_, &writes_, &removals_}) {
+    for (Lane* lane : {&reads_, &writes_, &removals_, &touches_}) {
       std::move(lane->queue.begin(), lane->queue.end(), std::back_inserter(queued));
       lane->queue.clear();
     }

@@ -38,6 +38,10 @@ struct FileWrite {
   std::vector<std::string> directories;  // made, outermost first, if one turns out to be missing
   const std::byte* buffer = nullptr;     // page-aligned
   std::size_t bytes = 0;                 // whole pages
+  std::int64_t modified_ns = 0;          // the file's modification time at least; 0: as it comes
+  // Asked on an I/O thread before anything is written; false ends the write with kFull. May be
+  // empty.
+  std::function<bool()> admit;
   // The status is kOk also when a file of this size was there already; the outcome tells which.
   enum class Outcome { kWritten, kAlreadyThere, kFailed };
   std::function<void(Status, Outcome)> done;
@@ -77,6 +81,9 @@ class FileIo {
   // Both return at once; after shutdown() they call back with kCancelled.
   void read(FileRead request);
   void write(FileWrite request);
+  // Renews a file's modification time if it is older than `modified_ns`. Nobody waits for it, and
+  // what finds too many others waiting is dropped: both are only counted.
+  void touch(std::string path, std::int64_t modified_ns);
   // Removes what stands at `path`: a file, a link, or an empty directory.
   void remove(std::string path, std::function<void(Status)> done);
 
@@ -86,6 +93,11 @@ class FileIo {
   [[nodiscard]] Caching caching() const { return caching_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t direct_io_fallbacks() const {
     return fallbacks_.load(std::memory_order_relaxed);
+  }
+  // Modification times that were set, and that could not be set (dropped ones among them).
+  [[nodiscard]] std::uint64_t touched() const { return touched_.load(std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t touches_failed() const {
+    return touches_failed_.load(std::memory_order_relaxed);
   }
   [[nodiscard]] std::size_t read_bytes_in_flight() const;
   [[nodiscard]] std::size_t write_bytes_in_flight() const;
@@ -103,17 +115,22 @@ class FileIo {
   std::unique_ptr<FileTask> next_admissible();  // caller holds mutex_
   void finish(FileTask* task);
   void refuse_direct();
+  void note_touch(int result);
 
   IoEngine& engine_;
   const FileIoOptions options_;
   std::atomic<Caching> caching_;
   std::atomic<std::uint64_t> fallbacks_{0};
+  std::atomic<std::uint64_t> touched_{0};
+  std::atomic<std::uint64_t> touches_failed_{0};
 
   mutable std::mutex mutex_;  // never held across an operation or a callback
   std::condition_variable all_done_;
   Lane reads_;
   Lane writes_;
   Lane removals_;
+  Lane touches_;
+  std::size_t touches_running_ = 0;
   std::size_t running_ = 0;
   bool shut_down_ = false;
 };

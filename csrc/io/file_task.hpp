@@ -19,7 +19,7 @@ namespace lmkv {
 
 class FileTask : public OperationHandler {
  public:
-  enum class Lane { kRead, kWrite, kRemove };
+  enum class Lane { kRead, kWrite, kRemove, kTouch };
 
   FileTask(FileIo& owner, Lane lane, std::size_t bytes)
       : owner_(owner), lane_(lane), bytes_(bytes) {}
@@ -50,6 +50,7 @@ class FileTask : public OperationHandler {
   // The last thing that a task does: it may be gone when this returns.
   void finish() { owner_.finish(this); }
   void refuse_direct() { owner_.refuse_direct(); }
+  void note_touch(int result) { owner_.note_touch(result); }
   [[nodiscard]] Caching caching() const { return owner_.caching(); }
   [[nodiscard]] Publish publish() const { return owner_.options_.publish; }
   [[nodiscard]] FilesystemId filesystem() const { return owner_.options_.filesystem; }
@@ -78,5 +79,7 @@ std::unique_ptr<FileTask> make_read_task(FileIo& owner, FileRead request);
 std::unique_ptr<FileTask> make_write_task(FileIo& owner, FileWrite request);
 std::unique_ptr<FileTask> make_remove_task(FileIo& owner, std::string path,
                                            std::function<void(Status)> done);
+std::unique_ptr<FileTask> make_touch_task(FileIo& owner, std::string path,
+                                          std::int64_t modified_ns);
 
 }  // namespace lmkv

@@ -42,6 +42,17 @@ Operation descriptor_operation(OperationKind kind, int descriptor) {
   return op;
 }
 
+Operation set_modified_operation(std::int64_t modified_ns) {
+  Operation op;
+  op.kind = OperationKind::kSetModified;
+  op.modified_ns = modified_ns;
+  return op;
+}
+
+bool is_older(const struct statx& found, std::int64_t modified_ns) {
+  return found.stx_mtime.tv_sec * 1'000'000'000LL + found.stx_mtime.tv_nsec < modified_ns;
+}
+
 Operation stat_operation(const std::string& path, struct statx& status) {
   Operation op = path_operation(OperationKind::kStat, path);
   op.status = &status;
@@ -128,7 +139,10 @@ class WriteTask final : public FileTask {
   void start() override {
     step(stat_operation(request_.path, found_), [this](int result) {
       const bool whole = result == 0 && S_ISREG(found_.stx_mode) && found_.stx_size == bytes();
-      if (whole) return end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
+      if (whole) return already_there();
+      if (request_.admit && !request_.admit()) {
+        return end(Status::full(), FileWrite::Outcome::kFailed);
+      }
       open();
     });
   }
@@ -137,6 +151,18 @@ class WriteTask final : public FileTask {
   void cancel() override { request_.done(Status::cancelled(), FileWrite::Outcome::kFailed); }
 
  private:
+  void already_there() {
+    if (!is_older(found_, request_.modified_ns)) {
+      return end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
+    }
+    Operation op = set_modified_operation(request_.modified_ns);
+    op.path = request_.path.c_str();
+    step(op, [this](int result) {
+      note_touch(result);
+      end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
+    });
+  }
+
   void open() {
     caching_ = caching();
     const int flags = with_caching(O_WRONLY | O_CREAT | O_EXCL, caching_);
@@ -167,9 +193,21 @@ class WriteTask final : public FileTask {
   }
 
   void sync() {
-    if (publish() == Publish::kRename) return close();
+    if (publish() == Publish::kRename) return set_modified();
     step(descriptor_operation(OperationKind::kSync, descriptor_), [this](int result) {
       if (result < 0) return abandon(-result, "sync");
+      set_modified();
+    });
+  }
+
+  // Behind the last write, which sets it as well. A file that keeps the time of its writing is
+  // younger than it should be, and as good as any other.
+  void set_modified() {
+    if (request_.modified_ns == 0) return close();
+    Operation op = set_modified_operation(request_.modified_ns);
+    op.descriptor = descriptor_;
+    step(op, [this](int result) {
+      if (result < 0) note_touch(result);
       close();
     });
   }
@@ -286,6 +324,36 @@ class RemoveTask final : public FileTask {
   Status status_ = Status::cancelled();
 };
 
+class TouchTask final : public FileTask {
+ public:
+  TouchTask(FileIo& owner, std::string path, std::int64_t modified_ns)
+      : FileTask(owner, Lane::kTouch, 0), path_(std::move(path)), modified_ns_(modified_ns) {}
+
+  // Most files of a busy prefix carry the time already: a look is cheaper than a change.
+  void start() override {
+    step(stat_operation(path_, found_), [this](int result) {
+      if (result < 0) return end(result);
+      if (!S_ISREG(found_.stx_mode) || !is_older(found_, modified_ns_)) return finish();
+      Operation op = set_modified_operation(modified_ns_);
+      op.path = path_.c_str();
+      step(op, [this](int set) { end(set); });
+    });
+  }
+
+  void report() override {}
+  void cancel() override {}
+
+ private:
+  void end(int result) {
+    if (!is_gone(-result)) note_touch(result);
+    finish();
+  }
+
+  std::string path_;
+  std::int64_t modified_ns_;
+  struct statx found_{};
+};
+
 }  // namespace
 
 std::unique_ptr<FileTask> make_read_task(FileIo& owner, FileRead request) {
@@ -299,6 +367,11 @@ std::unique_ptr<FileTask> make_write_task(FileIo& owner, FileWrite request) {
 std::unique_ptr<FileTask> make_remove_task(FileIo& owner, std::string path,
                                            std::function<void(Status)> done) {
   return std::make_unique<RemoveTask>(owner, std::move(path), std::move(done));
+}
+
+std::unique_ptr<FileTask> make_touch_task(FileIo& owner, std::string path,
+                                          std::int64_t modified_ns) {
+  return std::make_unique<TouchTask>(owner, std::move(path), modified_ns);
 }
 
 }  // namespace lmkv

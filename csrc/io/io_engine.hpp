@@ -21,6 +21,7 @@ enum class OperationKind : std::uint8_t {
   kWrite,            // descriptor, buffer, length, offset -> bytes
   kAllocate,         // descriptor, length       -> 0
   kSync,             // descriptor               -> 0 (data and size, as fdatasync)
+  kSetModified,      // descriptor or, if -1, path; modified_ns -> 0 (links are not followed)
   kClose,            // descriptor               -> 0
   kStat,             // path, status             -> 0 (symbolic links are not followed)
   kRename,           // path, target             -> 0
@@ -53,8 +54,11 @@ struct Operation {
   std::uint64_t offset = 0;
   const char* path = nullptr;
   const char* target = nullptr;
-  struct statx* status = nullptr;
+  struct statx* status = nullptr;  // type, size and modification time
+  std::int64_t modified_ns = 0;    // since the epoch
 };
+
+inline constexpr unsigned kStatMask = STATX_TYPE | STATX_SIZE | STATX_MTIME;
 
 class IoEngine {
  public:

@@ -20,6 +20,13 @@ namespace {
 
 int result_of(long returned) { return returned < 0 ? -errno : static_cast<int>(returned); }
 
+int set_modified(const Operation& op) {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  const timespec times[2] = {{0, UTIME_OMIT}, {op.modified_ns / kSecond, op.modified_ns % kSecond}};
+  if (op.descriptor >= 0) return result_of(::futimens(op.descriptor, times));
+  return result_of(::utimensat(AT_FDCWD, op.path, times, AT_SYMLINK_NOFOLLOW));
+}
+
 int execute(const Operation& op) {
   switch (op.kind) {
     case OperationKind::kOpen: return result_of(::open(op.path, op.flags, op.mode));
@@ -33,8 +40,8 @@ int execute(const Operation& op) {
     case OperationKind::kSync: return result_of(::fdatasync(op.descriptor));
     case OperationKind::kClose: return result_of(::close(op.descriptor));
     case OperationKind::kStat:
-      return result_of(
-          ::statx(AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW, STATX_TYPE | STATX_SIZE, op.status));
+      return result_of(::statx(AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW, kStatMask, op.status));
+    case OperationKind::kSetModified: return set_modified(op);
     case OperationKind::kRename: return result_of(::rename(op.path, op.target));
     case OperationKind::kMakeDirectory: return result_of(::mkdir(op.path, op.mode));
     case OperationKind::kUnlink: return result_of(::unlink(op.path));

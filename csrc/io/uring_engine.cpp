@@ -62,8 +62,7 @@ void prepare(io_uring_sqe* sqe, const Operation& op) {
       break;
     case OperationKind::kClose: io_uring_prep_close(sqe, op.descriptor); break;
     case OperationKind::kStat:
-      io_uring_prep_statx(sqe, AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW, STATX_TYPE | STATX_SIZE,
-                          op.status);
+      io_uring_prep_statx(sqe, AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW, kStatMask, op.status);
       break;
     case OperationKind::kRename:
       io_uring_prep_renameat(sqe, AT_FDCWD, op.path, AT_FDCWD, op.target, 0);
@@ -75,6 +74,7 @@ void prepare(io_uring_sqe* sqe, const Operation& op) {
     case OperationKind::kRemoveDirectory:
       io_uring_prep_unlinkat(sqe, AT_FDCWD, op.path, AT_REMOVEDIR);
       break;
+    case OperationKind::kSetModified: break;  // io_uring has none: UringEngine::submit
   }
 }
 
@@ -131,7 +131,11 @@ class RingThread {
   RingThread(const RingThread&) = delete;
   RingThread& operator=(const RingThread&) = delete;
 
-  ~RingThread() {
+  ~RingThread() { stop(); }
+
+  // Ends the thread when all that was submitted is done. Idempotent.
+  void stop() {
+    if (!thread_.joinable()) return;
     stopping_.store(true, std::memory_order_release);
     wake();
     thread_.join();
@@ -257,7 +261,16 @@ class UringEngine final : public IoEngine {
     for (unsigned i = 0; i < threads; ++i) rings_.push_back(std::make_unique<RingThread>());
   }
 
+  // A thread of either kind may still be on its way out of the other's submit(), though what it
+  // submitted is done: all of them end before anything goes.
+  ~UringEngine() override {
+    for (const std::unique_ptr<RingThread>& ring : rings_) ring->stop();
+    blocking_.reset();
+  }
+
   void submit(Operation& operation) override {
+    // It may wait for the filesystem's journal or a server: a ring does not wait with it.
+    if (operation.kind == OperationKind::kSetModified) return blocking_->submit(operation);
     // What a handler submits stays on its ring: no wake-up, and one file's operations together.
     // (An I/O thread only ever runs handlers of its own engine.)
     if (RingThread::current != nullptr) return RingThread::current->submit(operation);
@@ -270,6 +283,7 @@ class UringEngine final : public IoEngine {
  private:
   std::vector<std::unique_ptr<RingThread>> rings_;
   std::atomic<std::size_t> next_{0};
+  std::unique_ptr<IoEngine> blocking_ = make_thread_engine(1);
 };
 
 }  // namespace

@@ -105,21 +105,6 @@ void make_tree(const ChunkPaths& paths) {
   }
 }
 
-std::size_t sweep_temporaries(const ChunkPaths& paths, std::chrono::seconds age) {
-  namespace fs = std::filesystem;
-  std::error_code error;
-  std::size_t removed = 0;
-  const fs::file_time_type now = fs::file_time_type::clock::now();
-  for (fs::directory_iterator entry(paths.temporary_directory(), error), end;
-       !error && entry != end; entry.increment(error)) {
-    std::error_code ignored;
-    if (entry->symlink_status(ignored).type() != fs::file_type::regular) continue;
-    const fs::file_time_type written = entry->last_write_time(ignored);
-    if (!ignored && now - written > age && fs::remove(entry->path(), ignored)) ++removed;
-  }
-  return removed;
-}
-
 Directory::Directory(const std::string& root, const NamespaceDigest& namespace_digest,
                      std::uint32_t ranks) {
   for (std::uint32_t rank = 0; rank < ranks; ++rank) {

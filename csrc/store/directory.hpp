@@ -1,7 +1,6 @@
 // Where chunks are in the tree under a root, and which of them are there.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -40,10 +39,6 @@ class ChunkPaths {
 void make_root(const std::string& root);
 // The root, then the directories below it that every store needs (0700). As above.
 void make_tree(const ChunkPaths& paths);
-
-// Removes what writers that died left in tmp/: files that nobody has written to for `age`. Writers
-// that live finish a file in seconds. Blocks on the disk: start-up only. Returns how many.
-std::size_t sweep_temporaries(const ChunkPaths& paths, std::chrono::seconds age);
 
 // Looks chunks up. A present entry is a hint: it may be bad, or gone, when it is loaded.
 // Stateless after construction, so any thread may call it.

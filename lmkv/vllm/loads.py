@@ -54,9 +54,11 @@ class Loads:
         """Whether any of ``chunks`` is being loaded."""
         return any(chunk.key in self._keys for chunk in chunks)
 
-    def begin(self, request_id: str, found: Found, block_ids: Sequence[int]) -> None:
+    def begin(
+        self, request_id: str, found: Found, block_ids: Sequence[int], used_at: float
+    ) -> None:
         """Load what was found to all of the request's first blocks, ``block_ids``, that are
-        behind its local hit.
+        behind its local hit. ``used_at``: when the request was admitted, as of ``time.time()``.
         """
         chunks, tokens = [], []
         for chunk in found.chunks:
@@ -76,12 +78,12 @@ class Loads:
         keys = [chunk.key for chunk in chunks]
         self._loading[request_id] = _Loading(keys, tokens, set())
         self._keys.update(keys)
-        self._new.append(Load(request_id, chunks))
+        self._new.append(Load(request_id, chunks, used_at))
 
     def refuse(self, request_id: str, tokens: int, block_ids: list[int]) -> None:
         """Have a load fail at once, so that vLLM computes what these blocks are to hold."""
         self._loading[request_id] = _Loading([], [tokens], {0})
-        self._new.append(Load(request_id, [], block_ids))
+        self._new.append(Load(request_id, [], 0.0, block_ids))
 
     def take_new(self) -> list[Load]:
         """The loads since the last call, for the workers."""

@@ -25,12 +25,15 @@ class Hello(KVConnectorHandshakeMetadata):
 
 @dataclass(slots=True)
 class Store:
-    """One chunk to store. ``job`` is the scheduler's number for it."""
+    """One chunk to store. ``job`` is the scheduler's number for it, ``used_at`` the time at which
+    its request was admitted.
+    """
 
     job: int
     key: bytes
     token_begin: int
     block_ids: list[int]
+    used_at: float
 
 
 @dataclass(slots=True)
@@ -58,7 +61,18 @@ class Load:
 
     request_id: str
     chunks: list[ChunkLoad]
+    used_at: float
     refused: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Use:
+    """Chunks, ``(key, token_begin)``, that a request found in vLLM's own prefix cache: what it
+    loads or stores lies behind them.
+    """
+
+    chunks: list[tuple[bytes, int]]
+    used_at: float
 
 
 @dataclass
@@ -67,6 +81,7 @@ class StepMetadata(KVConnectorMetadata):
 
     loads: list[Load] = field(default_factory=list)
     stores: list[Store] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
 
 
 @dataclass

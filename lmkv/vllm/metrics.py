@@ -1,4 +1,4 @@
-"""Counters: from the workers' engines and the scheduler to vLLM's log and /metrics."""
+"""Counters and gauges: from the workers' engines and the scheduler to vLLM's log and /metrics."""
 
 from typing import Any
 
@@ -21,6 +21,7 @@ ENGINE_COUNTERS = {
     "memory_hits": "Chunks loaded that were still in host memory.",
     "stores_already_present": "Stores that found the chunk in the directory.",
     "stores_dropped": "Stores dropped because no host memory was free.",
+    "stores_dropped_full": "Stores dropped because the directory or the disk was full.",
     "stores_failed": "Stores that failed on the disk.",
     "gathers_failed": "Stores that failed while copying from the KV cache.",
     "loads_failed": "Chunks that were to be loaded and were not, for any reason.",
@@ -30,6 +31,13 @@ ENGINE_COUNTERS = {
     "unpinned_slabs": "Chunk buffers that could not be pinned, so that copies to and from a GPU "
     "are slow.",
     "device_lost": "GPUs whose context was lost; their ranks store and load nothing any more.",
+    "chunks_evicted": "Chunks removed by this engine to make room.",
+    "bytes_evicted": "Bytes that these took.",
+    "chunks_touched": "Files whose time of last use was renewed.",
+    "touches_failed": "Files whose time of last use could not be renewed.",
+    "temporaries_removed": "Files of dead writers that were removed.",
+    "housekeeping_passes": "Scans of the directory.",
+    "housekeeping_failures": "Scans, evictions and looks at the disk's space that failed.",
     "direct_io_fallbacks": "Times that O_DIRECT was refused and the page cache used.",
 }
 
@@ -41,26 +49,36 @@ SCHEDULER_COUNTERS = {
 
 COUNTERS = ENGINE_COUNTERS | SCHEDULER_COUNTERS
 
+# Gauges of the C++ engine: the last value that any rank said, since all see the same directory.
+GAUGES = {
+    "store_bytes_used": "Bytes that all chunks in the directory take, whoever wrote them.",
+    "store_capacity": "The capacity that is set for the directory; 0 is none.",
+}
+
+
+EXPORTED = COUNTERS.keys() | GAUGES.keys()
 
 _MICRO = "_microseconds"
 
 
 def prometheus_name(name: str) -> str:
-    """What the counter of that name is called in /metrics, where times are in seconds."""
+    """What is called so in /metrics, where times are in seconds."""
+    if name in GAUGES:
+        return f"vllm:lmkv_{name}"
     if name.endswith(_MICRO):
         name = name.removesuffix(_MICRO) + "_seconds"
     return f"vllm:lmkv_{name}_total"
 
 
 class LMKVStats(KVConnectorStats):
-    """Counter increments since the last report: ``data`` maps names in COUNTERS to ints."""
+    """Counter increments since the last report, and gauges: ``data`` maps their names to ints."""
 
     def reset(self) -> None:
         self.data.clear()
 
     def aggregate(self, other: KVConnectorStats) -> "LMKVStats":
         for name, count in other.data.items():
-            self.data[name] = self.data.get(name, 0) + count
+            self.data[name] = count + (0 if name in GAUGES else self.data.get(name, 0))
         return self
 
     def reduce(self) -> dict[str, int | float]:
@@ -78,18 +96,20 @@ class Deltas:
         self._last: dict[str, int] = {}
 
     def take(self, totals: dict[str, int]) -> LMKVStats | None:
-        """Increments since the last call as stats; None when there were none."""
+        """Increments since the last call as stats, gauges that changed as they are; None when
+        there is neither.
+        """
         data = {
-            name: total - self._last.get(name, 0)
+            name: total if name in GAUGES else total - self._last.get(name, 0)
             for name, total in totals.items()
-            if name in COUNTERS and total != self._last.get(name, 0)
+            if name in EXPORTED and total != self._last.get(name, 0)
         }
         self._last = totals
         return LMKVStats(data=data) if data else None
 
 
 class LMKVPromMetrics(KVConnectorPromMetrics):
-    """Every counter under its ``prometheus_name``, by engine."""
+    """Every counter and gauge under its ``prometheus_name``, by engine."""
 
     def __init__(
         self,
@@ -99,18 +119,23 @@ class LMKVPromMetrics(KVConnectorPromMetrics):
         per_engine_labelvalues: dict[int, list[object]],
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
-        self._counters: dict[str, dict[int, Any]] = {}
-        for name, documentation in COUNTERS.items():
-            counter = self._counter_cls(
-                name=prometheus_name(name),
-                documentation=documentation,
-                labelnames=labelnames,
-            )
-            self._counters[name] = {
-                engine: counter.labels(*values) for engine, values in per_engine_labelvalues.items()
-            }
+        self._metrics: dict[str, dict[int, Any]] = {}
+        for kind, documented in ((self._counter_cls, COUNTERS), (self._gauge_cls, GAUGES)):
+            for name, documentation in documented.items():
+                metric = kind(
+                    name=prometheus_name(name),
+                    documentation=documentation,
+                    labelnames=labelnames,
+                )
+                self._metrics[name] = {
+                    engine: metric.labels(*values)
+                    for engine, values in per_engine_labelvalues.items()
+                }
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         for name, count in transfer_stats_data.items():
-            unit = 1e-6 if name.endswith(_MICRO) else 1
-            self._counters[name][engine_idx].inc(count * unit)
+            metric = self._metrics[name][engine_idx]
+            if name in GAUGES:
+                metric.set(count)
+            else:
+                metric.inc(count * (1e-6 if name.endswith(_MICRO) else 1))

@@ -65,6 +65,9 @@ class SchedulerSide:
         self._stores: StorePlanner | None = None
         self._manager: KVCacheManager | None = None
         self._found: dict[str, Found] = {}
+        # When each request was first admitted: what it loads, uses and stores carries this time,
+        # so that its head, written first, is not older than its tail.
+        self._used_at: dict[str, float] = {}
         self._loads = Loads(0)
         self._lookups_left = LOOKUPS_PER_STEP
         self._was_reset = False
@@ -197,8 +200,12 @@ class SchedulerSide:
         """The request was given blocks; with ``external_tokens`` it waits for its load."""
         request_id = request.request_id
         found = self._found.pop(request_id, None)
-        if self._stores is not None and self._stores_on and not self._passes_by(request):
-            self._stores.admit(request)
+        if self._stores is not None and not self._passes_by(request):
+            used_at = self._used_at.setdefault(request_id, time.time())
+            if self._stores_on:
+                self._stores.admit(request, used_at)
+            elif found is not None:
+                self._stores.use_local(request, found.first_block, used_at)
         if not external_tokens:
             return
         self._load(request_id, found, blocks.blocks[0] if blocks.blocks else (), external_tokens)
@@ -209,7 +216,8 @@ class SchedulerSide:
         block_ids = [block.block_id for block in blocks]
         if found is not None and tokens <= found.blocks * self._block_tokens:
             end = found.first_block - (-tokens // self._block_tokens)
-            self._loads.begin(request_id, found, block_ids[:end])
+            used_at = self._used_at.get(request_id, 0.0)
+            self._loads.begin(request_id, found, block_ids[:end], used_at)
             return
         logger.error(
             "lmkv: request %s is to load %d tokens that it was not promised; they are computed",
@@ -236,7 +244,8 @@ class SchedulerSide:
             stores = self._stores.plan(output.num_scheduled_tokens)
         if stores:
             self._linger_until = time.monotonic() + STORE_LINGER_SECONDS
-        return StepMetadata(self._loads.take_new(), stores)
+        uses = self._stores.take_uses() if self._stores is not None else []
+        return StepMetadata(self._loads.take_new(), stores, uses)
 
     def settle(self, output: KVConnectorOutput) -> None:
         """What the workers report of the step."""
@@ -281,6 +290,7 @@ class SchedulerSide:
         its blocks until the workers have reported it.
         """
         self._found.pop(request_id, None)
+        self._used_at.pop(request_id, None)
         if self._stores is not None:
             self._stores.forget(request_id)
 

@@ -8,8 +8,9 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
+from lmkv._C import USE_TICK_SECONDS
 from lmkv.vllm.lookup import Chunk, chunk_key
-from lmkv.vllm.metadata import StepReport, Store
+from lmkv.vllm.metadata import StepReport, Store, Use
 
 # Chunks remembered as being in the directory: about 100 bytes each.
 KNOWN_CHUNKS = 1 << 17
@@ -20,6 +21,7 @@ class _Progress:
     """How far a request's chunks have been looked at for storing."""
 
     request: Request
+    used_at: float
     next_block: int = 0
     tail_done: bool = False
 
@@ -54,7 +56,11 @@ class StorePlanner:
         self._generated = generated
         self._unverified_tokens = unverified_tokens
         self._requests: dict[str, _Progress] = {}
-        self._known: OrderedDict[bytes, None] = OrderedDict()
+        # With the last tick in which each was said to be used.
+        self._known: OrderedDict[bytes, int] = OrderedDict()
+        # Used while being stored: said when the file is there.
+        self._used_early: dict[bytes, tuple[int, float]] = {}
+        self._uses: list[Use] = []
         self._last_job = 0
         self._pinned: dict[int, Sequence[KVCacheBlock]] = {}
         self._storing: dict[int, bytes] = {}
@@ -71,9 +77,12 @@ class StorePlanner:
     def unfinished_jobs(self) -> int:
         return len(self._storing)
 
-    def admit(self, request: Request) -> None:
-        """Look at all chunks of a request that was given blocks, from its first token on."""
-        self._requests[request.request_id] = _Progress(request)
+    def admit(self, request: Request, used_at: float) -> None:
+        """Look at all chunks of a request that was given blocks, from its first token on.
+
+        ``used_at``: now, as of ``time.time()``; its chunks count as used then.
+        """
+        self._requests[request.request_id] = _Progress(request, used_at)
 
     def forget(self, request_id: str) -> None:
         """The request ended; its jobs go on."""
@@ -82,7 +91,7 @@ class StorePlanner:
     def know(self, keys: Iterable[bytes]) -> None:
         """``keys`` are in the directory: do not store them."""
         for key in keys:
-            self._known[key] = None
+            self._known.setdefault(key, 0)
             self._known.move_to_end(key)
         while len(self._known) > KNOWN_CHUNKS:
             self._known.popitem(last=False)
@@ -114,6 +123,8 @@ class StorePlanner:
         """Plan no more stores for the requests that there are; jobs in flight go on."""
         self._requests.clear()
         self._known.clear()
+        self._uses.clear()
+        self._used_early.clear()
 
     def plan(self, scheduled_tokens: dict[str, int]) -> list[Store]:
         """Stores of all chunks that are full when this step's forward pass is done."""
@@ -141,7 +152,7 @@ class StorePlanner:
         # Hashes may lag behind tokens: vLLM 0.33 can make a block's cover tokens behind it.
         full = min(end // self._block_tokens, len(request.block_hashes))
         while begin + per_chunk <= full:
-            self._add(request, begin, begin + per_chunk, stores)
+            self._add(progress, begin, begin + per_chunk, stores)
             begin += per_chunk
         progress.next_block = begin
         if end < prompt:
@@ -150,7 +161,7 @@ class StorePlanner:
             progress.tail_done = True
             tail = self._tail_end(request)
             if tail % per_chunk:
-                self._add(request, tail - tail % per_chunk, tail, stores)
+                self._add(progress, tail - tail % per_chunk, tail, stores)
         return not self._generated
 
     def _tail_end(self, request: Request) -> int:
@@ -158,9 +169,11 @@ class StorePlanner:
         last: int = request.num_prompt_tokens - 1
         return min(last // self._block_tokens, len(request.block_hashes))
 
-    def _add(self, request: Request, begin: int, end: int, stores: list[Store]) -> None:
+    def _add(self, progress: _Progress, begin: int, end: int, stores: list[Store]) -> None:
+        request = progress.request
         chunk = Chunk(chunk_key(request.block_hashes[end - 1]), begin, end)
         if self._is_stored(chunk.key):
+            self.use(chunk.key, begin, progress.used_at)
             return
         blocks = self._blocks_of(request.request_id)[begin:end]
         if len(blocks) != end - begin or any(block.is_null for block in blocks):
@@ -176,8 +189,40 @@ class StorePlanner:
                 chunk.key,
                 begin * self._block_tokens,
                 [block.block_id for block in blocks],
+                progress.used_at,
             )
         )
+
+    def use(self, key: bytes, begin: int, used_at: float) -> None:
+        """The chunk of that key, from block ``begin`` on, is used by a request.
+
+        What is stored behind it must not be newer than it: eviction would take it first.
+        """
+        if key in self._storing_keys:
+            self._used_early[key] = begin, used_at
+            return
+        tick = int(used_at // USE_TICK_SECONDS)
+        if self._known.get(key, 0) >= tick:
+            return
+        if key in self._known:
+            self._known[key] = tick
+        if not self._uses or self._uses[-1].used_at != used_at:
+            self._uses.append(Use([], used_at))
+        self._uses[-1].chunks.append((key, begin * self._block_tokens))
+
+    def use_local(self, request: Request, blocks: int, used_at: float) -> None:
+        """Use the chunks in a request's first ``blocks`` blocks, of which none is to be stored."""
+        begin = 0
+        keys = self.keys_between(request, 0, blocks)
+        self.know(keys)  # only so that each is said once a tick
+        for key in keys:
+            self.use(key, begin, used_at)
+            begin += self._blocks_per_chunk
+
+    def take_uses(self) -> list[Use]:
+        """What was used since the last call, for the workers."""
+        uses, self._uses = self._uses, []
+        return uses
 
     def _is_stored(self, key: bytes) -> bool:
         return key in self._known or key in self._storing_keys
@@ -191,6 +236,8 @@ class StorePlanner:
         for job in self._complete(self._ended, report.ended):
             key = self._storing.pop(job)
             self._storing_keys.discard(key)
+            if early := self._used_early.pop(key, None):
+                self.use(key, *early)
             if job in self._unstored:
                 self._unstored.discard(job)
             else:

@@ -25,7 +25,7 @@ from lmkv.tuning import Tuning, load_tuning
 from lmkv.vllm import identity
 from lmkv.vllm.activity import Throttle
 from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layout
-from lmkv.vllm.metadata import Hello, Load, StepMetadata, StepReport, Store
+from lmkv.vllm.metadata import Hello, Load, StepMetadata, StepReport, Store, Use
 from lmkv.vllm.metrics import Deltas, LMKVStats
 
 logger = init_logger("vllm.lmkv")
@@ -59,6 +59,7 @@ class WorkerSide:
         self._counters_moved = False
         self._error_lines = Throttle()
         self._said_lost = False
+        self._full_lines = Throttle()
 
     # -- start and end -------------------------------------------------------------------
 
@@ -110,6 +111,8 @@ class WorkerSide:
                 direct_io=config.direct_io,
                 io_threads=config.io_threads,
                 transfer=self._transfer_options(layout.device),
+                capacity=config.capacity,
+                free_space_floor=config.free_space_floor,
             )
         )
         self._hello = Hello(namespace.digest, config)
@@ -198,7 +201,9 @@ class WorkerSide:
         stream = self._stream()
         for store in stores:
             try:
-                job = self._engine.store(store.key, store.token_begin, store.block_ids, stream)
+                job = self._engine.store(
+                    store.key, store.token_begin, store.block_ids, stream, store.used_at
+                )
             except Exception as error:  # noqa: BLE001 - nothing may end the engine in a step
                 self._say("a store", error)
                 job = 0
@@ -212,6 +217,7 @@ class WorkerSide:
 
     def start_loads(self, metadata: StepMetadata) -> None:
         """Queue the step's loads; they write to their blocks behind the compute stream's work."""
+        self._use(metadata.uses)
         if not metadata.loads:
             return
         stream = self._stream()
@@ -220,13 +226,24 @@ class WorkerSide:
                 self._load_ended(load, ())
                 continue
             try:
-                job = self._engine.load([chunk.as_tuple() for chunk in load.chunks], stream)
+                job = self._engine.load(
+                    [chunk.as_tuple() for chunk in load.chunks], stream, load.used_at
+                )
             except Exception as error:  # noqa: BLE001 - nothing may end the engine in a step
                 self._say("a load", error)
                 self._load_ended(load, range(len(load.chunks)))
             else:
                 self._loads[job] = load
         self._counters_moved = True
+
+    def _use(self, uses: Sequence[Use]) -> None:
+        if self._engine is None:
+            return
+        for use in uses:
+            try:
+                self._engine.touch(use.chunks, use.used_at)
+            except Exception as error:  # noqa: BLE001 - nothing may end the engine in a step
+                self._say("a renewal of files' times", error)
 
     def _say(self, what: str, error: Exception) -> None:
         if self._error_lines.passes():
@@ -299,4 +316,20 @@ class WorkerSide:
                 self._rank,
                 self._engine.info()["device_failure"],
             )
-        return self._deltas.take(totals)
+        stats = self._deltas.take(totals)
+        dropped = stats is not None and stats.data.get("stores_dropped_full")
+        if dropped and self._full_lines.passes():
+            self._say_full(totals)
+        return stats
+
+    def _say_full(self, totals: Mapping[str, int]) -> None:
+        logger.warning(
+            "lmkv: rank %d: %s is full (%s used, capacity %s, %s of the disk to stay free), so "
+            "chunks are not stored until eviction has made room; %d so far",
+            self._rank,
+            self._config.path,
+            format_size(totals["store_bytes_used"]),
+            format_size(self._config.capacity) if self._config.capacity else "unlimited",
+            f"{self._config.free_space_floor:g} %",
+            totals["stores_dropped_full"],
+        )

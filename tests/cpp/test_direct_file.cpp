@@ -8,6 +8,7 @@
 #include <map>
 #include <thread>
 
+#include "chunk_tree.hpp"
 #include "fault_engine.hpp"
 #include "io/direct_file.hpp"
 #include "io/root_probe.hpp"
@@ -50,6 +51,8 @@ class DirectFileTest : public ::testing::TestWithParam<IoEngineChoice> {
     request.directories = {directory / "tmp", std::filesystem::path(path).parent_path()};
     request.buffer = bytes.data();
     request.bytes = bytes.size();
+    request.modified_ns = modified_ns;
+    request.admit = admit;
     request.done = [&](Status status, Outcome outcome) {
       promise.set_value({std::move(status), outcome});
     };
@@ -88,6 +91,8 @@ class DirectFileTest : public ::testing::TestWithParam<IoEngineChoice> {
   test::PageBuffer sink{kFileBytes};
   FileIoOptions options;
   int temporaries = 0;
+  std::int64_t modified_ns = 0;
+  std::function<bool()> admit;
   std::unique_ptr<IoEngine> engine;
   std::unique_ptr<FileIo> files;
 };
@@ -453,6 +458,71 @@ TEST_P(DirectFileTest, ShutdownCancelsTheQueueAndWaitsForTheRest) {
   EXPECT_EQ(reported, 50);
   EXPECT_EQ(read(target).kind(), StatusKind::kCancelled);
   EXPECT_EQ(leftovers(), 0U);
+}
+
+TEST_P(DirectFileTest, AWrittenFileCarriesTheTimeThatItWasGiven) {
+  modified_ns = 1'700'000'000'123'456'000;
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  EXPECT_EQ(test::modified_ns(target), modified_ns);
+  modified_ns += 5;
+  EXPECT_EQ(write_source(), Outcome::kAlreadyThere);
+  EXPECT_EQ(test::modified_ns(target), modified_ns);
+  EXPECT_EQ(files->touched(), 1U);
+  modified_ns -= 7;  // a file is not made older
+  EXPECT_EQ(write_source(), Outcome::kAlreadyThere);
+  EXPECT_EQ(test::modified_ns(target), modified_ns + 7);
+}
+
+TEST_P(DirectFileTest, ATimeThatCannotBeSetCostsNothingButIsCounted) {
+  start([](Operation& op) -> std::optional<int> {
+    return op.kind == OperationKind::kSetModified ? std::optional(-EPERM) : std::nullopt;
+  });
+  modified_ns = 1'700'000'000'123'456'000;
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  expect_source_at(target);
+  EXPECT_EQ(files->touches_failed(), 1U);
+}
+
+TEST_P(DirectFileTest, ATouchRenewsAFileThatIsOlderAndNoOther) {
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  test::ChunkTree::set_used(target, std::chrono::hours(1));
+  const std::int64_t old = test::modified_ns(target);
+  files->touch(target, old - 1);
+  files->touch(directory / "none", old + 1000);
+  std::filesystem::create_symlink(target, directory / "link");
+  files->touch(directory / "link", old + 1000);
+  files->touch(directory.path(), old + (std::int64_t{1} << 60));
+  files->touch(target, old + 9000);
+  ASSERT_TRUE(test::eventually([&] { return files->touched() == 1; }));
+  files->shutdown();
+  EXPECT_EQ(test::modified_ns(target), old + 9000);
+  EXPECT_EQ(files->touched(), 1U);
+  EXPECT_EQ(files->touches_failed(), 0U);
+}
+
+TEST_P(DirectFileTest, TouchesThatPileUpBehindAFilesystemThatHangsAreDroppedAndCounted) {
+  std::atomic<bool> hangs{true};
+  start([&](Operation& op) -> std::optional<int> {
+    const bool again = op.kind == OperationKind::kStat && hangs;
+    return again ? std::optional(-EAGAIN) : std::nullopt;
+  });
+  std::vector<std::string> paths(17'000, target);
+  for (const std::string& path : paths) files->touch(path, 1);
+  EXPECT_GT(files->touches_failed(), 0U);
+  hangs = false;
+  files->shutdown();
+}
+
+TEST_P(DirectFileTest, AWriteThatIsNotAdmittedWritesNothing) {
+  admit = [] { return false; };
+  const auto [status, outcome] = write(target, source.span());
+  EXPECT_EQ(status.kind(), StatusKind::kFull);
+  EXPECT_EQ(outcome, Outcome::kFailed);
+  EXPECT_FALSE(std::filesystem::exists(directory / "abc"));
+  admit = [] { return true; };
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  admit = [] { return false; };  // what is there needs no room
+  EXPECT_EQ(write_source(), Outcome::kAlreadyThere);
 }
 
 INSTANTIATE_TEST_SUITE_P(Both, DirectFileTest, ::testing::ValuesIn(test::usable_engines()),

@@ -88,23 +88,6 @@ TEST_F(DirectoryTest, ARootThatIsMadeIsItsOwnersAloneAndOneThatIsThereStaysAsItI
   EXPECT_THROW(make_root(root / "new/file"), std::runtime_error);
 }
 
-TEST_F(DirectoryTest, OnlyAbandonedTemporaryFilesAreSwept) {
-  const ChunkPaths paths(root.path(), name, 0);
-  make_tree(paths);
-  const std::string old_file = paths.temporary_directory() + "/dead-1-x";
-  const std::string new_file = paths.unique_temporary();
-  test::write_file(old_file, {});
-  test::write_file(new_file, {});
-  std::filesystem::create_directory(paths.temporary_directory() + "/users own");
-  const auto long_ago = std::filesystem::file_time_type::clock::now() - std::chrono::hours(2);
-  std::filesystem::last_write_time(old_file, long_ago);
-  std::filesystem::last_write_time(paths.temporary_directory() + "/users own", long_ago);
-  EXPECT_EQ(sweep_temporaries(paths, std::chrono::hours(1)), 1U);
-  EXPECT_FALSE(std::filesystem::exists(old_file));
-  EXPECT_TRUE(std::filesystem::exists(new_file));
-  EXPECT_TRUE(std::filesystem::exists(paths.temporary_directory() + "/users own"));
-}
-
 TEST_F(DirectoryTest, ARootThatCannotBeMadeIsNamed) {
   test::write_file(root / "file", {});
   try {

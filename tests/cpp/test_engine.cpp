@@ -1,12 +1,14 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cerrno>
 #include <limits>
 #include <optional>
 #include <random>
 #include <thread>
 
+#include "chunk_tree.hpp"
 #include "delayed_device.hpp"
 #include "engine/engine.hpp"
 #include "fault_engine.hpp"
@@ -533,6 +535,128 @@ TEST_P(EngineTest, ARandomMixOfStoresAndLoadsNeverLoadsAWrongByte) {
   EXPECT_GT(stats.at("chunks_loaded"), 20U);
   EXPECT_GT(stats.at("stores_failed") + stats.at("loads_failed"), 5U);
   expect_all_slabs_back();
+}
+
+// ---- Space and use
+
+TEST_P(EngineTest, AStoredChunkCarriesItsRequestsTimeLessItsDepth) {
+  start();
+  const UseTime used = std::chrono::system_clock::now() - 3min;
+  // The tail first, and the head a tick later: the order of writing does not matter.
+  ASSERT_TRUE(engine->store(key(2), 64, ids({5, 6, 7, 8}), 0, used));
+  ASSERT_TRUE(engine->store(key(1), 0, ids({1, 2, 3, 4}), 0, used));
+  finish();
+  EXPECT_EQ(test::modified_ns(path_of(1)), use_stamp(used, 0));
+  EXPECT_EQ(test::modified_ns(path_of(2)), use_stamp(used, 64));
+}
+
+TEST_P(EngineTest, ALoadFromTheDirectoryOrFromMemoryRenewsTheFile) {
+  start();
+  store(1, ids({1, 2, 3, 4}));
+  for (const bool in_memory : {true, false}) {
+    if (!in_memory) start();
+    test::ChunkTree::set_used(path_of(1), 5h);
+    const UseTime used = std::chrono::system_clock::now();
+    engine->load({chunk(1, ids({20, 21, 22, 23}))}, 0, used);
+    EXPECT_TRUE(finish().at(0).failed_chunks.empty());
+    EXPECT_EQ(engine->stats().at("memory_hits"), in_memory ? 1U : 0U);
+    EXPECT_TRUE(
+        test::eventually([&] { return test::modified_ns(path_of(1)) == use_stamp(used, 64); }));
+    EXPECT_EQ(engine->stats().at("chunks_touched"), 1U);
+  }
+}
+
+TEST_P(EngineTest, ManyUsesWithinATickChangeTheFileOnce) {
+  start();
+  store(1, ids({1, 2, 3, 4}));
+  test::ChunkTree::set_used(path_of(1), 5h);
+  const UseTime used = std::chrono::system_clock::now();
+  for (int i = 0; i < 20; ++i) {
+    engine->touch({{key(1), 64}, {key(99), 0}}, used);
+    ASSERT_TRUE(
+        test::eventually([&] { return test::modified_ns(path_of(1)) == use_stamp(used, 64); }));
+  }
+  engine->close();
+  EXPECT_EQ(engine->stats().at("chunks_touched"), 1U);
+  EXPECT_EQ(engine->stats().at("touches_failed"), 0U);
+}
+
+TEST_P(EngineTest, StoresBeyondTheCapacityAreDroppedAndResumeWhenThereIsRoom) {
+  const std::size_t slab = slab_bytes_of(options);
+  options.capacity = 4 * slab;
+  options.housekeeping.spared = 1h;  // nothing can be evicted
+  options.housekeeping.sample_interval = 5ms;
+  options.housekeeping.scan_interval = 5ms;
+  start();
+  ASSERT_TRUE(test::eventually([&] { return engine->stats().at("housekeeping_passes") > 0; }));
+  // Others write to this disk too, which may look like ours until the next scan.
+  const auto accepted = [&](std::uint64_t k) {
+    return test::eventually(
+        [&] { return engine->store(key(k), k * 64, ids({1, 2, 3, 4}), 0).has_value(); });
+  };
+  for (std::uint64_t k = 1; k <= 4; ++k) {
+    ASSERT_TRUE(accepted(k));
+    finish();
+  }
+  const std::uint64_t before = engine->stats().at("stores_dropped_full");
+  EXPECT_FALSE(engine->store(key(5), 0, ids({1, 2, 3, 4}), 0));
+  EXPECT_EQ(engine->stats().at("stores_dropped_full"), before + 1);
+  EXPECT_EQ(engine->stats().at("stores_dropped"), 0U);
+  EXPECT_TRUE(load({chunk(1, ids({20, 21, 22, 23}))}).failed_chunks.empty());
+  std::filesystem::remove(path_of(1));
+  std::filesystem::remove(path_of(2));
+  EXPECT_TRUE(
+      test::eventually([&] { return engine->store(key(5), 0, ids({1, 2, 3, 4}), 0).has_value(); }));
+  finish();
+  EXPECT_TRUE(std::filesystem::exists(path_of(5)));
+  expect_all_slabs_back();
+}
+
+TEST_P(EngineTest, AFillOfManyTimesTheCapacityStaysBelowItAndLosesNothingElse) {
+  const std::size_t slab = slab_bytes_of(options);
+  options.capacity = 10 * slab;
+  options.housekeeping.spared = 0ms;
+  options.housekeeping.sample_interval = 5ms;
+  start();
+  ASSERT_TRUE(test::eventually([&] { return engine->stats().at("housekeeping_passes") > 0; }));
+  for (std::uint64_t k = 1; k <= 60; ++k) {
+    ASSERT_TRUE(test::eventually(
+        [&] { return engine->store(key(k), k * 64, ids({1, 2, 3, 4}), 0).has_value(); }));
+    finish();
+    EXPECT_LE(test::count_files(root.path()), 11U);  // and a lease
+  }
+  const auto stats = engine->stats();
+  // Some are refused when they are about to be written.
+  EXPECT_GE(stats.at("chunks_stored"), 40U);
+  EXPECT_EQ(stats.at("stores_failed"), 0U);
+  EXPECT_GE(stats.at("chunks_evicted"), stats.at("chunks_stored") - 10);
+  EXPECT_LE(stats.at("store_bytes_used"), options.capacity);
+}
+
+TEST_P(EngineTest, AWriteThatMeetsAFullDiskFailsAndMakesRoom) {
+  options.housekeeping.spared = 0ms;
+  std::atomic<bool> full{false};
+  start([&](Operation& op) -> std::optional<int> {
+    return full && op.kind == OperationKind::kAllocate ? std::optional(-ENOSPC) : std::nullopt;
+  });
+  for (std::uint64_t k = 1; k <= 20; ++k) store(k, ids({1, 2, 3, 4}));
+  full = true;
+  ASSERT_TRUE(engine->store(key(99), 0, ids({5, 6, 7, 8}), 0));
+  EXPECT_FALSE(finish().at(1).error.empty());
+  EXPECT_EQ(engine->stats().at("stores_failed"), 1U);
+  EXPECT_TRUE(test::eventually([&] { return engine->stats().at("chunks_evicted") == 16; }));
+  full = false;
+  store(100, ids({1, 2, 3, 4}));
+}
+
+TEST_P(EngineTest, LimitsThatCannotWorkAreRefused) {
+  options.capacity = slab_bytes_of(options);
+  EXPECT_THROW(make_parts(options), std::invalid_argument);
+  options.capacity = 0;
+  for (const double floor : {-1.0, 91.0, std::numeric_limits<double>::quiet_NaN()}) {
+    options.free_space_floor = floor;
+    EXPECT_THROW(make_parts(options), std::invalid_argument);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Both, EngineTest, ::testing::ValuesIn(test::usable_engines()),

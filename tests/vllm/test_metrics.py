@@ -5,7 +5,7 @@ from scheduler_harness import Engine
 from lmkv._C import Engine as CoreEngine
 from lmkv._C import EngineOptions
 from lmkv.vllm import LMKVConnector
-from lmkv.vllm.metrics import COUNTERS, ENGINE_COUNTERS, Deltas, LMKVStats, prometheus_name
+from lmkv.vllm.metrics import COUNTERS, ENGINE_COUNTERS, GAUGES, Deltas, LMKVStats, prometheus_name
 
 
 def test_deltas_are_what_moved_since_the_last_time():
@@ -17,6 +17,20 @@ def test_deltas_are_what_moved_since_the_last_time():
         "chunks_stored": 3,
         "chunks_bad": 1,
     }
+
+
+def test_gauges_are_said_when_they_change_and_the_last_value_counts():
+    deltas = Deltas()
+    assert deltas.take({"store_bytes_used": 9, "chunks_stored": 1}).data == {
+        "store_bytes_used": 9,
+        "chunks_stored": 1,
+    }
+    assert deltas.take({"store_bytes_used": 9, "chunks_stored": 1}) is None
+    assert deltas.take({"store_bytes_used": 5, "chunks_stored": 1}).data == {"store_bytes_used": 5}
+    stats = LMKVStats(data={"store_bytes_used": 7}).aggregate(
+        LMKVStats(data={"store_bytes_used": 5})
+    )
+    assert stats.reduce() == {"store_bytes_used": 5}
 
 
 def test_stats_of_ranks_add_up_and_survive_the_way_to_the_logger():
@@ -52,7 +66,11 @@ def test_every_counter_is_exposed_by_engine(tiny_model, root):
     assert 'vllm:lmkv_tokens_loaded_total{engine="1",model_name="m"} 288.0' in text
     assert 'vllm:lmkv_chunks_bad_total{engine="1",model_name="m"} 1.0' in text
     assert 'vllm:lmkv_reading_seconds_total{engine="1",model_name="m"} 0.25' in text
-    for name in COUNTERS:
+    metrics.observe({"store_bytes_used": 4096}, 1)
+    metrics.observe({"store_bytes_used": 1024}, 1)
+    text = generate_latest(registry).decode()
+    assert 'vllm:lmkv_store_bytes_used{engine="1",model_name="m"} 1024.0' in text
+    for name in COUNTERS | GAUGES:
         assert f'{prometheus_name(name)}{{engine="0",model_name="m"}} 0.0' in text
 
 
@@ -70,6 +88,6 @@ def test_every_counter_of_the_core_is_known(root):
         host_memory=1 << 20,
     )
     core = CoreEngine(options)
-    gauges = {name for name in core.stats() if name.startswith("slabs_") or "in_flight" in name}
-    assert core.stats().keys() - gauges == ENGINE_COUNTERS.keys()
+    own = {name for name in core.stats() if name.startswith("slabs_") or "in_flight" in name}
+    assert core.stats().keys() - own == ENGINE_COUNTERS.keys() | GAUGES.keys()
     core.close()

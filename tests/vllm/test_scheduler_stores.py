@@ -1,9 +1,12 @@
 """What is stored and when, and how long blocks are held, through vLLM's real scheduler."""
 
+import time
+
 import pytest
 from scheduler_harness import BLOCK, CHUNK, PER_CHUNK, Engine, chunk_file, key_of, put
 from vllm.v1.request import RequestStatus
 
+from lmkv._C import USE_TICK_SECONDS
 from lmkv.vllm.metadata import StepReport
 from lmkv.vllm.stores import StorePlanner
 
@@ -294,6 +297,80 @@ def test_a_request_whose_prompt_is_stored_is_not_looked_at_again(engine, monkeyp
     assert looked == []
 
 
+def uses_of(steps):
+    return [
+        (use.used_at, chunk) for metadata in steps for use in metadata.uses for chunk in use.chunks
+    ]
+
+
+def test_chunks_of_a_request_carry_the_time_of_its_admission_in_whatever_step(tiny_model, root):
+    engine = Engine(tiny_model, root, budget=CHUNK)
+    engine.request("a", 3 * CHUNK + BLOCK + 1)
+    before = time.time()
+    first = engine.step()[1]
+    after = time.time()
+    stores = stores_of([first, *engine.run()])
+    assert len(stores) == 4
+    assert len({store.used_at for store in stores}) == 1
+    assert before <= stores[0].used_at <= after
+
+
+def test_what_a_request_finds_in_vllms_own_cache_is_used_before_what_it_stores_behind_it(engine):
+    engine.request("a", 2 * CHUNK + 1)
+    engine.run()
+    longer = engine.request("b", 4 * CHUNK + 1)
+    steps = engine.run()
+    stores = stores_of(steps)
+    assert [store.token_begin for store in stores] == [2 * CHUNK, 3 * CHUNK]
+    assert uses_of(steps) == [
+        (stores[0].used_at, (key_of(longer, PER_CHUNK), 0)),
+        (stores[0].used_at, (key_of(longer, 2 * PER_CHUNK), CHUNK)),
+    ]
+
+
+def test_a_use_is_said_once_a_tick(engine, monkeypatch):
+    now = [1e9]
+    monkeypatch.setattr("lmkv.vllm.scheduler.time.time", lambda: now[0])
+    engine.request("a", CHUNK + 1)
+    engine.run()
+    said = []
+    for name, later in (("b", 0), ("c", USE_TICK_SECONDS - 1), ("d", 1), ("e", 0)):
+        now[0] += later
+        engine.request(name, CHUNK + 1)
+        said.append(len(uses_of(engine.run())))
+    assert said == [1, 0, 1, 0]
+
+
+def test_a_chunk_used_while_it_is_being_stored_is_said_when_it_is_there(engine):
+    engine.worker.hold_stores = True
+    engine.request("a", CHUNK + 1)
+    engine.step()
+    engine.request("b", CHUNK + 1)
+    engine.step()
+    steps = [engine.step()[1] for _ in range(3)]
+    assert uses_of(steps) == []
+    engine.worker.hold_stores = False
+    assert len(uses_of([engine.step()[1] for _ in range(3)])) == 1
+    engine.run()
+    engine.assert_at_rest()
+
+
+def test_an_engine_that_only_loads_says_what_it_used_in_its_own_cache(
+    tiny_model, root, monkeypatch
+):
+    monkeypatch.setattr("lmkv.vllm.scheduler.time.time", lambda: 1e9)
+    engine = Engine(tiny_model, root, role="kv_consumer")
+    request = engine.request("a", 2 * CHUNK + 1)
+    assert uses_of(engine.run()) == []
+    engine.request("b", 2 * CHUNK + 1)
+    assert uses_of(engine.run()) == [
+        (1e9, (key_of(request, PER_CHUNK), 0)),
+        (1e9, (key_of(request, 2 * PER_CHUNK), CHUNK)),
+    ]
+    engine.request("c", 2 * CHUNK + 1)
+    assert uses_of(engine.run()) == []
+
+
 @pytest.mark.parametrize("lag", [1, 2, PER_CHUNK])
 def test_blocks_whose_hashes_are_not_there_yet_are_not_stored(engine, lag):
     """VLLM 0.33 can make a block's hash cover tokens behind it, so that hashes lag behind."""
@@ -312,6 +389,6 @@ def test_blocks_whose_hashes_are_not_there_yet_are_not_stored(engine, lag):
         generated=False,
         unverified_tokens=0,
     )
-    planner.admit(request)
+    planner.admit(request, time.time())
     stored = [store.key for store in planner.plan({"a": request.num_prompt_tokens})]
     assert stored == (keys if lag < PER_CHUNK else keys[:1])

@@ -1,6 +1,8 @@
 """Both sides together with the real core: bytes go from one engine's KV cache to another's."""
 
 import json
+import os
+import time
 
 import pytest
 from scheduler_harness import BLOCK, CHUNK, PER_CHUNK, Engine, key_of, seconds_per_call
@@ -190,6 +192,67 @@ def test_a_load_that_cannot_be_started_is_computed(make, lines):
     checked_prompt(second, "b", PROMPT)
     assert second.counted == {"tokens_failed": 3 * CHUNK + 2 * BLOCK}
     assert lines().count("lmkv: a load could not be started: broken") == 1
+
+
+def age(file):
+    os.utime(file, (1e9, 1e9))
+
+
+def stamps(engine, root, request):
+    """Modification times of the files of a request's chunks, head first."""
+    ends = [*range(PER_CHUNK, len(request.block_hashes), PER_CHUNK), len(request.block_hashes)]
+    keys = [key_of(request, end).hex() for end in ends]
+    return [next(root.glob(f"v1/*/r0/*/{key}.kv")).stat().st_mtime for key in keys]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_prefixs_head_is_newer_than_its_tail_after_stores_loads_and_local_hits(make, root):
+    first = make()
+    request = checked_prompt(first, "a", PROMPT)
+    stored = stamps(first, root, request)
+    assert stored == sorted(stored, reverse=True)
+    assert len(set(stored)) == 4
+    for file in files(root):
+        age(file)
+    second = make()
+    checked_prompt(second, "b", PROMPT)  # loads
+    wait_for(lambda: min(stamps(second, root, request)) > 1.5e9)
+    loaded = stamps(second, root, request)
+    assert loaded == sorted(loaded, reverse=True)
+    for file in files(root):
+        age(file)
+    second.side._stores._known.clear()  # what it knows was said in this tick
+    longer = checked_prompt(second, "c", PROMPT + 2 * CHUNK)  # finds the head in its own cache
+    wait_for(lambda: min(stamps(second, root, longer)[:3]) > 1.5e9)
+    used = stamps(second, root, longer)
+    assert used == sorted(used, reverse=True)
+
+
+def test_a_full_directory_drops_stores_and_says_so_once(make, root, lines):
+    engine = make(extra={"free_space_floor": 90})
+    checked_prompt(engine, "a", PROMPT)
+    checked_prompt(engine, "b", [1, *range(PROMPT)])
+    assert files(root) == []
+    assert engine.worker.totals["stores_dropped_full"] == 8
+    (line,) = [line for line in lines() if "is full" in line]
+    assert f"{root} is full" in line
+    assert "capacity unlimited, 90 %" in line
+
+
+def test_the_capacity_reaches_the_core(make, root):
+    engine = make(extra={"capacity": "1GiB"})
+    wait_for(lambda: engine.worker.connector.worker_side._engine.stats()["housekeeping_passes"])
+    checked_prompt(engine, "a", PROMPT)
+    assert engine.worker.totals["store_capacity"] == 1 << 30
+    assert len(files(root)) == 4
+    with pytest.raises(ConfigError, match="capacity holds fewer than two chunks"):
+        make(extra={"capacity": 4096})
 
 
 def test_a_load_of_more_than_was_promised_is_computed(make, monkeypatch):

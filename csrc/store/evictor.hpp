@@ -1,0 +1,72 @@
+// Which chunks go first, and the removal of one.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/types.hpp"
+#include "store/tree_scan.hpp"
+
+namespace lmkv {
+
+// The seam for policies: what a scan knows of a chunk -> its worth. The least worth goes first.
+// Called once a file and scan, on the housekeeping thread.
+class EvictionPolicy {
+ public:
+  EvictionPolicy() = default;
+  EvictionPolicy(const EvictionPolicy&) = delete;
+  EvictionPolicy& operator=(const EvictionPolicy&) = delete;
+  virtual ~EvictionPolicy() = default;
+  // `now_ns`: the same for all chunks of a scan.
+  [[nodiscard]] virtual double worth(const FileFacts& facts, std::int64_t now_ns) const = 0;
+};
+
+std::unique_ptr<EvictionPolicy> make_least_recently_used();
+
+// One chunk that may be evicted: below 100 bytes, however many files there are.
+struct Candidate {
+  double worth = 0;
+  ChunkKey key;
+  RankName rank;
+  std::uint64_t bytes = 0;
+  std::int64_t modified_ns = 0;  // when it was scanned
+};
+static_assert(sizeof(Candidate) <= 100);
+
+// The `limit` chunks of least worth among all that were offered. Not thread-safe.
+class Candidates {
+ public:
+  explicit Candidates(std::size_t limit) : limit_(limit) {}
+
+  void clear() {
+    heap_.clear();
+    sorted_ = false;
+  }
+  // Not after the first take().
+  void offer(const Candidate& candidate);
+  // Least worth first; empty when all are taken.
+  std::optional<Candidate> take();
+  [[nodiscard]] std::size_t size() const { return heap_.size(); }
+
+ private:
+  std::size_t limit_;
+  std::vector<Candidate> heap_;  // the most worth first; after the first take() sorted like that
+  bool sorted_ = false;
+};
+
+enum class Eviction {
+  kEvicted,
+  kKept,    // gone, used since the scan, changed after `settled_ns`, or not a file any more
+  kFailed,  // errno says why
+};
+
+// Removes the candidate's file unless somebody has used it since it was scanned. `settled_ns`:
+// what changed later than this, by the filesystem's clock, stays. Blocks on the disk.
+[[nodiscard]] Eviction evict(const std::string& root, const Candidate& candidate,
+                             std::int64_t settled_ns);
+
+}  // namespace lmkv

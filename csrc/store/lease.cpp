@@ -1,0 +1,149 @@
+#include "store/lease.hpp"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <filesystem>
+#include <utility>
+
+namespace lmkv {
+namespace {
+
+constexpr int kFlags = O_NOFOLLOW | O_CLOEXEC;
+constexpr std::size_t kTextBytes = 512;  // longer than a host's name and three numbers
+
+std::int64_t nanoseconds(const timespec& time) {
+  return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
+}
+
+std::string text_of(int descriptor) {
+  std::array<char, kTextBytes> buffer{};
+  const ssize_t got = ::pread(descriptor, buffer.data(), buffer.size(), 0);
+  return got > 0 ? std::string(buffer.data(), static_cast<std::size_t>(got)) : std::string();
+}
+
+// The last part of a temporary's path is "<host>-<pid>-<random>", which is who we are.
+std::string holder_name(const ChunkPaths& paths) {
+  std::string name = std::filesystem::path(paths.unique_temporary()).filename();
+  std::replace(name.begin(), name.end(), '-', ' ');
+  return name;
+}
+
+}  // namespace
+
+EvictorLease::EvictorLease(const ChunkPaths& paths, Clock::duration expiry)
+    : paths_(paths),
+      path_(paths.root() + "/v1/evictor.lease"),
+      taker_path_(path_ + ".taken"),
+      expiry_(expiry),
+      holder_(holder_name(paths)) {}
+
+EvictorLease::Answer EvictorLease::try_acquire() {
+  if (held_) return renew() ? Answer::kHeld : Answer::kBusy;
+  if (create()) return Answer::kHeld;
+  if (errno != EEXIST) return Answer::kFailed;
+  const std::optional<Seen> there = look(path_);
+  if (!there || !is_dead(*there, holder_watched_)) return Answer::kBusy;
+  take_away(*there);
+  return create() ? Answer::kHeld : Answer::kBusy;
+}
+
+bool EvictorLease::create() {
+  const UniqueFd created(::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | kFlags, 0600));
+  if (created.get() < 0) return false;
+  held_ = write(created.get());
+  if (!held_) {
+    const int error = errno;
+    ::unlink(path_.c_str());
+    errno = error;
+  }
+  return held_;
+}
+
+bool EvictorLease::is_dead(const Seen& now, Watched& watched) const {
+  if (watched.seen != now) watched = {now, Clock::now()};
+  return Clock::now() - watched.since >= expiry_;
+}
+
+std::optional<EvictorLease::Seen> EvictorLease::look(const std::string& path) {
+  Seen seen;
+  struct stat status{};
+  // Opened where we may: an NFS client asks the server for fresh attributes at open.
+  const UniqueFd file(::open(path.c_str(), O_RDONLY | O_NONBLOCK | kFlags));
+  if (file.get() >= 0) seen.text = text_of(file.get());
+  if (::fstatat(AT_FDCWD, path.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) return std::nullopt;
+  seen.inode = status.st_ino;
+  seen.modified_ns = nanoseconds(status.st_mtim);
+  return seen;
+}
+
+// Of several who find the same holder dead one may take its file away, so that none of them takes
+// the file of the one that was faster.
+void EvictorLease::take_away(const Seen& dead) {
+  const UniqueFd taker(::open(taker_path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | kFlags, 0600));
+  if (taker.get() < 0) {
+    const std::optional<Seen> other = look(taker_path_);
+    if (other && is_dead(*other, taker_watched_)) ::unlink(taker_path_.c_str());
+    return;
+  }
+  const std::string aside = paths_.unique_temporary();
+  if (look(path_) == dead && ::rename(path_.c_str(), aside.c_str()) == 0) {
+    // A holder that was only stuck may have given it back, and another taken it, in between.
+    if (look(aside) != dead) {
+      [[maybe_unused]] const int put_back = ::link(aside.c_str(), path_.c_str());
+    }
+    ::unlink(aside.c_str());
+  }
+  ::unlink(taker_path_.c_str());
+}
+
+bool EvictorLease::write(int descriptor) {
+  const std::string text = holder_ + " " + std::to_string(++beat_) + "\n";
+  struct stat status{};
+  const bool written =
+      ::pwrite(descriptor, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size()) &&
+      ::fsync(descriptor) == 0;
+  // Where the disk is full, which is when it is needed, it is held without saying whose it is.
+  if (!written && errno != ENOSPC && errno != EDQUOT) return false;
+  if ((!written && ::futimens(descriptor, nullptr) != 0) || ::fstat(descriptor, &status) != 0) {
+    return false;
+  }
+  inode_ = status.st_ino;
+  renewed_ns_ = nanoseconds(status.st_ctim);
+  renewed_at_ = Clock::now();
+  return true;
+}
+
+std::int64_t EvictorLease::filesystem_now_ns() const {
+  const std::chrono::nanoseconds since = Clock::now() - renewed_at_;
+  return renewed_ns_ + since.count();
+}
+
+UniqueFd EvictorLease::open_own() {
+  UniqueFd file(::open(path_.c_str(), O_RDWR | kFlags));
+  struct stat status{};
+  if (file.get() < 0 || ::fstat(file.get(), &status) != 0) return UniqueFd();
+  const std::string text = text_of(file.get());
+  const bool ours = text.empty() ? status.st_ino == inode_ : text.starts_with(holder_ + " ");
+  return ours ? std::move(file) : UniqueFd();
+}
+
+bool EvictorLease::renew() {
+  if (!held_) return false;
+  if (Clock::now() - renewed_at_ < expiry_ / 4) return true;
+  const UniqueFd file = open_own();
+  held_ = file.get() >= 0 && write(file.get());
+  return held_;
+}
+
+void EvictorLease::release() {
+  if (!held_) return;
+  held_ = false;
+  if (open_own().get() >= 0) ::unlink(path_.c_str());
+}
+
+}  // namespace lmkv

@@ -1,0 +1,208 @@
+#include "store/tree_scan.hpp"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <memory>
+#include <optional>
+
+namespace lmkv {
+namespace {
+
+constexpr std::string_view kVersionName = "v1";
+constexpr std::string_view kTemporaryName = "tmp";
+constexpr std::string_view kChunkSuffix = ".kv";
+constexpr std::size_t kFanOutDigits = 3;
+constexpr int kDirectoryFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_hex(char c) { return is_digit(c) || (c >= 'a' && c <= 'f'); }
+bool is_alphanumeric(char c) {
+  return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
+bool all_hex(std::string_view text, std::size_t digits) {
+  return text.size() == digits && std::all_of(text.begin(), text.end(), is_hex);
+}
+
+std::optional<std::uint32_t> rank_of(std::string_view name) {
+  if (name.size() < 2 || name[0] != 'r') return std::nullopt;
+  std::uint32_t rank = 0;
+  const char* const end = name.data() + name.size();
+  const auto [stop, error] = std::from_chars(name.data() + 1, end, rank);
+  // Not r007, nor r+7: the name is built again from the number.
+  if (error != std::errc() || stop != end || name.substr(1) != std::to_string(rank)) {
+    return std::nullopt;
+  }
+  return rank;
+}
+
+std::uint8_t nibble(char c) {
+  return static_cast<std::uint8_t>(is_digit(c) ? c - '0' : c - 'a' + 10);
+}
+
+std::optional<ChunkKey> key_of(std::string_view name, std::string_view fan_out) {
+  if (!name.ends_with(kChunkSuffix)) return std::nullopt;
+  const std::string_view hex = name.substr(0, name.size() - kChunkSuffix.size());
+  if (!all_hex(hex, 2 * ChunkKey::kBytes) || !hex.starts_with(fan_out)) return std::nullopt;
+  ChunkKey key;
+  for (std::size_t i = 0; i < ChunkKey::kBytes; ++i) {
+    key.bytes[i] = static_cast<std::uint8_t>(nibble(hex[2 * i]) << 4 | nibble(hex[2 * i + 1]));
+  }
+  return key;
+}
+
+std::int64_t nanoseconds(const timespec& time) {
+  return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
+}
+
+// Gone between two looks at it, or not what its name says: nothing that a scan could count.
+bool is_nothing(int error) { return error == ENOENT || error == ENOTDIR || error == ELOOP; }
+
+class Walk {
+ public:
+  explicit Walk(TreeVisitor& visitor) : visitor_(visitor) {}
+
+  ScanOutcome run(const std::string& root) {
+    // The root may be a link, which is why it is not opened as what is below it is.
+    UniqueFd directory(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (directory.get() < 0) return ScanOutcome::kIncomplete;
+    UniqueFd version = open_below(directory.get(), kVersionName.data());
+    for_each(std::move(version), [this](int parent, const char* name) {
+      if (all_hex(name, 16)) walk_namespace(parent, name);
+    });
+    if (stopped_) return ScanOutcome::kStopped;
+    return failed_ ? ScanOutcome::kIncomplete : ScanOutcome::kComplete;
+  }
+
+ private:
+  void walk_namespace(int parent, const char* name) {
+    std::copy_n(name, rank_.namespace16.size(), rank_.namespace16.begin());
+    for_each(open_below(parent, name), [this](int inside, const char* entry) {
+      if (entry == kTemporaryName) return walk_temporaries(inside);
+      if (const auto rank = rank_of(entry)) {
+        rank_.rank = *rank;
+        walk_rank(inside, entry);
+      }
+    });
+  }
+
+  void walk_rank(int parent, const char* name) {
+    for_each(open_below(parent, name), [this](int inside, const char* entry) {
+      if (entry == kTemporaryName) return walk_temporaries(inside);
+      if (all_hex(entry, kFanOutDigits)) walk_chunks(inside, entry);
+    });
+  }
+
+  void walk_chunks(int parent, const char* fan_out) {
+    const std::string digits = fan_out;
+    for_each(open_below(parent, fan_out), [&](int inside, const char* entry) {
+      const auto key = key_of(entry, digits);
+      FileFacts facts;
+      if (key && look(inside, entry, facts)) visitor_.on_chunk(rank_, *key, facts);
+    });
+  }
+
+  void walk_temporaries(int parent) {
+    for_each(open_below(parent, kTemporaryName.data()), [this](int inside, const char* entry) {
+      FileFacts facts;
+      if (is_temporary_name(entry) && look(inside, entry, facts)) {
+        visitor_.on_temporary(inside, entry, facts);
+      }
+    });
+  }
+
+  bool look(int directory, const char* name, FileFacts& facts) {
+    if (read_facts(directory, name, facts)) return true;
+    if (errno != 0 && !is_nothing(errno)) failed_ = true;
+    return false;
+  }
+
+  UniqueFd open_below(int parent, const char* name) {
+    UniqueFd opened(::openat(parent, name, kDirectoryFlags));
+    if (opened.get() < 0 && !is_nothing(errno)) failed_ = true;
+    return opened;
+  }
+
+  template <typename F>
+  void for_each(UniqueFd directory, F&& visit) {
+    if (directory.get() < 0) return;
+    const int descriptor = ::dup(directory.get());  // closedir closes the one it was given
+    const auto close = [](DIR* stream) { ::closedir(stream); };
+    const std::unique_ptr<DIR, decltype(close)> stream(descriptor < 0 ? nullptr
+                                                                      : ::fdopendir(descriptor));
+    if (stream == nullptr) {
+      if (descriptor >= 0) ::close(descriptor);
+      failed_ = true;
+      return;
+    }
+    for (;;) {
+      if (stopped_ || !visitor_.keep_going()) {
+        stopped_ = true;
+        return;
+      }
+      errno = 0;
+      const dirent* const entry = ::readdir(stream.get());
+      if (entry == nullptr) {
+        if (errno != 0 && !is_nothing(errno)) failed_ = true;
+        return;
+      }
+      visit(directory.get(), entry->d_name);
+    }
+  }
+
+  TreeVisitor& visitor_;
+  RankName rank_;
+  bool failed_ = false;
+  bool stopped_ = false;
+};
+
+}  // namespace
+
+ScanOutcome scan_tree(const std::string& root, TreeVisitor& visitor) {
+  return Walk(visitor).run(root);
+}
+
+bool read_facts(int directory, const char* name, FileFacts& facts) {
+  struct stat status{};
+  if (::fstatat(directory, name, &status, AT_SYMLINK_NOFOLLOW) != 0) return false;
+  if (!S_ISREG(status.st_mode)) {
+    errno = 0;
+    return false;
+  }
+  constexpr std::uint64_t kSector = 512;  // of st_blocks, whatever the filesystem's own blocks are
+  facts.bytes = static_cast<std::uint64_t>(status.st_blocks) * kSector;
+  facts.modified_ns = nanoseconds(status.st_mtim);
+  facts.changed_ns = nanoseconds(status.st_ctim);
+  return true;
+}
+
+bool is_temporary_name(std::string_view name) {
+  const std::size_t last = name.rfind('-');
+  if (last == std::string_view::npos || last == 0) return false;
+  const std::size_t before = name.rfind('-', last - 1);
+  if (before == std::string_view::npos || before == 0) return false;
+  const std::string_view pid = name.substr(before + 1, last - before - 1);
+  const std::string_view unique = name.substr(last + 1);
+  return !pid.empty() && std::all_of(pid.begin(), pid.end(), is_digit) && !unique.empty() &&
+         std::all_of(unique.begin(), unique.end(), is_alphanumeric);
+}
+
+std::string chunk_file_name(const ChunkKey& key) { return key.hex() + std::string(kChunkSuffix); }
+
+UniqueFd open_chunk_directory(const std::string& root, const RankName& rank, const ChunkKey& key) {
+  UniqueFd directory(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  for (const std::string& name :
+       {std::string(kVersionName), std::string(rank.namespace16.begin(), rank.namespace16.end()),
+        "r" + std::to_string(rank.rank), key.hex().substr(0, kFanOutDigits)}) {
+    if (directory.get() < 0) break;
+    directory = UniqueFd(::openat(directory.get(), name.c_str(), kDirectoryFlags));
+  }
+  return directory;
+}
+
+}  // namespace lmkv

@@ -1,0 +1,225 @@
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "chunk_tree.hpp"
+#include "io/root_probe.hpp"
+#include "store/housekeeper.hpp"
+#include "store/lease.hpp"
+
+namespace lmkv {
+namespace {
+
+using namespace std::chrono_literals;
+using test::ChunkTree;
+using test::eventually;
+
+constexpr std::size_t kChunk = 4 * kPageBytes;
+
+class HousekeeperTest : public ::testing::Test {
+ protected:
+  HousekeeperTest() {
+    options.spared = 0ms;
+    options.sample_interval = 5ms;
+    make_tree(tree.paths());
+  }
+  void start(std::uint64_t chunks_of_capacity) {
+    limits.capacity = chunks_of_capacity * kChunk;
+    keeper = std::make_unique<Housekeeper>(
+        tree.paths(), probe_root(tree.root(), DirectIoChoice::kOff).id, limits, options);
+  }
+  std::uint64_t stat(const char* name) const { return keeper->stats().at(name); }
+  bool passes(std::uint64_t count) {
+    return eventually([&] { return stat("housekeeping_passes") >= count; });
+  }
+  // Chunk n was used n hours ago.
+  void put(std::uint64_t first, std::uint64_t last) {
+    for (std::uint64_t n = first; n <= last; ++n) tree.put(n, kChunk, std::chrono::hours(n));
+  }
+  std::uint64_t present(std::uint64_t last) const {
+    std::uint64_t count = 0;
+    for (std::uint64_t n = 1; n <= last; ++n) count += tree.has(n) ? 1U : 0U;
+    return count;
+  }
+
+  ChunkTree tree;
+  SpaceLimits limits;
+  HousekeepingOptions options;
+  std::unique_ptr<Housekeeper> keeper;
+};
+
+TEST_F(HousekeeperTest, WhatIsThereIsCountedAtStartAndBelowTheLimitNothingIsEvicted) {
+  put(1, 20);
+  start(100);
+  ASSERT_TRUE(passes(1));
+  EXPECT_EQ(stat("store_bytes_used"), 20 * kChunk);
+  EXPECT_EQ(stat("store_capacity"), 100 * kChunk);
+  EXPECT_EQ(stat("chunks_evicted"), 0U);
+  EXPECT_EQ(present(20), 20U);
+}
+
+TEST_F(HousekeeperTest, TheLeastRecentlyUsedGoDownToTheLowMarkWhoeversTheyAre) {
+  put(1, 110);
+  tree.put(111, kChunk, 2h, 2, 3);    // another namespace's, used between ours
+  tree.put(112, kChunk, 500h, 3, 0);  // and an old one's
+  start(100);
+  ASSERT_TRUE(eventually([&] { return stat("store_bytes_used") == 95 * kChunk; }));
+  EXPECT_EQ(stat("chunks_evicted"), 17U);
+  EXPECT_EQ(stat("bytes_evicted"), 17 * kChunk);
+  for (std::uint64_t n = 1; n <= 110; ++n) EXPECT_EQ(tree.has(n), n <= 94) << n;
+  EXPECT_TRUE(tree.has(111, 2, 3));
+  EXPECT_FALSE(tree.has(112, 3, 0));
+  EXPECT_FALSE(std::filesystem::exists(tree.root() + "/v1/evictor.lease"));
+}
+
+TEST_F(HousekeeperTest, MoreThanTheHeapHoldsIsFoundByScanningAgain) {
+  put(1, 200);
+  options.candidates = 7;
+  start(100);
+  ASSERT_TRUE(eventually([&] { return stat("store_bytes_used") == 95 * kChunk; }));
+  EXPECT_EQ(stat("chunks_evicted"), 105U);
+  EXPECT_GE(stat("housekeeping_passes"), 15U);
+  for (std::uint64_t n = 1; n <= 200; ++n) EXPECT_EQ(tree.has(n), n <= 95) << n;
+}
+
+TEST_F(HousekeeperTest, ForeignFilesAreNeitherCountedNorRemoved) {
+  const std::string foreign = tree.put_file(tree.root() + "/v1/precious", 300 * kChunk, 9999h);
+  const std::string noted =
+      tree.put_file(tree.paths().temporary_directory() + "/notes", kChunk, 9999h);
+  put(1, 110);
+  start(100);
+  ASSERT_TRUE(eventually([&] { return stat("store_bytes_used") == 95 * kChunk; }));
+  EXPECT_TRUE(std::filesystem::exists(foreign));
+  EXPECT_TRUE(std::filesystem::exists(noted));
+}
+
+TEST_F(HousekeeperTest, AbandonedTemporariesOfAnyRankAreSweptAndYoungOnesCounted) {
+  const auto temporary = [&](std::uint64_t name, std::chrono::hours age) {
+    make_tree(tree.paths(name, 1));
+    return tree.put_file(tree.paths(name, 1).unique_temporary(), kChunk, age);
+  };
+  const std::string dead = temporary(5, 2h);
+  const std::string alive = temporary(6, 0h);
+  start(100);
+  ASSERT_TRUE(passes(1));
+  EXPECT_FALSE(std::filesystem::exists(dead));
+  EXPECT_TRUE(std::filesystem::exists(alive));
+  EXPECT_EQ(stat("temporaries_removed"), 1U);
+  EXPECT_EQ(stat("store_bytes_used"), kChunk);
+}
+
+TEST_F(HousekeeperTest, TemporariesAreSweptAgainAndAgain) {
+  options.scan_interval = 10ms;
+  start(0);
+  ASSERT_TRUE(passes(1));
+  const std::string dead = tree.put_file(tree.paths().unique_temporary(), kChunk, 2h);
+  EXPECT_TRUE(eventually([&] { return !std::filesystem::exists(dead); }));
+}
+
+TEST_F(HousekeeperTest, FilesOfOtherProcessesAreSeenByTheNextScan) {
+  options.scan_interval = 10ms;
+  start(100);
+  ASSERT_TRUE(passes(1));
+  put(1, 150);
+  EXPECT_TRUE(eventually([&] { return present(150) <= 97; }));
+  EXPECT_GE(present(150), 95U);
+}
+
+TEST_F(HousekeeperTest, WhatWasTouchedAMomentAgoIsSparedThoughItsStampIsTheOldest) {
+  options.spared = 1500ms;
+  put(1, 110);
+  std::this_thread::sleep_for(1600ms);
+  ChunkTree::set_used(tree.paths().chunk(ChunkTree::key(110)), 500h);
+  start(100);
+  ASSERT_TRUE(eventually([&] { return present(110) == 95; }));
+  EXPECT_TRUE(tree.has(110));
+  EXPECT_FALSE(tree.has(95));
+}
+
+TEST_F(HousekeeperTest, AStoreThatDoesNotFitIsMadeRoomForAtOnce) {
+  put(1, 97);
+  options.sample_interval = 1h;  // nothing is noticed by looking now and then
+  start(100);
+  ASSERT_TRUE(passes(1));
+  EXPECT_FALSE(keeper->space().has_room(10 * kChunk));
+  EXPECT_TRUE(eventually([&] { return keeper->space().has_room(10 * kChunk); }));
+  EXPECT_EQ(present(97), 90U);
+}
+
+TEST_F(HousekeeperTest, AFullDiskMakesRoomWithoutALimit) {
+  put(1, 40);
+  start(0);
+  ASSERT_TRUE(passes(1));
+  keeper->space().met_full_disk(kChunk);
+  EXPECT_TRUE(eventually([&] { return present(40) == 24; }));
+}
+
+TEST_F(HousekeeperTest, TheFloorOfTheFilesystemIsKeptByEvicting) {
+  // Whatever this filesystem has free is below its floor: everything of ours goes, and no more.
+  limits.free_space_floor = 0.999;
+  const std::string foreign = tree.put_file(tree.root() + "/precious", kChunk, 9999h);
+  put(1, 10);
+  start(0);
+  EXPECT_TRUE(eventually([&] { return present(10) == 0; }));
+  EXPECT_FALSE(keeper->space().has_room(kChunk));
+  EXPECT_TRUE(std::filesystem::exists(foreign));
+}
+
+TEST_F(HousekeeperTest, TwoOverOneRootDoNotEvictTwice) {
+  put(1, 110);
+  start(100);
+  Housekeeper other(tree.paths(), probe_root(tree.root(), DirectIoChoice::kOff).id, limits,
+                    options);
+  ASSERT_TRUE(eventually([&] {
+    return stat("store_bytes_used") == 95 * kChunk &&
+           other.stats().at("store_bytes_used") == 95 * kChunk;
+  }));
+  EXPECT_EQ(stat("chunks_evicted") + other.stats().at("chunks_evicted"), 15U);
+}
+
+TEST_F(HousekeeperTest, OfTwoLimitsTheSmallerWins) {
+  put(1, 110);
+  start(100);
+  const SpaceLimits smaller{50 * kChunk, 0};
+  Housekeeper other(tree.paths(), probe_root(tree.root(), DirectIoChoice::kOff).id, smaller,
+                    options);
+  EXPECT_TRUE(eventually([&] { return present(110) == 47; }));
+}
+
+TEST_F(HousekeeperTest, WhileAnotherHoldsTheLeaseNothingIsEvictedAndADeadOnesIsTakenOver) {
+  put(1, 110);
+  options.lease_expiry = 400ms;
+  test::write_file(tree.root() + "/v1/evictor.lease", {});
+  const auto begin = std::chrono::steady_clock::now();
+  start(100);
+  ASSERT_TRUE(passes(1));
+  EXPECT_TRUE(eventually([&] { return present(110) == 95; }));
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, 400ms);
+}
+
+TEST_F(HousekeeperTest, ARootThatVanishesIsCountedAndFoundAgain) {
+  options.scan_interval = 10ms;
+  start(100);
+  ASSERT_TRUE(passes(1));
+  std::filesystem::rename(tree.root(), tree.root() + ".away");
+  EXPECT_TRUE(eventually([&] { return stat("housekeeping_failures") > 2; }));
+  std::filesystem::rename(tree.root() + ".away", tree.root());
+  put(1, 150);
+  EXPECT_TRUE(eventually([&] { return present(150) <= 97; }));
+  EXPECT_GE(present(150), 95U);
+}
+
+TEST_F(HousekeeperTest, ItEndsAtOnceInTheMiddleOfAScan) {
+  options.sample_interval = 1h;
+  for (std::uint64_t n = 1; n <= 300; ++n) tree.put(n, kPageBytes, 1h);
+  for (int round = 0; round < 20; ++round) {
+    start(10'000);
+    const auto begin = std::chrono::steady_clock::now();
+    keeper->stop();
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, 1s);
+    EXPECT_FALSE(keeper->space().has_room(1'000'000'000));
+  }
+}
+
+}  // namespace
+}  // namespace lmkv

@@ -1,0 +1,139 @@
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <atomic>
+#include <thread>
+
+#include "chunk_tree.hpp"
+#include "store/lease.hpp"
+
+namespace lmkv {
+namespace {
+
+using namespace std::chrono_literals;
+using Answer = EvictorLease::Answer;
+
+class LeaseTest : public ::testing::Test {
+ protected:
+  LeaseTest() { make_tree(tree.paths()); }
+
+  std::size_t files() { return test::count_files(tree.root()); }
+  static std::string text(const std::string& path) {
+    const auto bytes = test::bytes_of_file(path);
+    return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+  }
+
+  test::ChunkTree tree;
+};
+
+TEST_F(LeaseTest, OneHoldsItAndTheNextGetsItWhenItIsGivenBack) {
+  EvictorLease first(tree.paths(), 1h);
+  EvictorLease second(tree.paths(), 1h);
+  EXPECT_EQ(first.try_acquire(), Answer::kHeld);
+  EXPECT_EQ(second.try_acquire(), Answer::kBusy);
+  EXPECT_NE(text(first.path()).find(" " + std::to_string(::getpid()) + " "), std::string::npos);
+  struct stat status{};
+  ASSERT_EQ(::stat(first.path().c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777U, 0600U);
+  first.release();
+  EXPECT_EQ(second.try_acquire(), Answer::kHeld);
+  EXPECT_EQ(first.try_acquire(), Answer::kBusy);
+  second.release();
+  EXPECT_EQ(files(), 0U);
+}
+
+TEST_F(LeaseTest, ADeadHoldersLeaseIsTakenAfterTheExpiryThatTheWaiterItselfHasSeen) {
+  // Left behind by kill -9 long ago; what its clock said then does not matter.
+  test::write_file(tree.root() + "/v1/evictor.lease", {});
+  test::ChunkTree::set_used(tree.root() + "/v1/evictor.lease", 1000h);
+  EvictorLease lease(tree.paths(), 100ms);
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_EQ(lease.try_acquire(), Answer::kBusy);
+  ASSERT_TRUE(test::eventually([&] { return lease.try_acquire() == Answer::kHeld; }));
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, 100ms);
+  lease.release();
+  EXPECT_EQ(files(), 0U);
+}
+
+TEST_F(LeaseTest, ALivingHolderKeepsItWhateverItsClockSays) {
+  EvictorLease holder(tree.paths(), 200ms);
+  EvictorLease waiter(tree.paths(), 200ms);
+  ASSERT_EQ(holder.try_acquire(), Answer::kHeld);
+  const auto end = std::chrono::steady_clock::now() + 1s;
+  while (std::chrono::steady_clock::now() < end) {
+    ASSERT_TRUE(holder.renew());
+    test::ChunkTree::set_used(holder.path(), 1000h);  // a server whose clock stands still
+    ASSERT_EQ(waiter.try_acquire(), Answer::kBusy);
+    std::this_thread::sleep_for(5ms);
+  }
+}
+
+TEST_F(LeaseTest, AHolderThatWasStuckNoticesThatAnotherHasTakenIt) {
+  EvictorLease stuck(tree.paths(), 50ms);
+  EvictorLease other(tree.paths(), 50ms);
+  ASSERT_EQ(stuck.try_acquire(), Answer::kHeld);
+  ASSERT_TRUE(test::eventually([&] { return other.try_acquire() == Answer::kHeld; }));
+  EXPECT_FALSE(stuck.renew());
+  stuck.release();
+  EXPECT_TRUE(other.renew());
+  EXPECT_TRUE(std::filesystem::exists(other.path()));
+}
+
+TEST_F(LeaseTest, OfManyThatFindADeadHolderOneGetsIt) {
+  for (int round = 0; round < 20; ++round) {
+    test::write_file(tree.root() + "/v1/evictor.lease", {});
+    std::atomic<int> holders{0};
+    std::atomic<int> most{0};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) {
+      threads.emplace_back([&] {
+        EvictorLease lease(tree.paths(), 20ms);
+        ASSERT_TRUE(test::eventually([&] { return lease.try_acquire() == Answer::kHeld; }));
+        const int now = ++holders;
+        if (now > most) most = now;
+        std::this_thread::sleep_for(1ms);
+        --holders;
+        lease.release();
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(most, 1);
+    EXPECT_EQ(files(), 0U);
+  }
+}
+
+TEST_F(LeaseTest, OneThatDiedWhileTakingItOverIsNotWaitedForForEver) {
+  test::write_file(tree.root() + "/v1/evictor.lease", {});
+  test::write_file(tree.root() + "/v1/evictor.lease.taken", {});
+  EvictorLease lease(tree.paths(), 50ms);
+  ASSERT_TRUE(test::eventually([&] { return lease.try_acquire() == Answer::kHeld; }));
+  lease.release();
+  EXPECT_EQ(files(), 0U);
+}
+
+TEST_F(LeaseTest, ALinkInItsPlaceIsNotFollowed) {
+  const test::TemporaryDirectory elsewhere;
+  test::write_file(elsewhere / "precious", std::vector<std::byte>(10));
+  std::filesystem::create_symlink(elsewhere / "precious", tree.root() + "/v1/evictor.lease");
+  EvictorLease lease(tree.paths(), 20ms);
+  ASSERT_TRUE(test::eventually([&] { return lease.try_acquire() == Answer::kHeld; }));
+  EXPECT_EQ(test::bytes_of_file(elsewhere / "precious").size(), 10U);
+}
+
+TEST_F(LeaseTest, WithoutATreeItFailsAndSaysWhy) {
+  std::filesystem::remove_all(tree.root() + "/v1");
+  EvictorLease lease(tree.paths(), 1h);
+  EXPECT_EQ(lease.try_acquire(), Answer::kFailed);
+  EXPECT_EQ(errno, ENOENT);
+}
+
+TEST_F(LeaseTest, KnowsTheFilesystemsTime) {
+  EvictorLease lease(tree.paths(), 1h);
+  ASSERT_EQ(lease.try_acquire(), Answer::kHeld);
+  const std::string file = tree.put_file(tree.root() + "/v1/now", 1);
+  EXPECT_NEAR(static_cast<double>(lease.filesystem_now_ns()),
+              static_cast<double>(test::modified_ns(file)), 1e9);
+}
+
+}  // namespace
+}  // namespace lmkv
