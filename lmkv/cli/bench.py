@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmkv._C import cuda_status
+from lmkv.bench import io as io_bench
 from lmkv.bench import transfer as transfer_bench
 from lmkv.bench.memory import CudaMemory
 from lmkv.config import format_size
@@ -87,6 +88,57 @@ def transfer(
         f"Worst from 16 KiB on: gather {result['gather_ratio']:.2f}, scatter "
         f"{result['scatter_ratio']:.2f} of one contiguous copy ({result['memcpy_gbps']:.1f} GB/s)."
     )
+    _write(result, json_file)
+
+
+@app.command()
+def io(
+    path: Annotated[Path, typer.Option(help="A folder is made in it, and removed again.")],
+    chunk_mib: Annotated[
+        list[int] | None, typer.Option(min=1, help="Sizes of chunks in MiB; may be repeated.")
+    ] = None,
+    gigabytes: Annotated[float, typer.Option(min=0.01, help="GB that each run writes.")] = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, help="fio and lmkv take turns so often.")] = 5,
+    io_engine: Annotated[str, typer.Option(help="auto, io_uring or threads.")] = "auto",
+    io_threads: Annotated[int, typer.Option(min=1, max=64)] = 1,
+    json_file: Annotated[
+        str, typer.Option("--json", metavar="FILE", help='Write the numbers there; "-": only them.')
+    ] = "",
+) -> None:
+    """Store and load through the whole core against fio.
+
+    Chunks go from slabs to files and back, checksums on; fio writes and reads files of the same
+    sizes, with as many bytes in flight, in turn. Fresh random bytes, O_DIRECT where the filesystem
+    has it. Exit status: 2 without fio, or for a directory that cannot be used.
+    """
+    console = Console(stderr=json_file == "-")
+    table = Table(title=f"{path}")
+    for heading in ("Chunk", "Store GB/s", "fio", "Ratio", "Load GB/s", "fio", "Ratio", "CPU s/GB"):
+        table.add_column(heading, justify="right")
+    try:
+        result = io_bench.measure(
+            io_bench.Settings(path=path, io_engine=io_engine, io_threads=io_threads),
+            chunks_mib=chunk_mib or io_bench.CHUNKS_MIB,
+            bytes_total=int(gigabytes * 1e9),
+            rounds=rounds,
+            each=partial(_add_io, table),
+        )
+    except (ConfigError, OSError, RuntimeError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    console.print(table)
+    _write(result, json_file)
+
+
+def _add_io(table: Table, row: dict[str, Any]) -> None:
+    cells = [f"{row['chunk_mib']} MiB"]
+    for way in ("store", "load"):
+        found = row[way]
+        cells += [f"{found['gbps']:.2f}", f"{found['fio_gbps']:.2f}", f"{found['ratio']:.2f}"]
+    table.add_row(*cells, f"{row['cpu_s_per_gb']:.3f}")
+
+
+def _write(result: dict[str, Any], json_file: str) -> None:
     if json_file == "-":
         json.dump(result, sys.stdout, indent=2)
         sys.stdout.write("\n")

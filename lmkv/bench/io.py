@@ -1,0 +1,269 @@
+"""Stores and loads through the whole core against fio, interleaved in one run.
+
+Chunks go slab -> file -> slab with checksums, by a device that copies nothing. fio does the same
+file sizes, as many files and as many bytes in flight, with O_DIRECT where lmkv uses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from lmkv._C import CompletionKind, Engine, EngineOptions, bench_engine
+from lmkv.errors import ConfigError
+
+MIB = 1 << 20
+CHUNKS_MIB = (1, 6, 32)
+COUNTED_FROM_MIB = 6  # the headline is that of chunks from here on
+BLOCKS_PER_CHUNK = 16
+PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What one measurement is made with. Sizes in bytes."""
+
+    path: Path
+    io_engine: str = "auto"
+    io_threads: int = 1
+    request_bytes: int = MIB
+    load_depth: int = 64 * MIB
+    store_depth: int = 32 * MIB
+    host_memory: int = 1 << 30
+
+
+class Workload:
+    """``count`` chunks whose files, header page included, have ``chunk_bytes``."""
+
+    def __init__(self, settings: Settings, chunk_bytes: int, count: int) -> None:
+        self.settings, self.chunk_bytes, self.count = settings, chunk_bytes, count
+        self.root = settings.path / f"lmkv-bench-{os.getpid()}"
+        self._number = 0
+        self._keys: list[bytes] = []
+
+    @property
+    def bytes_total(self) -> int:
+        """Of all files."""
+        return self.chunk_bytes * self.count
+
+    def engine(self) -> Engine:
+        """A fresh engine: nothing is in its memory."""
+        settings, block = self.settings, (self.chunk_bytes - PAGE) // BLOCKS_PER_CHUNK
+        return bench_engine(
+            EngineOptions(
+                root=str(self.root / "lmkv"),
+                namespace=bytes(32),
+                rank=0,
+                segments=[(PAGE, block, block)],  # of memory that nobody looks at
+                block_count=BLOCKS_PER_CHUNK,
+                block_tokens=16,
+                blocks_per_chunk=BLOCKS_PER_CHUNK,
+                host_memory=settings.host_memory,
+                io_engine=settings.io_engine,
+                io_threads=settings.io_threads,
+                request_bytes=settings.request_bytes,
+                load_depth=settings.load_depth,
+                store_depth=settings.store_depth,
+                free_space_floor=0,
+            )
+        )
+
+    def store(self) -> tuple[float, float]:
+        """Seconds, and CPU seconds, from the first store to the last file in its place."""
+        self._number += 1
+        self._keys = [
+            hashlib.sha256(f"{self._number} {i}".encode()).digest() for i in range(self.count)
+        ]
+        engine = self.engine()
+        slots = engine.stats()["slabs_total"] - 1
+        blocks = list(range(BLOCKS_PER_CHUNK))
+        with Stopwatch() as watch:
+            in_flight = 0
+            for key in self._keys:
+                while in_flight >= slots:
+                    in_flight -= _ended(engine, CompletionKind.STORED)
+                if not engine.store(key, 0, blocks):
+                    raise RuntimeError(f"a store was dropped: {engine.stats()}")
+                in_flight += 1
+            while in_flight:
+                in_flight -= _ended(engine, CompletionKind.STORED)
+        engine.close()
+        return watch.seconds, watch.cpu_seconds
+
+    def load(self) -> tuple[float, float]:
+        """Seconds, and CPU seconds, from the first load to the last chunk verified."""
+        engine = self.engine()
+        blocks = list(range(BLOCKS_PER_CHUNK))
+        with Stopwatch() as watch:
+            for key in self._keys:
+                engine.load([(key, 0, BLOCKS_PER_CHUNK, 0, blocks)])
+            left = self.count
+            while left:
+                left -= _ended(engine, CompletionKind.LOADED)
+        if engine.stats()["memory_hits"]:
+            raise RuntimeError("a chunk was in memory: nothing was measured")
+        engine.close()
+        return watch.seconds, watch.cpu_seconds
+
+    def remove(self) -> None:
+        """All files."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+class Stopwatch:
+    """Wall clock and this process's CPU time, the kernel's I/O workers included."""
+
+    seconds = 0.0
+    cpu_seconds = 0.0
+
+    def __enter__(self) -> Stopwatch:  # noqa: PYI034 - typing.Self is Python 3.11's
+        self._cpu = self._used()
+        self._begin = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds = time.perf_counter() - self._begin
+        self.cpu_seconds = self._used() - self._cpu
+
+    @staticmethod
+    def _used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return usage.ru_utime + usage.ru_stime
+
+
+def _ended(engine: Engine, kind: CompletionKind) -> int:
+    """How many jobs have ended since the last look; waits a little if none has."""
+    ended = 0
+    for completion in engine.poll():
+        if completion.error:
+            raise RuntimeError(completion.error)
+        ended += completion.kind is kind
+    if not ended:
+        time.sleep(0.0005)
+    return ended
+
+
+class Fio:
+    """fio over files of the same size and number, with the same bytes in flight."""
+
+    def __init__(self, workload: Workload, direct: bool) -> None:
+        self._workload, self._direct = workload, direct
+        self._folder = workload.root / "fio"
+
+    def store(self) -> float:
+        """Seconds."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        return self._run("write", self._workload.settings.store_depth)
+
+    def load(self) -> float:
+        """Seconds, of what `store` wrote."""
+        return self._run("read", self._workload.settings.load_depth)
+
+    def _run(self, kind: str, depth_bytes: int) -> float:
+        work = self._workload
+        request = min(work.settings.request_bytes, work.chunk_bytes)
+        command = [
+            "fio", "--name=lmkv", f"--directory={self._folder}", f"--rw={kind}",
+            f"--bs={request}", f"--filesize={work.chunk_bytes}", f"--nrfiles={work.count}",
+            f"--size={work.bytes_total}", f"--iodepth={max(1, depth_bytes // request)}",
+            "--ioengine=io_uring", f"--direct={int(self._direct)}",
+            "--file_service_type=sequential", "--openfiles=64", "--randrepeat=0",
+            "--refill_buffers", "--invalidate=1", "--output-format=json",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"fio failed: {done.stderr or done.stdout}")
+        job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0][kind]
+        if job["io_bytes"] != work.bytes_total:
+            raise RuntimeError(f"fio moved {job['io_bytes']} bytes, not {work.bytes_total}")
+        return float(job["runtime"]) / 1e3
+
+
+def measure(
+    settings: Settings,
+    *,
+    chunks_mib: Iterable[int] = CHUNKS_MIB,
+    bytes_total: int = 1 << 30,
+    rounds: int = 5,
+    each: Callable[[dict[str, Any]], object] | None = None,
+) -> dict[str, Any]:
+    """GB/s (1e9 bytes) of lmkv and of fio, by the size of chunks; medians, ratios and spread.
+
+    In every round fio and lmkv store, then load; who goes first alternates. Fresh files and bytes
+    in every round. Raises ConfigError without fio or for a directory that cannot be used. Blocks
+    for minutes.
+    """
+    if shutil.which("fio") is None:
+        raise ConfigError("fio is needed, to compare with: install the package fio")
+    rows: list[dict[str, Any]] = []
+    for mib in chunks_mib:
+        rows.append(_measure_size(settings, mib, max(2, bytes_total // (mib * MIB)), rounds))
+        if each is not None:
+            each(rows[-1])
+    counted = [row for row in rows if row["chunk_mib"] >= COUNTED_FROM_MIB] or rows
+    result: dict[str, Any] = {}
+    for way in ("store", "load"):
+        result[way] = min((row[way] for row in counted), key=itemgetter("ratio"))
+    cpu = max(row["cpu_s_per_gb"] for row in counted)
+    return result | {"by_chunk_mib": {str(r["chunk_mib"]): r for r in rows}, "cpu_s_per_gb": cpu}
+
+
+def _measure_size(settings: Settings, mib: int, count: int, rounds: int) -> dict[str, Any]:
+    work = Workload(settings, mib * MIB, count)
+    work.root.mkdir(parents=True)
+    seconds: dict[str, list[float]] = {
+        name: [] for name in ("store", "load", "fio_store", "fio_load")
+    }
+    cpu: list[float] = []
+    try:
+        probe = work.engine()
+        info = probe.info()
+        probe.close()
+        fio = Fio(work, info["direct_io"] == "on")
+        for number in range(rounds):
+            spent = 0.0
+            for name, mine, theirs in (
+                ("store", work.store, fio.store),
+                ("load", work.load, fio.load),
+            ):
+                if number % 2:
+                    seconds[f"fio_{name}"].append(theirs())
+                took, used = mine()
+                seconds[name].append(took)
+                spent += used
+                if not number % 2:
+                    seconds[f"fio_{name}"].append(theirs())
+            cpu.append(spent / (2 * work.bytes_total / 1e9))
+            shutil.rmtree(work.root / "lmkv" / "v1", ignore_errors=True)
+    finally:
+        work.remove()
+    row: dict[str, Any] = {
+        "chunk_mib": mib,
+        "files": count,
+        "io_engine": info["io_engine"],
+        "direct_io": info["direct_io"],
+        "cpu_s_per_gb": statistics.median(cpu),
+    }
+    for name in ("store", "load"):
+        rates = [work.bytes_total / took / 1e9 for took in seconds[name]]
+        fio_rates = [work.bytes_total / took / 1e9 for took in seconds[f"fio_{name}"]]
+        row[name] = {
+            "gbps": statistics.median(rates),
+            "fio_gbps": statistics.median(fio_rates),
+            "ratio": statistics.median([a / b for a, b in zip(rates, fio_rates, strict=True)]),
+            "gbps_range": [min(rates), max(rates)],
+            "fio_gbps_range": [min(fio_rates), max(fio_rates)],
+        }
+    return row
