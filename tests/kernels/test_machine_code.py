@@ -73,3 +73,17 @@ def test_the_main_loop_moves_sixteen_bytes_at_a_time_and_several_at_once(
         assert all(len(loads) == len(stores) == VECTORS_IN_FLIGHT for loads, stores in runs)
         # Evict-first: the bytes are used once.
         assert all(".EF" in access for access in wide)
+
+
+def test_the_whole_device_compiles_without_a_warning_for_every_architecture(
+    tmp_path: Path,
+) -> None:
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    command = [
+        NVCC, "-std=c++20", "-O3", "--threads=0", f"-I{ROOT / 'csrc'}", *targets, "-c",
+        "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror",
+        "-o", tmp_path / "device.o", ROOT / "csrc" / "device" / "cuda_device.cu",
+    ]  # fmt: skip
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    assert built.stderr == ""
