@@ -12,9 +12,7 @@ TransferChoice wanted(const TransferOptions& options, Direction direction,
   if (options.mode != TransferMode::kAuto) return {options.mode, "asked for"};
   const TransferTuning& tuning = options.tuning(direction);
   const bool large = fragment_bytes >= tuning.copy_engine_from;
-  return {large ? TransferMode::kCopyEngine : tuning.below,
-          "fragments of " + kib(fragment_bytes) + (large ? ", at least " : ", less than ") +
-              kib(tuning.copy_engine_from)};
+  return {large ? TransferMode::kCopyEngine : tuning.below, kib(fragment_bytes) + " fragments"};
 }
 
 }  // namespace

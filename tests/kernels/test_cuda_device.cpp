@@ -230,11 +230,11 @@ TEST_F(CudaDeviceTest, AScatterDoesNotWaitForAGatherThatWaits) {
 TEST_F(CudaDeviceTest, LargeFragmentsGoByCopyEngineAndSmallOnesByKernel) {
   open({Layout::kBlnhc, 3, 64, 16384, 0, 0}, {});  // one fragment of 48 KiB a block
   EXPECT_EQ(device_->info()["gather"], "copy_engine");
-  EXPECT_EQ(device_->info()["gather_reason"], "fragments of 48 KiB, at least 32 KiB");
+  EXPECT_EQ(device_->info()["gather_reason"], "48 KiB fragments");
   close();
   open({Layout::kLbnhc, 3, 64, 16384, 0, 0}, {});
   EXPECT_EQ(device_->info()["scatter"], "kernel_staged");
-  EXPECT_EQ(device_->info()["scatter_reason"], "fragments of 16 KiB, less than 32 KiB");
+  EXPECT_EQ(device_->info()["scatter_reason"], "16 KiB fragments");
 }
 
 TEST_F(CudaDeviceTest, ABatchOfCopiesIsOneCall) {
