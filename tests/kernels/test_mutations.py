@@ -141,16 +141,6 @@ FAULTS = {
         "static_cast<void>(cudaStreamSynchronize(copy_stream_.get()));",
         "",
     ),
-    "an_event_for_two_transfers": (
-        "cuda_lane.hpp",
-        "next_event++ % kTransfersInFlight",
-        "next_event++ % (kTransfersInFlight - 1)",
-    ),
-    "callback_before_its_place_is_free": (
-        "cuda_lane.hpp",
-        "      --unfinished_;\n    }\n    wake_.notify_all();\n    entry.transfer.done",
-        "    }\n    entry.transfer.done",
-    ),
     "fence_destroyed_anywhere": (
         "cuda_fence.hpp",
         "pool_->give_back(event_);",
