@@ -160,6 +160,24 @@ TEST_F(TreeScanTest, NoDescriptorIsLeftOpen) {
   EXPECT_EQ(test::open_descriptors(), before);
 }
 
+TEST_F(TreeScanTest, AFileTakesWhatIsAllocatedOrItsSizeWhereThatIsNotKnown) {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  constexpr std::int64_t now = 1000 * kSecond;
+  EXPECT_EQ(space_of(0, 5000, 0, now), 5000U);  // the filesystem does not say
+  EXPECT_EQ(space_of(8192, 5000, now, now), 8192U);
+  EXPECT_EQ(space_of(4096, 5000, 0, now), 4096U);                   // compressed
+  EXPECT_EQ(space_of(4096, 5000, now - 29 * kSecond, now), 5000U);  // not yet allocated
+  EXPECT_EQ(space_of(4096, 5000, now - 31 * kSecond, now), 4096U);
+}
+
+TEST_F(TreeScanTest, TheSizeOfAFileWithoutBlocksCounts) {
+  const std::string path = tree.put(1, kPageBytes, 0s);
+  std::filesystem::resize_file(path, 0);
+  std::filesystem::resize_file(path, 10 * kPageBytes);  // a hole
+  EXPECT_EQ(scan(), ScanOutcome::kComplete);
+  EXPECT_EQ(seen.bytes, 10 * kPageBytes);
+}
+
 TEST_F(TreeScanTest, TemporaryNamesAreThoseOfWritersAndProbes) {
   const std::string own = std::filesystem::path(tree.paths().unique_temporary()).filename();
   for (const char* name : {own.c_str(), "a.b-c-1-00ff", ".probe-77-aB3xYz"}) {
