@@ -61,13 +61,6 @@ TEST_F(TreeScanTest, EveryNamespaceRankAndTemporaryIsCountedByItsBlocks) {
                                    "/r7/" + ChunkTree::key(2).hex()));
 }
 
-TEST_F(TreeScanTest, ASparseFileCountsWhatItTakesAndNotItsSize) {
-  const std::string path = tree.put(1, kPageBytes, 0s);
-  std::filesystem::resize_file(path, 1 << 30);
-  EXPECT_EQ(scan(), ScanOutcome::kComplete);
-  EXPECT_EQ(seen.bytes, kPageBytes);
-}
-
 TEST_F(TreeScanTest, WhatIsNotOursByNameIsNeitherCountedNorShown) {
   const std::string ours = tree.put(1, kPageBytes, 0s);
   const std::string hex = ChunkTree::key(1).hex();
