@@ -141,8 +141,8 @@ class Config:
     )
     free_space_floor: float = _setting(
         _parse_percent,
-        "How much of the filesystem stays free, whatever fills it: below that nothing is stored "
-        "and chunks are evicted. 0 switches it off.",
+        "How much of the filesystem stays free: below that nothing is stored, and no more is "
+        "evicted than this engine has stored since it started. 0 switches it off.",
         unit="percent",
         default=5.0,
     )

@@ -190,7 +190,7 @@ void Engine::settle_space(const StoreJob& job, const Status& status, FileWrite::
   const std::size_t bytes = job.identity.file_bytes();
   if (job.reserved) space.settle(bytes, outcome == FileWrite::Outcome::kWritten);
   if (status.error_number() == ENOSPC || status.error_number() == EDQUOT) {
-    space.met_full_disk(bytes);
+    space.met_full_disk(bytes, status.error_number() == EDQUOT);
   }
 }
 

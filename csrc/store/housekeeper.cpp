@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <condition_variable>
 #include <mutex>
@@ -69,6 +70,9 @@ class Housekeeper::Worker final : public TreeVisitor {
             {"housekeeping_failures", failures_},
             {"chunks_evicted", chunks_evicted_},
             {"bytes_evicted", bytes_evicted_},
+            {"chunks_evicted_capacity", evicted_for(EvictionReason::kCapacity)},
+            {"chunks_evicted_floor", evicted_for(EvictionReason::kFloor)},
+            {"chunks_evicted_full_disk", evicted_for(EvictionReason::kFullDisk)},
             {"temporaries_removed", temporaries_removed_},
             {"store_bytes_used", space_.used()},
             {"store_capacity", limits_.capacity}};
@@ -79,6 +83,10 @@ class Housekeeper::Worker final : public TreeVisitor {
 
  private:
   // ---- Any thread
+
+  [[nodiscard]] std::uint64_t evicted_for(EvictionReason reason) const {
+    return evicted_for_[static_cast<std::size_t>(reason)];
+  }
 
   void attend() {
     {
@@ -191,10 +199,12 @@ class Housekeeper::Worker final : public TreeVisitor {
       case EvictorLease::Answer::kHeld: break;
     }
     has_lease_ = true;
+    reason_ = EvictionReason::kNone;
     const bool achieved = evict_excess();
     has_lease_ = false;
     lease_.release();
-    space_.made_room();
+    sample();
+    space_.made_room(reason_);
     if (!achieved) pause(options_.sample_interval);
   }
 
@@ -205,23 +215,32 @@ class Housekeeper::Worker final : public TreeVisitor {
 
   // Whether the excess is gone, be it that the scan found none.
   bool evict_excess() {
-    for (;;) {
-      // Others may have evicted, or the estimate was too high: the directory itself decides.
-      sample();
+    sample();
+    space_.begin_pass();
+    std::size_t files_left = options_.files_per_pass;
+    // Others may have evicted, or the estimate was too high: the directory itself decides.
+    while (space_.may_have_excess()) {
       if (!scan(Purpose::kEvict)) return false;
-      std::uint64_t left = space_.excess();
+      const Excess excess = space_.excess();
+      if (excess.bytes == 0) return true;
+      reason_ = excess.reason;
+      std::uint64_t left = excess.bytes;
       std::uint64_t freed_by_this_scan = 0;
       while (left > 0 && !stopping()) {
+        if (files_left == 0) return false;
         const auto candidate = candidates_.take();
         if (!candidate) break;
         const std::uint64_t freed = try_evict(*candidate);
+        if (freed != 0) --files_left;
         freed_by_this_scan += freed;
         left -= std::min(left, freed);
         if (!keep_going()) return false;
       }
       if (left == 0) return true;
       if (stopping() || freed_by_this_scan == 0) return false;
+      sample();
     }
+    return true;
   }
 
   std::uint64_t try_evict(const Candidate& candidate) {
@@ -232,8 +251,9 @@ class Housekeeper::Worker final : public TreeVisitor {
     }
     chunks_evicted_.fetch_add(1, std::memory_order_relaxed);
     bytes_evicted_.fetch_add(candidate.bytes, std::memory_order_relaxed);
+    evicted_for_[static_cast<std::size_t>(reason_)].fetch_add(1, std::memory_order_relaxed);
     space_.evicted(candidate.bytes);
-    return candidate.bytes;
+    return std::max<std::uint64_t>(candidate.bytes, kPageBytes);  // a pass comes to an end
   }
 
   const ChunkPaths paths_;
@@ -245,6 +265,7 @@ class Housekeeper::Worker final : public TreeVisitor {
   Counter failures_{0};
   Counter chunks_evicted_{0};
   Counter bytes_evicted_{0};
+  std::array<Counter, 4> evicted_for_{};  // chunks, by reason
   Counter temporaries_removed_{0};
 
   // The housekeeping thread's alone, up to the blank line.
@@ -252,6 +273,7 @@ class Housekeeper::Worker final : public TreeVisitor {
   Candidates candidates_;
   EvictorLease lease_;
   bool has_lease_ = false;
+  EvictionReason reason_ = EvictionReason::kNone;  // of the pass that is under way
   Purpose purpose_ = Purpose::kCount;
   std::int64_t scan_now_ns_ = 0;
   std::uint64_t scanned_bytes_ = 0;

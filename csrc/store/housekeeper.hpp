@@ -25,7 +25,8 @@ struct HousekeepingOptions {
   std::chrono::milliseconds scan_interval{300'000};  // at least: a scan's own time counts 20 times
   std::chrono::milliseconds lease_expiry{30'000};
   std::chrono::milliseconds stop_timeout{2000};
-  std::size_t candidates = 1 << 18;  // held at once, below 100 bytes each
+  std::size_t candidates = 1 << 18;      // held at once, below 100 bytes each
+  std::size_t files_per_pass = 1 << 18;  // evicted by one pass at most; another may follow
 };
 
 // Owns one thread, which alone touches the disk. What waits for it waits for stop() at most.

@@ -27,6 +27,10 @@ constexpr std::uint64_t kStoresToMakeRoomFor = 16;
 
 constexpr std::chrono::seconds kFirstFullDiskPause{1};
 constexpr std::chrono::minutes kLongestFullDiskPause{5};
+constexpr int kFullDiskPasses = 3;
+
+constexpr std::chrono::minutes kFirstFloorPause{1};
+constexpr std::chrono::minutes kLongestFloorPause{10};
 
 std::uint64_t less(std::uint64_t a, std::uint64_t b) { return a > b ? a - b : 0; }
 
@@ -52,7 +56,11 @@ std::optional<FilesystemSpace> filesystem_space(const std::string& root,
   }
   // Blocks that only root may use count as neither.
   const std::uint64_t used = found.f_blocks - found.f_bfree;
-  return FilesystemSpace{(used + found.f_bavail) * found.f_frsize, found.f_bavail * found.f_frsize};
+  // Some filesystems do not count their files, and say 0 of all.
+  const std::uint64_t names =
+      found.f_files == 0 ? std::numeric_limits<std::uint64_t>::max() : found.f_favail;
+  return FilesystemSpace{(used + found.f_bavail) * found.f_frsize, found.f_bavail * found.f_frsize,
+                         names};
 }
 
 SpaceLedger::SpaceLedger(const SpaceLimits& limits, std::function<void()> attention)
@@ -133,16 +141,19 @@ void SpaceLedger::settle(std::size_t bytes, bool written) {
     own_bytes_ += static_cast<std::int64_t>(bytes);
     own_bytes_of_scan_ += static_cast<std::int64_t>(bytes);
     full_disk_written_ += bytes;
+    full_disk_passes_ = 0;
+    taken_ += bytes;
+    pass_written_ += bytes;
     if (filesystem_) filesystem_->free = less(filesystem_->free, bytes);
     if (!near_limit()) return;
   }
   attention_();
 }
 
-void SpaceLedger::met_full_disk(std::size_t bytes, Clock::time_point now) {
+void SpaceLedger::met_full_disk(std::size_t bytes, bool quota, Clock::time_point now) {
   {
     const std::lock_guard lock(mutex_);
-    if (now < full_disk_again_) return;
+    if (now < full_disk_again_ || full_disk_passes_ >= kFullDiskPasses) return;
     if (full_disk_bytes_ == 0) {
       const bool helped = full_disk_written_ >= full_disk_evicted_ / 2;
       full_disk_pause_ =
@@ -151,6 +162,7 @@ void SpaceLedger::met_full_disk(std::size_t bytes, Clock::time_point now) {
       full_disk_evicted_ = 0;
     }
     full_disk_bytes_ = std::max(full_disk_bytes_, bytes);
+    full_disk_is_quota_ = full_disk_is_quota_ || quota;
   }
   attention_();
 }
@@ -159,6 +171,10 @@ void SpaceLedger::saw_filesystem(const FilesystemSpace& space) {
   const std::lock_guard lock(mutex_);
   filesystem_ = space;
   unseen_ = 0;
+  if (space.free >= floor_start_of(floor_bytes())) {
+    floor_pause_ = {};
+    floor_again_ = {};
+  }
 }
 
 void SpaceLedger::begin_scan() {
@@ -169,8 +185,13 @@ void SpaceLedger::begin_scan() {
 
 void SpaceLedger::end_scan(std::uint64_t used, bool complete) {
   const std::lock_guard lock(mutex_);
-  // What a scan could not see may still be there.
-  scanned_bytes_ = complete ? used : std::max(used, estimate());
+  if (!complete) {
+    // What it could not see may still be there. What we stored meanwhile is not in scanned_bytes_.
+    used = std::max(
+        less(used, static_cast<std::uint64_t>(std::max<std::int64_t>(own_bytes_of_scan_, 0))),
+        plus(known(), -own_bytes_of_scan_));
+  }
+  scanned_bytes_ = used;
   scanned_ = true;
   own_bytes_ = own_bytes_of_scan_;
   free_at_scan_ = free_at_scan_begin_;
@@ -180,6 +201,7 @@ void SpaceLedger::evicted(std::uint64_t bytes) {
   const std::lock_guard lock(mutex_);
   own_bytes_ -= static_cast<std::int64_t>(bytes);
   own_bytes_of_scan_ -= static_cast<std::int64_t>(bytes);
+  taken_ = less(taken_, bytes);
   if (full_disk_bytes_ != 0) full_disk_evicted_ += bytes;
   // Some filesystems give the space back a moment later.
   if (filesystem_) filesystem_->free += bytes;
@@ -194,37 +216,61 @@ std::uint64_t SpaceLedger::excess_over_capacity(std::uint64_t used) const {
   return less(used, goal);
 }
 
-std::uint64_t SpaceLedger::excess_over_floor() const {
+std::uint64_t SpaceLedger::excess_over_floor(Clock::time_point now) const {
   const std::uint64_t floor = floor_bytes();
-  if (floor == 0) return 0;
+  if (floor == 0 || now < floor_again_) return 0;
   const std::uint64_t free = free_estimate();
   const bool refused = refused_bytes_ != 0 && free < floor + refused_bytes_;
   if (free >= floor_start_of(floor) && !refused) return 0;
-  return less(std::max(floor_end_of(floor), floor + refused_bytes_), free);
+  return std::min(taken_, less(std::max(floor_end_of(floor), floor + refused_bytes_), free));
 }
 
 std::uint64_t SpaceLedger::excess_for_full_disk() const {
-  if (full_disk_bytes_ == 0) return 0;
-  return std::max<std::uint64_t>(kStoresToMakeRoomFor * full_disk_bytes_, known() / 20);
+  return kStoresToMakeRoomFor * full_disk_bytes_;
 }
 
-bool SpaceLedger::may_have_excess() const {
+bool SpaceLedger::may_have_excess(Clock::time_point now) const {
   const std::lock_guard lock(mutex_);
-  return excess_over_capacity(estimate()) > 0 || excess_over_floor() > 0 ||
+  return excess_over_capacity(estimate()) > 0 || excess_over_floor(now) > 0 ||
          excess_for_full_disk() > 0;
 }
 
-std::uint64_t SpaceLedger::excess() const {
+void SpaceLedger::begin_pass() {
   const std::lock_guard lock(mutex_);
-  return std::max(
-      {excess_over_capacity(known() + reserved_), excess_over_floor(), excess_for_full_disk()});
+  pass_written_ = 0;
+  if (!filesystem_) return;
+  pass_free_ = filesystem_->free;
+  if (!full_disk_is_quota_ && free_estimate() >= excess_for_full_disk() &&
+      filesystem_->names_free >= kStoresToMakeRoomFor) {
+    full_disk_bytes_ = 0;
+  }
 }
 
-void SpaceLedger::made_room(Clock::time_point now) {
+Excess SpaceLedger::excess(Clock::time_point now) const {
+  const std::lock_guard lock(mutex_);
+  Excess most;
+  for (const Excess one :
+       {Excess{excess_over_capacity(known() + reserved_), EvictionReason::kCapacity},
+        Excess{excess_over_floor(now), EvictionReason::kFloor},
+        Excess{excess_for_full_disk(), EvictionReason::kFullDisk}}) {
+    if (one.bytes > most.bytes) most = one;
+  }
+  return most;
+}
+
+void SpaceLedger::made_room(EvictionReason reason, Clock::time_point now) {
   const std::lock_guard lock(mutex_);
   refused_bytes_ = 0;
+  if (reason == EvictionReason::kFloor && filesystem_ &&
+      filesystem_->free + pass_written_ <= pass_free_) {
+    floor_pause_ =
+        std::clamp<Clock::duration>(2 * floor_pause_, kFirstFloorPause, kLongestFloorPause);
+    floor_again_ = now + floor_pause_;
+  }
   if (full_disk_bytes_ == 0) return;
   full_disk_bytes_ = 0;
+  full_disk_is_quota_ = false;
+  ++full_disk_passes_;
   full_disk_again_ = now + full_disk_pause_;
   full_disk_written_ = 0;
 }

@@ -17,6 +17,7 @@ namespace lmkv {
 struct FilesystemSpace {
   std::uint64_t total = 0;
   std::uint64_t free = 0;
+  std::uint64_t names_free = ~std::uint64_t{0};  // files that may still be made
 };
 
 // Of the filesystem under `root`, which must be `expected`: where a mount has vanished its mount
@@ -32,6 +33,13 @@ struct SpaceLimits {
   std::uint64_t unseen = std::uint64_t{1} << 62;
 };
 
+enum class EvictionReason { kNone, kCapacity, kFloor, kFullDisk };
+
+struct Excess {
+  std::uint64_t bytes = 0;
+  EvictionReason reason = EvictionReason::kNone;  // of the limit that asks for most
+};
+
 // The ledger of one engine. What is used is what the last scan found and what changed since then:
 // our own stores, or by how much the filesystem's free space shrank, whichever is more, because
 // the latter has the stores of other processes in it. It errs on the side of more used, and the
@@ -39,6 +47,9 @@ struct SpaceLimits {
 //
 // Eviction starts a little below a limit (97.5 % of the capacity, 105 % of the floor) and goes on
 // to 95 % and 110 %, so that stores need not wait for it; no store is admitted above a limit.
+//
+// The floor takes back no more than this engine has stored and not evicted since it started: a disk
+// that others fill would otherwise cost the whole cache, and they would fill what it leaves.
 //
 // Thread-safe. Nothing here touches the disk; `attention` is called, outside the lock, when there
 // may be something to evict or the free space should be looked at again.
@@ -56,10 +67,11 @@ class SpaceLedger {
   [[nodiscard]] bool try_reserve(std::size_t bytes);
   // A reserved store ended.
   void settle(std::size_t bytes, bool written);
-  // A store of `bytes` met ENOSPC or EDQUOT, whatever the ledger says. Something is evicted for it,
-  // but less and less often where that does not help: a directory that takes no more names says
-  // the same, and the cache is not to be emptied for it.
-  void met_full_disk(std::size_t bytes, Clock::time_point now = Clock::now());
+  // A store of `bytes` met ENOSPC or (`quota`) EDQUOT, whatever the ledger says. Something is
+  // evicted for it, but less and less often where that does not help, and not a fourth time before
+  // a store succeeds: a directory that takes no more names says the same, and the cache is not to
+  // be emptied for it.
+  void met_full_disk(std::size_t bytes, bool quota = false, Clock::time_point now = Clock::now());
 
   // The housekeeping thread's.
   void saw_filesystem(const FilesystemSpace& space);
@@ -67,11 +79,17 @@ class SpaceLedger {
   void end_scan(std::uint64_t used, bool complete);
   void evicted(std::uint64_t bytes);
   // Whether eviction should start, by the estimate: a scan has to confirm it.
-  [[nodiscard]] bool may_have_excess() const;
-  // Bytes to evict, by what is known for certain: nothing is evicted because others used the disk.
-  [[nodiscard]] std::uint64_t excess() const;
-  // What was refused until now has been seen to, as far as possible.
-  void made_room(Clock::time_point now = Clock::now());
+  [[nodiscard]] bool may_have_excess(Clock::time_point now = Clock::now()) const;
+  // Nobody else evicts, and the filesystem was seen since. What another has already made room for
+  // is not asked for any more.
+  void begin_pass();
+  // To evict, by what is known for certain: nothing is evicted because others used the disk.
+  [[nodiscard]] Excess excess(Clock::time_point now = Clock::now()) const;
+  // The pass is over, and the filesystem was seen since: what was refused until now has been seen
+  // to, as far as possible. One for the floor that freed nothing is not repeated for a minute, then
+  // two, up to ten: space that snapshots or open files hold comes back late or never.
+  void made_room(EvictionReason reason = EvictionReason::kNone,
+                 Clock::time_point now = Clock::now());
 
   // What is known for certain: the last scan's, and our own changes since.
   [[nodiscard]] std::uint64_t used() const;
@@ -88,7 +106,7 @@ class SpaceLedger {
   [[nodiscard]] bool near_limit() const;
   [[nodiscard]] std::uint64_t left() const;
   [[nodiscard]] std::uint64_t excess_over_capacity(std::uint64_t used) const;
-  [[nodiscard]] std::uint64_t excess_over_floor() const;
+  [[nodiscard]] std::uint64_t excess_over_floor(Clock::time_point now) const;
   [[nodiscard]] std::uint64_t excess_for_full_disk() const;
 
   const SpaceLimits limits_;
@@ -106,10 +124,17 @@ class SpaceLedger {
   std::optional<std::uint64_t> free_at_scan_begin_;
   std::size_t refused_bytes_ = 0;      // the largest store refused since made_room()
   std::size_t full_disk_bytes_ = 0;    // the same of met_full_disk()
+  bool full_disk_is_quota_ = false;    // one of these: the free space says nothing
+  int full_disk_passes_ = 0;           // since a store succeeded
   Clock::time_point full_disk_again_;  // not heard of before that
   Clock::duration full_disk_pause_{0};
   std::uint64_t full_disk_evicted_ = 0;  // for the last one
   std::uint64_t full_disk_written_ = 0;  // since then
+  std::uint64_t taken_ = 0;              // by our stores since the start, less what we evicted
+  std::uint64_t pass_free_ = 0;          // when the pass began
+  std::uint64_t pass_written_ = 0;       // since then
+  Clock::time_point floor_again_;        // nothing is evicted for the floor before that
+  Clock::duration floor_pause_{0};
 };
 
 }  // namespace lmkv

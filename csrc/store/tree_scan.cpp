@@ -8,6 +8,7 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <ctime>
 #include <memory>
 #include <optional>
 
@@ -60,8 +61,18 @@ std::int64_t nanoseconds(const timespec& time) {
   return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
 }
 
+std::int64_t system_now_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  return nanoseconds(now);
+}
+
 // Gone between two looks at it, or not what its name says: nothing that a scan could count.
-bool is_nothing(int error) { return error == ENOENT || error == ENOTDIR || error == ELOOP; }
+bool is_nothing(int error) {
+  return error == ENOENT || error == ENOTDIR || error == ELOOP || error == ESTALE;
+}
+
+constexpr std::int64_t kSettlesNs = 30'000'000'000;  // how long a filesystem may allocate late
 
 class Walk {
  public:
@@ -167,6 +178,13 @@ ScanOutcome scan_tree(const std::string& root, TreeVisitor& visitor) {
   return Walk(visitor).run(root);
 }
 
+std::uint64_t space_of(std::uint64_t allocated, std::uint64_t size, std::int64_t changed_ns,
+                       std::int64_t now_ns) {
+  const bool says_nothing = allocated == 0;
+  const bool may_be_late = allocated < size && changed_ns > now_ns - kSettlesNs;
+  return says_nothing || may_be_late ? size : allocated;
+}
+
 bool read_facts(int directory, const char* name, FileFacts& facts) {
   struct stat status{};
   if (::fstatat(directory, name, &status, AT_SYMLINK_NOFOLLOW) != 0) return false;
@@ -175,9 +193,11 @@ bool read_facts(int directory, const char* name, FileFacts& facts) {
     return false;
   }
   constexpr std::uint64_t kSector = 512;  // of st_blocks, whatever the filesystem's own blocks are
-  facts.bytes = static_cast<std::uint64_t>(status.st_blocks) * kSector;
+  const auto allocated = static_cast<std::uint64_t>(status.st_blocks) * kSector;
   facts.modified_ns = nanoseconds(status.st_mtim);
   facts.changed_ns = nanoseconds(status.st_ctim);
+  facts.bytes = space_of(allocated, static_cast<std::uint64_t>(status.st_size), facts.changed_ns,
+                         system_now_ns());
   return true;
 }
 

@@ -17,7 +17,7 @@
 namespace lmkv {
 
 struct FileFacts {
-  std::uint64_t bytes = 0;       // allocated on the filesystem, not the size
+  std::uint64_t bytes = 0;       // see space_of()
   std::int64_t modified_ns = 0;  // since the epoch
   std::int64_t changed_ns = 0;   // by the filesystem's own clock
 };
@@ -55,6 +55,11 @@ enum class ScanOutcome {
 [[nodiscard]] UniqueFd open_chunk_directory(const std::string& root, const RankName& rank,
                                             const ChunkKey& key);
 [[nodiscard]] std::string chunk_file_name(const ChunkKey& key);
+
+// What a file counts as: what is allocated, or its size where the filesystem does not say (some
+// FUSE and object filesystems) or may not have allocated all of it yet.
+[[nodiscard]] std::uint64_t space_of(std::uint64_t allocated, std::uint64_t size,
+                                     std::int64_t changed_ns, std::int64_t now_ns);
 
 // Facts of the regular file `name`; false if there is none, with errno 0 for what is no file.
 [[nodiscard]] bool read_facts(int directory, const char* name, FileFacts& facts);

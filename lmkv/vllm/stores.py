@@ -1,8 +1,10 @@
 """What to store and when: plans each step's stores and keeps their source blocks alive."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -14,6 +16,17 @@ from lmkv.vllm.metadata import StepReport, Store, Use
 
 # Chunks remembered as being in the directory: about 100 bytes each.
 KNOWN_CHUNKS = 1 << 17
+
+# How long that is believed: others evict, and a head that went while vLLM's own cache held it is
+# to be stored again, or what is stored behind it is of no use.
+KNOWN_SECONDS = 60.0
+
+
+class _Known(NamedTuple):
+    """A chunk that was in the directory."""
+
+    until: float  # of the planner's clock; then the directory is to be asked again
+    tick: int = 0  # the last in which it was said to be used
 
 
 @dataclass(slots=True)
@@ -45,6 +58,7 @@ class StorePlanner:
         tails: bool,
         generated: bool,
         unverified_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``unverified_tokens``: tokens at a request's end whose KV a later step may rewrite."""
         self._pool = pool
@@ -56,8 +70,8 @@ class StorePlanner:
         self._generated = generated
         self._unverified_tokens = unverified_tokens
         self._requests: dict[str, _Progress] = {}
-        # With the last tick in which each was said to be used.
-        self._known: OrderedDict[bytes, int] = OrderedDict()
+        self._clock = clock
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
         # Used while being stored: said when the file is there.
         self._used_early: dict[bytes, tuple[int, float]] = {}
         self._uses: list[Use] = []
@@ -89,9 +103,11 @@ class StorePlanner:
         self._requests.pop(request_id, None)
 
     def know(self, keys: Iterable[bytes]) -> None:
-        """``keys`` are in the directory: do not store them."""
+        """``keys`` are in the directory: do not store them for the next minute."""
+        until = self._clock() + KNOWN_SECONDS
         for key in keys:
-            self._known.setdefault(key, 0)
+            known = self._known.get(key)
+            self._known[key] = _Known(until, known.tick if known else 0)
             self._known.move_to_end(key)
         while len(self._known) > KNOWN_CHUNKS:
             self._known.popitem(last=False)
@@ -202,10 +218,11 @@ class StorePlanner:
             self._used_early[key] = begin, used_at
             return
         tick = int(used_at // USE_TICK_SECONDS)
-        if self._known.get(key, 0) >= tick:
-            return
-        if key in self._known:
-            self._known[key] = tick
+        known = self._known.get(key)
+        if known is not None:
+            if known.tick >= tick:
+                return
+            self._known[key] = known._replace(tick=tick)
         if not self._uses or self._uses[-1].used_at != used_at:
             self._uses.append(Use([], used_at))
         self._uses[-1].chunks.append((key, begin * self._block_tokens))
@@ -225,7 +242,10 @@ class StorePlanner:
         return uses
 
     def _is_stored(self, key: bytes) -> bool:
-        return key in self._known or key in self._storing_keys
+        if key in self._storing_keys:
+            return True
+        known = self._known.get(key)
+        return known is not None and self._clock() < known.until
 
     def settle(self, report: StepReport) -> list[bytes]:
         """Take in what the workers report; returns the keys that were stored by all ranks."""

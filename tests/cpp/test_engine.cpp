@@ -633,11 +633,11 @@ TEST_P(EngineTest, AFillOfManyTimesTheCapacityStaysBelowItAndLosesNothingElse) {
   EXPECT_LE(stats.at("store_bytes_used"), options.capacity);
 }
 
-TEST_P(EngineTest, AWriteThatMeetsAFullDiskFailsAndMakesRoom) {
+TEST_P(EngineTest, AWriteThatMeetsAQuotaFailsAndMakesRoom) {
   options.housekeeping.spared = 0ms;
   std::atomic<bool> full{false};
   start([&](Operation& op) -> std::optional<int> {
-    return full && op.kind == OperationKind::kAllocate ? std::optional(-ENOSPC) : std::nullopt;
+    return full && op.kind == OperationKind::kAllocate ? std::optional(-EDQUOT) : std::nullopt;
   });
   for (std::uint64_t k = 1; k <= 20; ++k) store(k, ids({1, 2, 3, 4}));
   full = true;

@@ -1,4 +1,6 @@
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <thread>
 
@@ -126,9 +128,9 @@ TEST_F(HousekeeperTest, FilesOfOtherProcessesAreSeenByTheNextScan) {
 }
 
 TEST_F(HousekeeperTest, WhatWasTouchedAMomentAgoIsSparedThoughItsStampIsTheOldest) {
-  options.spared = 1500ms;
+  options.spared = 10s;
   put(1, 110);
-  std::this_thread::sleep_for(1600ms);
+  std::this_thread::sleep_for(10100ms);
   ChunkTree::set_used(tree.paths().chunk(ChunkTree::key(110)), 500h);
   start(100);
   ASSERT_TRUE(eventually([&] { return present(110) == 95; }));
@@ -150,19 +152,69 @@ TEST_F(HousekeeperTest, AFullDiskMakesRoomWithoutALimit) {
   put(1, 40);
   start(0);
   ASSERT_TRUE(passes(1));
-  keeper->space().met_full_disk(kChunk);
+  keeper->space().met_full_disk(kChunk, true);
   EXPECT_TRUE(eventually([&] { return present(40) == 24; }));
+  EXPECT_TRUE(eventually([&] { return stat("chunks_evicted_full_disk") == 16; }));
 }
 
-TEST_F(HousekeeperTest, TheFloorOfTheFilesystemIsKeptByEvicting) {
-  // Whatever this filesystem has free is below its floor: everything of ours goes, and no more.
-  limits.free_space_floor = 0.999;
-  const std::string foreign = tree.put_file(tree.root() + "/precious", kChunk, 9999h);
+TEST_F(HousekeeperTest, AFullDiskThatHasRoomAgainCostsNothing) {
+  put(1, 40);
+  start(0);
+  ASSERT_TRUE(passes(1));
+  keeper->space().met_full_disk(kChunk);  // another rank's pass has helped by now
+  EXPECT_TRUE(eventually([&] { return !keeper->space().may_have_excess(); }));
+  EXPECT_EQ(present(40), 40U);
+}
+
+TEST_F(HousekeeperTest, TheFloorCostsWhatThisEngineStoredAndNoMore) {
+  // A little above the floor, so that eviction is due at once and stores are still admitted.
+  const auto space =
+      filesystem_space(tree.root(), probe_root(tree.root(), DirectIoChoice::kOff).id);
+  ASSERT_TRUE(space);
+  limits.free_space_floor =
+      0.98 * static_cast<double>(space->free) / static_cast<double>(space->total);
   put(1, 10);
   start(0);
-  EXPECT_TRUE(eventually([&] { return present(10) == 0; }));
-  EXPECT_FALSE(keeper->space().has_room(kChunk));
-  EXPECT_TRUE(std::filesystem::exists(foreign));
+  ASSERT_TRUE(passes(1));
+  std::this_thread::sleep_for(100ms);  // some looks at the free space
+  EXPECT_EQ(present(10), 10U);
+  ASSERT_TRUE(keeper->space().try_reserve(3 * kChunk));
+  keeper->space().settle(3 * kChunk, true);
+  EXPECT_TRUE(eventually([&] { return stat("chunks_evicted_floor") == 3; }));
+  EXPECT_EQ(present(10), 7U);
+  EXPECT_EQ(stat("chunks_evicted"), 3U);
+}
+
+TEST_F(HousekeeperTest, APassEndsAfterSoManyFiles) {
+  put(1, 110);
+  options.files_per_pass = 4;
+  options.sample_interval = 1h;  // the pause between passes, too
+  start(100);
+  ASSERT_TRUE(passes(1));
+  keeper->space().met_full_disk(kPageBytes);  // looks at once
+  EXPECT_TRUE(eventually([&] { return stat("chunks_evicted") == 4; }));
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(stat("chunks_evicted_capacity"), 4U);
+  EXPECT_EQ(present(110), 106U);
+}
+
+TEST_F(HousekeeperTest, WhatCannotBeReadIsNotFilledWithTheBytesOfOthers) {
+  if (::geteuid() == 0) GTEST_SKIP() << "root may read everything";
+  put(1, 10);
+  options.scan_interval = 10ms;
+  start(100'000);
+  ASSERT_TRUE(passes(1));
+  ASSERT_EQ(stat("store_bytes_used"), 10 * kChunk);
+  const std::string hidden =
+      std::filesystem::path(tree.paths().chunk(ChunkTree::key(3))).parent_path();
+  ASSERT_EQ(::chmod(hidden.c_str(), 0), 0);
+  const std::string neighbour = tree.put_file(tree.root() + "/neighbour", 500 * kChunk);
+  ASSERT_TRUE(passes(stat("housekeeping_passes") + 2));
+  std::filesystem::remove(neighbour);
+  ASSERT_TRUE(passes(stat("housekeeping_passes") + 2));
+  EXPECT_GT(stat("housekeeping_failures"), 1U);
+  EXPECT_EQ(stat("store_bytes_used"), 10 * kChunk);
+  ASSERT_EQ(::chmod(hidden.c_str(), 0700), 0);
 }
 
 TEST_F(HousekeeperTest, TwoOverOneRootDoNotEvictTwice) {

@@ -61,13 +61,6 @@ TEST_F(TreeScanTest, EveryNamespaceRankAndTemporaryIsCountedByItsBlocks) {
                                    "/r7/" + ChunkTree::key(2).hex()));
 }
 
-TEST_F(TreeScanTest, ASparseFileCountsWhatItTakesAndNotItsSize) {
-  const std::string path = tree.put(1, kPageBytes, 0s);
-  std::filesystem::resize_file(path, 1 << 30);
-  EXPECT_EQ(scan(), ScanOutcome::kComplete);
-  EXPECT_EQ(seen.bytes, kPageBytes);
-}
-
 TEST_F(TreeScanTest, WhatIsNotOursByNameIsNeitherCountedNorShown) {
   const std::string ours = tree.put(1, kPageBytes, 0s);
   const std::string hex = ChunkTree::key(1).hex();
@@ -158,6 +151,24 @@ TEST_F(TreeScanTest, NoDescriptorIsLeftOpen) {
   seen.steps_left = 10;
   EXPECT_EQ(scan_tree(tree.root(), seen), ScanOutcome::kStopped);
   EXPECT_EQ(test::open_descriptors(), before);
+}
+
+TEST_F(TreeScanTest, AFileTakesWhatIsAllocatedOrItsSizeWhereThatIsNotKnown) {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  constexpr std::int64_t now = 1000 * kSecond;
+  EXPECT_EQ(space_of(0, 5000, 0, now), 5000U);  // the filesystem does not say
+  EXPECT_EQ(space_of(8192, 5000, now, now), 8192U);
+  EXPECT_EQ(space_of(4096, 5000, 0, now), 4096U);                   // compressed
+  EXPECT_EQ(space_of(4096, 5000, now - 29 * kSecond, now), 5000U);  // not yet allocated
+  EXPECT_EQ(space_of(4096, 5000, now - 31 * kSecond, now), 4096U);
+}
+
+TEST_F(TreeScanTest, TheSizeOfAFileWithoutBlocksCounts) {
+  const std::string path = tree.put(1, kPageBytes, 0s);
+  std::filesystem::resize_file(path, 0);
+  std::filesystem::resize_file(path, 10 * kPageBytes);  // a hole
+  EXPECT_EQ(scan(), ScanOutcome::kComplete);
+  EXPECT_EQ(seen.bytes, 10 * kPageBytes);
 }
 
 TEST_F(TreeScanTest, TemporaryNamesAreThoseOfWritersAndProbes) {

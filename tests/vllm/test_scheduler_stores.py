@@ -8,7 +8,7 @@ from vllm.v1.request import RequestStatus
 
 from lmkv._C import USE_TICK_SECONDS
 from lmkv.vllm.metadata import StepReport
-from lmkv.vllm.stores import StorePlanner
+from lmkv.vllm.stores import KNOWN_SECONDS, StorePlanner
 
 
 @pytest.fixture
@@ -113,6 +113,25 @@ def test_what_vanished_from_the_directory_is_stored_again(engine, root):
     chunk_file(root, key_of(request, 2 * PER_CHUNK)).unlink()  # evicted by another engine
     engine.request("b", 2 * CHUNK + 1)
     assert [store.key for store in stores_of(engine.run())] == [key_of(request, 2 * PER_CHUNK)]
+
+
+def test_a_head_evicted_under_a_local_hit_is_stored_again_when_a_minute_is_over(
+    engine, root, monkeypatch
+):
+    now = 1000.0
+    monkeypatch.setattr(engine.side._stores, "_clock", lambda: now)
+    head = key_of(engine.request("a", 2 * CHUNK + 1), PER_CHUNK)
+    assert len(stores_of(engine.run())) == 2
+    chunk_file(root, head).unlink()  # evicted by another engine
+    now += KNOWN_SECONDS - 1
+    engine.request("b", 2 * CHUNK + 1)
+    assert stores_of(engine.run()) == []
+    now += 1
+    engine.request("c", 2 * CHUNK + 1)
+    assert [store.key for store in stores_of(engine.run())] == [head]
+    engine.request("d", 2 * CHUNK + 1)
+    assert stores_of(engine.run()) == []
+    engine.assert_at_rest()
 
 
 def test_blocks_are_held_until_they_are_gathered(engine):
