@@ -270,7 +270,9 @@ void SpaceLedger::made_room(EvictionReason reason, Clock::time_point now) {
   if (full_disk_bytes_ == 0) return;
   full_disk_bytes_ = 0;
   full_disk_is_quota_ = false;
-  ++full_disk_passes_;
+  // What found nothing to evict (all of it was used a moment ago, say) has done no harm to stop
+  // for.
+  if (full_disk_evicted_ > 0) ++full_disk_passes_;
   full_disk_again_ = now + full_disk_pause_;
   full_disk_written_ = 0;
 }

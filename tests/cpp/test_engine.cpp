@@ -630,7 +630,8 @@ TEST_P(EngineTest, AFillOfManyTimesTheCapacityStaysBelowItAndLosesNothingElse) {
   EXPECT_GE(stats.at("chunks_stored"), 40U);
   EXPECT_EQ(stats.at("stores_failed"), 0U);
   EXPECT_GE(stats.at("chunks_evicted"), stats.at("chunks_stored") - 10);
-  EXPECT_LE(stats.at("store_bytes_used"), options.capacity);
+  // A file that is written during a scan may be counted twice until the next.
+  EXPECT_LE(stats.at("store_bytes_used"), options.capacity + slab);
 }
 
 TEST_P(EngineTest, AWriteThatMeetsAQuotaFailsAndMakesRoom) {
