@@ -1,0 +1,46 @@
+"""``lmkv bench io``: real files, real fio, small."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+COMMAND = "from lmkv.cli import app; app()"
+
+
+def run(*words: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(path for path in sys.path if path)
+    environment = os.environ | {"PYTHONPATH": path} | variables
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, "bench", "io", *words],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+
+
+def test_it_measures_both_ways_and_leaves_nothing(tmp_path: Path) -> None:
+    done = run(
+        "--path", tmp_path, "--chunk-mib", "1", "--chunk-mib", "6", "--gigabytes", "0.03",
+        "--rounds", "2", "--json", "-",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result["by_chunk_mib"]) == {"1", "6"}
+    for row in result["by_chunk_mib"].values():
+        assert row["cpu_s_per_gb"] > 0
+        for way in ("store", "load"):
+            low, high = row[way]["gbps_range"]
+            assert 0 < low <= row[way]["gbps"] <= high
+            assert row[way]["fio_gbps"] > 0
+            assert row[way]["ratio"] > 0
+    # The headline is that of the larger chunks.
+    assert result["store"] == result["by_chunk_mib"]["6"]["store"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_fio_it_says_what_to_install(tmp_path: Path) -> None:
+    done = run("--path", tmp_path, PATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "install the package fio" in done.stderr
