@@ -21,13 +21,13 @@ class CudaHealth {
     const std::lock_guard lock(mutex_);
     return reason_;
   }
-  // After `error`: finds out whether it was the end. Device's threads only.
-  void examine(cudaError_t error, cudaStream_t stream) {
+  // After an error: finds out whether it was the end. Device's threads only.
+  void examine(cudaStream_t stream) {
     static_cast<void>(cudaGetLastError());  // an error that is not sticky is forgotten by this
     const cudaError_t now = cudaStreamQuery(stream);
     if (now == cudaSuccess || now == cudaErrorNotReady) return;
     const std::lock_guard lock(mutex_);
-    if (reason_.empty()) reason_ = describe(error, "the GPU's context is lost");
+    if (reason_.empty()) reason_ = describe(now, "the GPU's context is lost");
     lost_.store(true, std::memory_order_release);
   }
 

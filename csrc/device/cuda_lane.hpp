@@ -116,7 +116,7 @@ class CudaLane {
     if (error == cudaSuccess && exception.empty()) return Status::ok();
     path_->drain();
     if (!exception.empty()) return Status::device(std::move(exception));
-    health_.examine(error, path_->last_stream());
+    health_.examine(path_->last_stream());
     return to_status(error, "transfer");
   }
 
@@ -147,7 +147,7 @@ class CudaLane {
   [[nodiscard]] Status outcome_of(const InFlight& entry) {
     if (!entry.started.is_ok()) return entry.started;
     const cudaError_t error = cudaEventSynchronize(entry.done->get());
-    if (error != cudaSuccess) health_.examine(error, path_->last_stream());
+    if (error != cudaSuccess) health_.examine(path_->last_stream());
     return to_status(error, "transfer");
   }
 

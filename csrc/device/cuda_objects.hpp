@@ -34,8 +34,9 @@ inline void require(cudaError_t error, const char* what) {
 // the device anyway.
 class OnDevice {
  public:
-  explicit OnDevice(int ordinal) : error_(cudaGetDevice(&before_)), changed_(before_ != ordinal) {
-    if (error_ == cudaSuccess && changed_) error_ = cudaSetDevice(ordinal);
+  explicit OnDevice(int ordinal)
+      : error_(cudaGetDevice(&before_)), changed_(error_ == cudaSuccess && before_ != ordinal) {
+    if (changed_) error_ = cudaSetDevice(ordinal);
   }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
