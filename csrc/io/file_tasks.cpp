@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "common/posix.hpp"
 #include "io/file_task.hpp"
 
 namespace lmkv {
@@ -58,9 +59,6 @@ Operation stat_operation(const std::string& path, struct statx& status) {
   op.status = &status;
   return op;
 }
-
-// A name that is gone, a parent that is gone, or an NFS handle whose file is gone.
-bool is_gone(int error) { return error == ENOENT || error == ENOTDIR || error == ESTALE; }
 
 // A bad sector, or a filesystem whose own checksum fails: it would fail the next time as well.
 bool is_damaged(int error) { return error == EIO || error == EBADMSG || error == EUCLEAN; }

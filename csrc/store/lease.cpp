@@ -10,15 +10,13 @@
 #include <filesystem>
 #include <utility>
 
+#include "common/posix.hpp"
+
 namespace lmkv {
 namespace {
 
 constexpr int kFlags = O_NOFOLLOW | O_CLOEXEC;
 constexpr std::size_t kTextBytes = 512;  // longer than a host's name and three numbers
-
-std::int64_t nanoseconds(const timespec& time) {
-  return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
-}
 
 std::string text_of(int descriptor) {
   std::array<char, kTextBytes> buffer{};

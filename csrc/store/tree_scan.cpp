@@ -8,9 +8,10 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
-#include <ctime>
 #include <memory>
 #include <optional>
+
+#include "common/posix.hpp"
 
 namespace lmkv {
 namespace {
@@ -55,21 +56,6 @@ std::optional<ChunkKey> key_of(std::string_view name, std::string_view fan_out) 
     key.bytes[i] = static_cast<std::uint8_t>(nibble(hex[2 * i]) << 4 | nibble(hex[2 * i + 1]));
   }
   return key;
-}
-
-std::int64_t nanoseconds(const timespec& time) {
-  return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
-}
-
-std::int64_t system_now_ns() {
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  return nanoseconds(now);
-}
-
-// Gone between two looks at it, or not what its name says: nothing that a scan could count.
-bool is_nothing(int error) {
-  return error == ENOENT || error == ENOTDIR || error == ELOOP || error == ESTALE;
 }
 
 constexpr std::int64_t kSettlesNs = 30'000'000'000;  // how long a filesystem may allocate late
@@ -129,14 +115,20 @@ class Walk {
 
   bool look(int directory, const char* name, FileFacts& facts) {
     if (read_facts(directory, name, facts)) return true;
-    if (errno != 0 && !is_nothing(errno)) failed_ = true;
+    if (errno != 0 && !is_gone(errno)) failed_ = true;
     return false;
   }
 
+  // A link in a directory's place is not followed, but stores would: what it leads to is not seen.
   UniqueFd open_below(int parent, const char* name) {
     UniqueFd opened(::openat(parent, name, kDirectoryFlags));
-    if (opened.get() < 0 && !is_nothing(errno)) failed_ = true;
+    if (opened.get() < 0 && (!is_gone(errno) || is_link(parent, name))) failed_ = true;
     return opened;
+  }
+
+  static bool is_link(int parent, const char* name) {
+    struct stat status{};
+    return ::fstatat(parent, name, &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(status.st_mode);
   }
 
   template <typename F>
@@ -159,7 +151,7 @@ class Walk {
       errno = 0;
       const dirent* const entry = ::readdir(stream.get());
       if (entry == nullptr) {
-        if (errno != 0 && !is_nothing(errno)) failed_ = true;
+        if (errno != 0 && !is_gone(errno)) failed_ = true;
         return;
       }
       visit(directory.get(), entry->d_name);

@@ -109,8 +109,15 @@ TEST_F(TreeScanTest, SymbolicLinksAreNotFollowedButForTheRootItself) {
   std::string beside = ChunkTree::key(1).hex();
   beside[63] = beside[63] == '0' ? '1' : '0';
   fs::create_symlink(target, rank_directory() + "/" + beside.substr(0, 3) + "/" + beside + ".kv");
-  EXPECT_EQ(scan(), ScanOutcome::kComplete);
+  EXPECT_EQ(scan(), ScanOutcome::kIncomplete);
   EXPECT_EQ(seen.chunks.size(), 1U);
+  for (const std::string& link : {tree.root() + "/v1/" + name2, rank_directory() + "/../r1"}) {
+    fs::remove(link);
+    EXPECT_EQ(scan(), ScanOutcome::kIncomplete);
+  }
+  // The link in a file's place is nothing: stores replace it.
+  fs::remove(rank_directory() + "/" + hex.substr(0, 3));
+  EXPECT_EQ(scan(), ScanOutcome::kComplete);
 
   const test::TemporaryDirectory links;
   fs::create_directory_symlink(tree.root(), links / "root");

@@ -1,0 +1,26 @@
+// What several files read out of the kernel's answers.
+#pragma once
+
+#include <cerrno>
+#include <cstdint>
+#include <ctime>
+
+namespace lmkv {
+
+// Since the epoch.
+[[nodiscard]] inline std::int64_t nanoseconds(const timespec& time) {
+  return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
+}
+
+[[nodiscard]] inline std::int64_t system_now_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  return nanoseconds(now);
+}
+
+// A name that is gone, a parent that is gone, or an NFS handle whose file is gone.
+[[nodiscard]] inline bool is_gone(int error) {
+  return error == ENOENT || error == ENOTDIR || error == ESTALE;
+}
+
+}  // namespace lmkv
