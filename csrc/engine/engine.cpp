@@ -442,6 +442,7 @@ std::map<std::string, std::string> Engine::info() const {
   std::map<std::string, std::string> all = device_->info();
   all["device_failure"] = device_->failure();
   all["filesystem"] = filesystem_;
+  all["last_refusal"] = in_words(housekeeper_->space().last_refusal());
   all["io_engine"] = io_engine_->name();
   all["io_engine_reason"] = io_engine_reason_;
   all["direct_io"] = files_->caching() == Caching::kDirect ? "on" : "off";

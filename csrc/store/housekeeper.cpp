@@ -6,11 +6,13 @@
 #include <array>
 #include <cerrno>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <utility>
 
 #include "common/background_thread.hpp"
+#include "common/posix.hpp"
 #include "store/evictor.hpp"
 #include "store/lease.hpp"
 #include "store/tree_scan.hpp"
@@ -27,11 +29,6 @@ constexpr int kScanShare = 20;
 constexpr int kUrgentScanShare = 5;
 // How long a scan or an eviction goes on without a look at the free space.
 constexpr std::chrono::milliseconds kSampleUnderWay{10};
-
-std::int64_t system_now_ns() {
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
-}
 
 }  // namespace
 
@@ -99,15 +96,33 @@ class Housekeeper::Worker final : public TreeVisitor {
   // ---- The housekeeping thread
 
   void loop() {
-    sample();
-    scan(Purpose::kCount);
-    while (wait()) {
+    attempt([this] {
       sample();
-      if (space_.may_have_excess() && Clock::now() >= not_before_) {
-        make_room();
-      } else if (Clock::now() >= next_scan_) {
-        scan(Purpose::kCount);
-      }
+      scan(Purpose::kCount);
+    });
+    while (wait()) attempt([this] { look_after_it(); });
+  }
+
+  void look_after_it() {
+    sample();
+    if (space_.may_have_excess() && Clock::now() >= not_before_) {
+      make_room();
+    } else if (Clock::now() >= next_scan_) {
+      scan(Purpose::kCount);
+    }
+  }
+
+  // Out of memory, say: a cache that is not kept in order is no reason to end the engine.
+  template <typename F>
+  void attempt(F&& work) {
+    try {
+      work();
+    } catch (const std::exception&) {
+      failures_.fetch_add(1, std::memory_order_relaxed);
+      has_lease_ = false;
+      lease_.release();
+      candidates_.clear();
+      pause(options_.sample_interval);
     }
   }
 

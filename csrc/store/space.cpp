@@ -63,6 +63,16 @@ std::optional<FilesystemSpace> filesystem_space(const std::string& root,
                          names};
 }
 
+std::string_view in_words(Refusal refusal) {
+  switch (refusal) {
+    case Refusal::kNone: return "there is room";
+    case Refusal::kNotCounted: return "what is there is still being counted";
+    case Refusal::kCapacity: return "the directory holds as much as it may";
+    case Refusal::kFloor: return "the disk has no more free than is to stay free";
+  }
+  return "unknown";
+}
+
 SpaceLedger::SpaceLedger(const SpaceLimits& limits, std::function<void()> attention)
     : limits_(limits), attention_(std::move(attention)) {}
 
@@ -84,10 +94,21 @@ std::uint64_t SpaceLedger::floor_bytes() const {
                                     limits_.free_space_floor);
 }
 
-bool SpaceLedger::admits(std::size_t bytes) const {
-  if (limits_.capacity != 0 && (!scanned_ || estimate() + bytes > limits_.capacity)) return false;
+Refusal SpaceLedger::refusal_of(std::size_t bytes) const {
+  if (limits_.capacity != 0) {
+    if (!scanned_) return Refusal::kNotCounted;
+    if (estimate() + bytes > limits_.capacity) return Refusal::kCapacity;
+  }
   const std::uint64_t floor = floor_bytes();
-  return floor == 0 || free_estimate() >= floor + bytes;
+  return floor == 0 || free_estimate() >= floor + bytes ? Refusal::kNone : Refusal::kFloor;
+}
+
+bool SpaceLedger::admits(std::size_t bytes) {
+  const Refusal refusal = refusal_of(bytes);
+  if (refusal == Refusal::kNone) return true;
+  last_refusal_ = refusal;
+  refused_bytes_ = std::max(refused_bytes_, bytes);
+  return false;
 }
 
 bool SpaceLedger::near_limit() const {
@@ -109,7 +130,6 @@ bool SpaceLedger::has_room(std::size_t bytes) {
   {
     const std::lock_guard lock(mutex_);
     if (admits(bytes)) return true;
-    refused_bytes_ = std::max(refused_bytes_, bytes);
   }
   attention_();
   return false;
@@ -120,9 +140,8 @@ bool SpaceLedger::try_reserve(std::size_t bytes) {
   bool look = true;
   {
     const std::lock_guard lock(mutex_);
-    if (!admits(bytes)) {
-      refused_bytes_ = std::max(refused_bytes_, bytes);
-    } else if (unseen_ == 0 || unseen_ + bytes <= std::max(limits_.unseen, left() / 4)) {
+    if (admits(bytes) &&
+        (unseen_ == 0 || unseen_ + bytes <= std::max(limits_.unseen, left() / 4))) {
       reserved_ += bytes;
       unseen_ += bytes;
       admitted = true;
@@ -284,7 +303,12 @@ std::uint64_t SpaceLedger::used() const {
 
 bool SpaceLedger::is_full() const {
   const std::lock_guard lock(mutex_);
-  return !admits(refused_bytes_);
+  return refusal_of(refused_bytes_) != Refusal::kNone;
+}
+
+Refusal SpaceLedger::last_refusal() const {
+  const std::lock_guard lock(mutex_);
+  return last_refusal_;
 }
 
 }  // namespace lmkv

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "io/direct_file.hpp"
 
@@ -32,6 +33,10 @@ struct SpaceLimits {
   // stored meanwhile is not known. Further away it is a quarter of what is left.
   std::uint64_t unseen = std::uint64_t{1} << 62;
 };
+
+// Why a store was refused.
+enum class Refusal { kNone, kNotCounted, kCapacity, kFloor };
+[[nodiscard]] std::string_view in_words(Refusal refusal);
 
 enum class EvictionReason { kNone, kCapacity, kFloor, kFullDisk };
 
@@ -95,6 +100,8 @@ class SpaceLedger {
   [[nodiscard]] std::uint64_t used() const;
   // Whether stores are refused.
   [[nodiscard]] bool is_full() const;
+  // Why the last store that was refused was. For people.
+  [[nodiscard]] Refusal last_refusal() const;
 
  private:
   // All with mutex_ held.
@@ -102,7 +109,8 @@ class SpaceLedger {
   [[nodiscard]] std::uint64_t estimate() const;
   [[nodiscard]] std::uint64_t free_estimate() const;
   [[nodiscard]] std::uint64_t floor_bytes() const;
-  [[nodiscard]] bool admits(std::size_t bytes) const;
+  [[nodiscard]] Refusal refusal_of(std::size_t bytes) const;
+  [[nodiscard]] bool admits(std::size_t bytes);
   [[nodiscard]] bool near_limit() const;
   [[nodiscard]] std::uint64_t left() const;
   [[nodiscard]] std::uint64_t excess_over_capacity(std::uint64_t used) const;
@@ -122,6 +130,7 @@ class SpaceLedger {
   std::optional<FilesystemSpace> filesystem_;  // as last seen, our own changes since then added
   std::optional<std::uint64_t> free_at_scan_;
   std::optional<std::uint64_t> free_at_scan_begin_;
+  Refusal last_refusal_ = Refusal::kNone;
   std::size_t refused_bytes_ = 0;      // the largest store refused since made_room()
   std::size_t full_disk_bytes_ = 0;    // the same of met_full_disk()
   bool full_disk_is_quota_ = false;    // one of these: the free space says nothing

@@ -153,9 +153,7 @@ class WorkerSide:
 
     def _transfer_options(self, device: torch.device) -> TransferOptions:
         """How to copy, with what was measured of this kind of GPU, if anything was."""
-        tuning = None
-        if self._on_cuda and self._config.transfer == "auto":
-            tuning = load_tuning(torch.cuda.get_device_name(device))
+        tuning = load_tuning(torch.cuda.get_device_name(device)) if self._on_cuda else None
         return (tuning or Tuning()).options(self._config.transfer)
 
     def _warn(self, info: Mapping[str, str]) -> None:
@@ -319,15 +317,16 @@ class WorkerSide:
         stats = self._deltas.take(totals)
         dropped = stats is not None and stats.data.get("stores_dropped_full")
         if dropped and self._full_lines.passes():
-            self._say_full(totals)
+            self._say_full(totals, self._engine.info()["last_refusal"])
         return stats
 
-    def _say_full(self, totals: Mapping[str, int]) -> None:
+    def _say_full(self, totals: Mapping[str, int], reason: str) -> None:
         logger.warning(
-            "lmkv: rank %d: %s is full (%s used, capacity %s, %s of the disk to stay free), so "
-            "chunks are not stored until eviction has made room; %d so far",
+            "lmkv: rank %d: chunks are not stored in %s until there is room: %s (%s used, capacity "
+            "%s, %s of the disk to stay free); %d so far",
             self._rank,
             self._config.path,
+            reason,
             format_size(totals["store_bytes_used"]),
             format_size(self._config.capacity) if self._config.capacity else "unlimited",
             f"{self._config.free_space_floor:g} %",

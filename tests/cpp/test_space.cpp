@@ -205,6 +205,11 @@ TEST_F(SpaceTest, ADiskFullForAnotherReasonIsMadeRoomOnButNotForEver) {
 TEST_F(SpaceTest, AfterThreePassesForAFullDiskOnlyASuccessfulStoreAllowsMore) {
   SpaceLedger& space = with_capacity(100 * kMega);
   SpaceLedger::Clock::time_point now{1h};
+  for (int pass = 0; pass < 5; ++pass, now += 1h) {  // everything was spared
+    space.met_full_disk(kMega, false, now);
+    EXPECT_EQ(space.excess().bytes, 16 * kMega);
+    space.made_room(EvictionReason::kFullDisk, now);
+  }
   for (int pass = 0; pass < 3; ++pass, now += 1h) {
     space.met_full_disk(kMega, false, now);
     EXPECT_EQ(space.excess().reason, EvictionReason::kFullDisk);

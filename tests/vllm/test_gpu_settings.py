@@ -48,18 +48,12 @@ def test_a_lost_gpu_is_said_once_and_counted(worker, monkeypatch):
     assert worker.totals["device_lost"] == 1
 
 
-@pytest.mark.parametrize("worker", [{"transfer": "kernel_mapped"}], indirect=True)
-def test_the_setting_goes_to_the_core(worker, monkeypatch):
-    seen = []
-    monkeypatch.setattr(module, "Tuning", lambda: seen.append("default") or Tuning())
-    side = worker.connector.worker_side
-    side._on_cuda = True
-    monkeypatch.setattr(module, "load_tuning", lambda gpu: pytest.fail("a fixed way needs none"))
-    side._transfer_options(torch.device("cuda:0"))
-    assert seen == ["default"]
-
-
-def test_what_was_measured_of_this_gpu_is_used(worker, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("worker", "mode"),
+    [({}, "auto"), ({"transfer": "kernel_mapped"}, "kernel_mapped")],
+    indirect=["worker"],
+)
+def test_the_setting_and_what_was_measured_go_to_the_core(worker, mode, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     measured = Tuning(gather_copy_engine_from=4096)
     save_tuning("Some GPU", measured)
@@ -69,4 +63,4 @@ def test_what_was_measured_of_this_gpu_is_used(worker, monkeypatch, tmp_path):
     side = worker.connector.worker_side
     side._on_cuda = True
     side._transfer_options(torch.device("cuda:0"))
-    assert used[-1] == (measured, "auto")
+    assert used[-1] == (measured, mode)

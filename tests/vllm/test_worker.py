@@ -240,8 +240,8 @@ def test_a_full_directory_drops_stores_and_says_so_once(make, root, lines):
     checked_prompt(engine, "b", [1, *range(PROMPT)])
     assert files(root) == []
     assert engine.worker.totals["stores_dropped_full"] == 8
-    (line,) = [line for line in lines() if "is full" in line]
-    assert f"{root} is full" in line
+    (line,) = [line for line in lines() if "are not stored" in line]
+    assert f"in {root} until there is room: the disk has no more free than is to stay free" in line
     assert "capacity unlimited, 90 %" in line
 
 
