@@ -7,6 +7,7 @@
 #include <new>
 #include <string_view>
 #include <utility>
+#include <variant>
 
 #include "engine/bench_engine.hpp"
 
@@ -91,6 +92,13 @@ std::vector<Segment> segments_from(const std::vector<SegmentTuple>& tuples) {
   return segments;
 }
 
+std::vector<std::string> roots_from(const RootsArgument& root) {
+  if (const auto* one = std::get_if<std::string>(&root)) return {*one};
+  return std::get<std::vector<std::string>>(root);
+}
+
+constexpr int kLongestTimeout = 86'400;
+
 constexpr unsigned kMostThreadBlocks = 1024;  // more than any GPU has room for
 
 UseTime use_time_from(std::optional<double> seconds) {
@@ -140,7 +148,7 @@ std::size_t slab_bytes(std::size_t block_bytes, std::uint32_t blocks_per_chunk) 
   return whole.file_bytes();
 }
 
-EngineOptions make_options(const std::string& root, const std::string& namespace_digest,
+EngineOptions make_options(const RootsArgument& root, const std::string& namespace_digest,
                            std::uint32_t rank, const std::vector<SegmentTuple>& segments,
                            std::size_t block_count, std::uint32_t block_tokens,
                            std::uint32_t blocks_per_chunk, std::size_t host_memory,
@@ -148,9 +156,9 @@ EngineOptions make_options(const std::string& root, const std::string& namespace
                            const std::string& direct_io, unsigned io_threads,
                            std::size_t request_bytes, std::size_t load_depth,
                            std::size_t store_depth, const TransferOptions& transfer,
-                           std::uint64_t capacity, double free_space_floor) {
+                           std::uint64_t capacity, double free_space_floor, double load_timeout) {
   EngineOptions options;
-  options.root = root;
+  options.roots = roots_from(root);
   options.namespace_digest = namespace_from(namespace_digest);
   options.rank = rank;
   options.segments = segments_from(segments);
@@ -168,6 +176,11 @@ EngineOptions make_options(const std::string& root, const std::string& namespace
   options.transfer = transfer;
   options.capacity = capacity;
   options.free_space_floor = free_space_floor;
+  if (!(load_timeout >= 0 && load_timeout <= kLongestTimeout)) {
+    throw ConfigError("load_timeout must be between 0 and " + std::to_string(kLongestTimeout) +
+                      " seconds");
+  }
+  options.load_timeout = std::chrono::duration<double>(load_timeout);
   return options;
 }
 
@@ -269,6 +282,8 @@ void touch_chunks(Engine& engine, const std::vector<UsedTuple>& chunks,
   engine.touch(used, use_time_from(used_at));
 }
 
+void cancel_load(Engine& engine, std::uint64_t job) { engine.cancel(JobId{job}); }
+
 std::uint64_t job_number(const Completion& completion) {
   return static_cast<std::uint64_t>(completion.job);
 }
@@ -278,11 +293,27 @@ bool drain_engine(Engine& engine, double timeout_s) {
   return engine.drain(std::chrono::duration<double>(timeout_s));
 }
 
-std::unique_ptr<Directory> make_directory(const std::string& root,
+bool close_engine(pybind11::object engine, double timeout_s) {
+  if (std::isnan(timeout_s)) throw ConfigError("timeout_s is not a number");
+  auto& closed = engine.cast<Engine&>();
+  const std::chrono::duration<double> timeout(std::min<double>(timeout_s, kLongestTimeout));
+  bool is_closed = false;
+  {
+    const pybind11::gil_scoped_release release;
+    is_closed = closed.close(timeout);
+  }
+  // The kernel may still write to its memory: the object stays for as long as the process does.
+  if (!is_closed) engine.inc_ref();
+  return is_closed;
+}
+
+std::unique_ptr<Directory> make_directory(const RootsArgument& root,
                                           const std::string& namespace_digest,
                                           std::uint32_t ranks) {
+  const std::vector<std::string> roots = roots_from(root);
+  if (roots.empty()) throw ConfigError("no directory is named");
   if (ranks == 0) throw ConfigError("an engine has at least one rank");
-  return std::make_unique<Directory>(root, namespace_from(namespace_digest), ranks);
+  return std::make_unique<Directory>(roots, namespace_from(namespace_digest), ranks);
 }
 
 std::size_t lookup_keys(const Directory& directory, const std::vector<std::string>& keys) {

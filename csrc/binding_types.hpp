@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <variant>
 #include <vector>
 
 #include "engine/engine.hpp"
@@ -42,8 +43,9 @@ TransferOptions make_transfer_options(const std::string& mode, std::size_t gathe
                                       const std::string& scatter_below, unsigned thread_blocks,
                                       std::size_t staging_bytes);
 
+using RootsArgument = std::variant<std::string, std::vector<std::string>>;  // one or several
 using SegmentTuple = std::tuple<std::uintptr_t, std::size_t, std::size_t>;
-EngineOptions make_options(const std::string& root, const std::string& namespace_digest,
+EngineOptions make_options(const RootsArgument& root, const std::string& namespace_digest,
                            std::uint32_t rank, const std::vector<SegmentTuple>& segments,
                            std::size_t block_count, std::uint32_t block_tokens,
                            std::uint32_t blocks_per_chunk, std::size_t host_memory,
@@ -51,7 +53,7 @@ EngineOptions make_options(const std::string& root, const std::string& namespace
                            const std::string& direct_io, unsigned io_threads,
                            std::size_t request_bytes, std::size_t load_depth,
                            std::size_t store_depth, const TransferOptions& transfer,
-                           std::uint64_t capacity, double free_space_floor);
+                           std::uint64_t capacity, double free_space_floor, double load_timeout);
 std::unique_ptr<Engine> make_engine(const EngineOptions& options);
 std::unique_ptr<Engine> make_measured_engine(const EngineOptions& options);
 
@@ -79,9 +81,12 @@ using UsedTuple = std::tuple<std::string, std::uint64_t>;
 void touch_chunks(Engine& engine, const std::vector<UsedTuple>& chunks,
                   std::optional<double> used_at);
 std::uint64_t job_number(const Completion& completion);
+void cancel_load(Engine& engine, std::uint64_t job);
 bool drain_engine(Engine& engine, double timeout_s);
+// Where it is not closed in time the object is kept for ever. Releases the GIL.
+bool close_engine(pybind11::object engine, double timeout_s);
 
-std::unique_ptr<Directory> make_directory(const std::string& root,
+std::unique_ptr<Directory> make_directory(const RootsArgument& root,
                                           const std::string& namespace_digest, std::uint32_t ranks);
 // Both release the GIL while they ask the filesystem.
 std::size_t lookup_keys(const Directory& directory, const std::vector<std::string>& keys);

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -67,7 +68,8 @@ void bind_engine(py::module_& m) {
            "io_threads"_a = defaults.io_threads, "request_bytes"_a = defaults.request_bytes,
            "load_depth"_a = defaults.load_depth, "store_depth"_a = defaults.store_depth,
            "transfer"_a = transfer, "capacity"_a = defaults.capacity,
-           "free_space_floor"_a = defaults.free_space_floor);
+           "free_space_floor"_a = defaults.free_space_floor,
+           "load_timeout"_a = 0.0);
 
   py::native_enum<CompletionKind>(m, "CompletionKind", "enum.Enum")
       .value("GATHERED", CompletionKind::kGathered)
@@ -86,12 +88,14 @@ void bind_engine(py::module_& m) {
       .def("store", &store_chunk, "key"_a, "token_begin"_a, "block_ids"_a, "stream"_a = 0,
            "used_at"_a = py::none())
       .def("load", &load_chunks, "chunks"_a, "stream"_a = 0, "used_at"_a = py::none())
+      .def("cancel", &cancel_load, "job"_a)
       .def("touch", &touch_chunks, "chunks"_a, "used_at"_a = py::none())
       .def("poll", &Engine::poll)
       .def("stats", &Engine::stats)
       .def("info", &Engine::info)
       .def("drain", &drain_engine, "timeout_s"_a, py::call_guard<py::gil_scoped_release>())
-      .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>());
+      .def("roots_out_of_service", &Engine::roots_out_of_service)
+      .def("close", &close_engine, "timeout_s"_a = std::numeric_limits<double>::infinity());
 }
 
 void bind_bench(py::module_& m) {
@@ -108,6 +112,7 @@ void bind_bench(py::module_& m) {
 void bind_directory(py::module_& m) {
   py::class_<Directory>(m, "Directory")
       .def(py::init(&make_directory), py::kw_only(), "root"_a, "namespace"_a, "ranks"_a)
+      .def("set_out_of_service", &Directory::set_out_of_service, "roots"_a)
       .def("lookup", &lookup_keys, "keys"_a)
       .def("present", &present_keys, "keys"_a);
 }

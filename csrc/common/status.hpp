@@ -14,8 +14,10 @@ enum class StatusKind {
   kBadChunk,   // what is there is not the chunk that was asked for
   kIo,         // the filesystem refused or failed; `error_number` says how
   kDevice,     // gather or scatter failed
+  kTimedOut,   // given up, because it took too long
+  kOutOfService,  // not tried, because the directory has failed again and again
   kFull,       // dropped because the directory is at its capacity or the disk at its floor
-  kCancelled,  // dropped by close() before it was started
+  kCancelled,  // given up before it was done: closing, or nobody waits for it
 };
 
 class [[nodiscard]] Status {
@@ -24,8 +26,10 @@ class [[nodiscard]] Status {
   static Status missing(std::string_view path) {
     return Status(StatusKind::kMissing, 0, "no such chunk: " + std::string(path));
   }
-  static Status bad_chunk(std::string_view path, std::string_view what) {
-    return Status(StatusKind::kBadChunk, 0, std::string(what) + ": " + std::string(path));
+  // `error_number`: what the kernel said when it read the file, if it was that.
+  static Status bad_chunk(std::string_view path, std::string_view what, int error_number = 0) {
+    return Status(StatusKind::kBadChunk, error_number,
+                  std::string(what) + ": " + std::string(path));
   }
   // `error_number` is a positive errno value.
   static Status io(int error_number, std::string_view operation, std::string_view path) {
@@ -37,7 +41,13 @@ class [[nodiscard]] Status {
     return Status(StatusKind::kDevice, 0, std::move(message));
   }
   static Status full() { return Status(StatusKind::kFull, 0, "no space is left for it"); }
-  static Status cancelled() { return Status(StatusKind::kCancelled, 0, "cancelled by close()"); }
+  static Status timed_out(std::string message) {
+    return Status(StatusKind::kTimedOut, 0, std::move(message));
+  }
+  static Status out_of_service() {
+    return Status(StatusKind::kOutOfService, 0, "the directory is out of service");
+  }
+  static Status cancelled() { return Status(StatusKind::kCancelled, 0, "cancelled"); }
 
   [[nodiscard]] bool is_ok() const { return kind_ == StatusKind::kOk; }
   [[nodiscard]] StatusKind kind() const { return kind_; }

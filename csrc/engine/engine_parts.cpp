@@ -1,9 +1,12 @@
 // What an engine is made from: options checked, device, I/O engine and root found.
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
-#include "engine/engine.hpp"
+#include "engine/engine_options.hpp"
+#include "store/chunk_format.hpp"
+#include "store/directory.hpp"
 
 namespace lmkv {
 
@@ -17,6 +20,12 @@ namespace {
 constexpr std::size_t kMaxRequestBytes = 1 << 30;  // io_uring's lengths have 32 bits
 
 void check(const EngineOptions& options) {
+  if (options.roots.empty()) throw std::invalid_argument("no directory is named");
+  for (const std::string& root : options.roots) {
+    if (std::ranges::count(options.roots, root) > 1) {
+      throw std::invalid_argument("a directory is named twice: " + root);
+    }
+  }
   if (options.blocks_per_chunk == 0 || options.blocks_per_chunk > kMaxBlocksPerChunk) {
     throw std::invalid_argument("a chunk has 1 to " + std::to_string(kMaxBlocksPerChunk) +
                                 " blocks, not " + std::to_string(options.blocks_per_chunk));
@@ -40,18 +49,37 @@ void check(const EngineOptions& options) {
   }
 }
 
+RootParts make_root_parts(const EngineOptions& options, const std::string& root) {
+  RootParts parts;
+  try {
+    const ChunkPaths paths(root, options.namespace_digest, options.rank);
+    make_tree(paths);
+    parts.probe = probe_root(paths.temporary_directory(), options.direct_io);
+    IoEngineSelection selection = start_io_engine(options.io_engine, options.io_threads);
+    parts.io_engine = std::move(selection.engine);
+    parts.io_engine_reason = std::move(selection.reason);
+  } catch (const std::runtime_error& error) {
+    parts.error = error.what();
+  }
+  return parts;
+}
+
 }  // namespace
 
 EngineParts make_parts(const EngineOptions& options) {
   check(options);
   EngineParts parts;
   parts.device = make_device(options.device, SegmentTable(options.segments), options.transfer);
-  const ChunkPaths paths(options.root, options.namespace_digest, options.rank);
-  make_tree(paths);
-  parts.root = probe_root(paths.temporary_directory(), options.direct_io);
-  IoEngineSelection selection = start_io_engine(options.io_engine, options.io_threads);
-  parts.io_engine = std::move(selection.engine);
-  parts.io_engine_reason = std::move(selection.reason);
+  std::string errors;
+  for (const std::string& root : options.roots) {
+    parts.roots.push_back(make_root_parts(options, root));
+    const std::string& error = parts.roots.back().error;
+    if (error.empty()) continue;
+    errors += (errors.empty() ? "" : "; ") + error;
+  }
+  if (std::ranges::none_of(parts.roots, [](const RootParts& r) { return r.error.empty(); })) {
+    throw std::runtime_error(errors);
+  }
   return parts;
 }
 

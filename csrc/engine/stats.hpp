@@ -16,12 +16,14 @@ struct Stats {
   Counter stores_already_present{0};  // the directory had the chunk
   Counter stores_dropped{0};          // no free slab, closing, or the device is lost
   Counter stores_dropped_full{0};     // the directory is at its capacity, or the disk at its floor
+  Counter stores_dropped_out_of_service{0};  // it has failed again and again
   Counter stores_failed{0};           // the filesystem refused or failed
   Counter gathers_failed{0};
   Counter chunks_loaded{0};       // into the KV cache, from memory or the directory
   Counter bytes_loaded{0};        // read from the directory and verified
   Counter memory_hits{0};         // chunks loaded that were still in a slab
   Counter loads_failed{0};        // chunks not loaded, for any reason
+  Counter loads_timed_out{0};     // of these: given up after load_timeout
   Counter chunks_missing{0};      // of these: gone between lookup and load
   Counter chunks_bad{0};          // of these: not what was asked for, or damaged
   Counter chunks_bad_removed{0};  // bad files that are gone now
@@ -32,12 +34,14 @@ struct Stats {
             {"stores_already_present", stores_already_present},
             {"stores_dropped", stores_dropped},
             {"stores_dropped_full", stores_dropped_full},
+            {"stores_dropped_out_of_service", stores_dropped_out_of_service},
             {"stores_failed", stores_failed},
             {"gathers_failed", gathers_failed},
             {"chunks_loaded", chunks_loaded},
             {"bytes_loaded", bytes_loaded},
             {"memory_hits", memory_hits},
             {"loads_failed", loads_failed},
+            {"loads_timed_out", loads_timed_out},
             {"chunks_missing", chunks_missing},
             {"chunks_bad", chunks_bad},
             {"chunks_bad_removed", chunks_bad_removed}};

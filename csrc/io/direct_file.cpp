@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <iterator>
 #include <utility>
 
 #include "common/types.hpp"
@@ -121,7 +122,9 @@ void FileIo::enqueue(std::unique_ptr<FileTask> task) {
   {
     const std::lock_guard lock(mutex_);
     if (!shut_down_) {
-      lane_of(*task).queue.push_back(std::move(task));
+      Lane& lane = lane_of(*task);
+      const std::uint64_t group = task->group();
+      lane.queue.push(group, std::move(task));
     }
   }
   if (task != nullptr) return task->cancel();
@@ -138,6 +141,11 @@ FileIo::Lane& FileIo::lane_of(const FileTask& task) {
   return removals_;
 }
 
+std::size_t FileIo::write_depth() const {
+  if (!reads_.queue.empty()) return 0;
+  return reads_.bytes_in_flight > 0 ? options_.write_depth / 4 : options_.write_depth;
+}
+
 std::unique_ptr<FileTask> FileIo::next_admissible() {
   const auto fits = [](const Lane& lane, std::size_t depth) {
     return !lane.queue.empty() && (lane.bytes_in_flight == 0 ||
@@ -151,13 +159,12 @@ std::unique_ptr<FileTask> FileIo::next_admissible() {
   } else if (!touches_.queue.empty() && touches_running_ < kTouchDepth) {
     lane = &touches_;
     ++touches_running_;
-  } else if (fits(writes_, reads_.queue.empty() ? options_.write_depth : 0)) {
+  } else if (fits(writes_, write_depth())) {
     lane = &writes_;
   } else {
     return nullptr;
   }
-  std::unique_ptr<FileTask> task = std::move(lane->queue.front());
-  lane->queue.pop_front();
+  std::unique_ptr<FileTask> task = lane->queue.pop();
   lane->bytes_in_flight += task->bytes();
   ++running_;
   return task;
@@ -196,19 +203,38 @@ void FileIo::refuse_direct() {
   }
 }
 
-void FileIo::shutdown() {
-  std::deque<std::unique_ptr<FileTask>> queued;
+void FileIo::cancel(std::uint64_t group) {
+  std::vector<std::unique_ptr<FileTask>> queued;
+  {
+    const std::lock_guard lock(mutex_);
+    queued = reads_.queue.remove(group);
+  }
+  for (const std::unique_ptr<FileTask>& task : queued) task->cancel();
+  if (!queued.empty()) start_admissible();  // writes that gave way to them
+}
+
+void FileIo::begin_shutdown() {
+  std::vector<std::unique_ptr<FileTask>> queued;
   {
     const std::lock_guard lock(mutex_);
     shut_down_ = true;
     for (Lane* lane : {&reads_, &writes_, &removals_, &touches_}) {
-      std::move(lane->queue.begin(), lane->queue.end(), std::back_inserter(queued));
-      lane->queue.clear();
+      std::vector<std::unique_ptr<FileTask>> tasks = lane->queue.clear();
+      std::move(tasks.begin(), tasks.end(), std::back_inserter(queued));
     }
   }
   for (const std::unique_ptr<FileTask>& task : queued) task->cancel();
+}
+
+void FileIo::shutdown() {
+  begin_shutdown();
   std::unique_lock lock(mutex_);
   all_done_.wait(lock, [this] { return running_ == 0; });
+}
+
+bool FileIo::wait_idle(std::chrono::duration<double> timeout) {
+  std::unique_lock lock(mutex_);
+  return all_done_.wait_for(lock, timeout, [this] { return running_ == 0; });
 }
 
 std::size_t FileIo::read_bytes_in_flight() const {

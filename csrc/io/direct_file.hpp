@@ -6,16 +6,17 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
+#include "common/fair_queue.hpp"
 #include "common/status.hpp"
 #include "io/io_engine.hpp"
 
@@ -29,6 +30,8 @@ struct FileRead {
   std::byte* buffer = nullptr;  // page-aligned
   std::size_t bytes = 0;        // exact size of the file, whole pages
   std::function<void(Status)> done;
+  // Reads of one group keep their order; between two of them every other group gets one.
+  std::uint64_t group = 0;
 };
 
 struct FileWrite {
@@ -62,15 +65,16 @@ struct FileIoOptions {
   Publish publish = Publish::kRename;
   std::size_t request_bytes = 1 << 20;
   // Bytes in flight at the kernel per direction. At least one file of each is always let in, so
-  // neither direction starves; while reads wait, that one is all that writes get.
+  // neither direction starves. While reads are in flight, which somebody waits for, writes get a
+  // quarter of their depth; while reads are queued, that one file.
   std::size_t read_depth = 64 << 20;
   std::size_t write_depth = 32 << 20;
 };
 
 class FileTask;  // one file's state machine (file_task.hpp)
 
-// Thread-safe. `done` callbacks run on I/O threads; for what never started, inside shutdown(), or,
-// after that, inside the call that asked.
+// Thread-safe. `done` callbacks run on I/O threads; for what never started, inside cancel() or
+// begin_shutdown(), or, after that, inside the call that asked.
 class FileIo {
  public:
   FileIo(IoEngine& engine, const FileIoOptions& options);
@@ -78,7 +82,7 @@ class FileIo {
   FileIo(const FileIo&) = delete;
   FileIo& operator=(const FileIo&) = delete;
 
-  // Both return at once; after shutdown() they call back with kCancelled.
+  // Both return at once; after begin_shutdown() they call back with kCancelled.
   void read(FileRead request);
   void write(FileWrite request);
   // Renews a file's modification time if it is older than `modified_ns`. Nobody waits for it, and
@@ -87,7 +91,14 @@ class FileIo {
   // Removes what stands at `path`: a file, a link, or an empty directory.
   void remove(std::string path, std::function<void(Status)> done);
 
-  // Cancels what is queued and waits for what is in flight. Idempotent.
+  // Calls the reads of one group back with kCancelled that have not begun.
+  void cancel(std::uint64_t group);
+
+  // Cancels what is queued, and takes in no more. Idempotent.
+  void begin_shutdown();
+  // True when nothing is in flight any more, after begin_shutdown(); false after `timeout`.
+  [[nodiscard]] bool wait_idle(std::chrono::duration<double> timeout);
+  // The former, and the latter however long it takes. Idempotent.
   void shutdown();
 
   [[nodiscard]] Caching caching() const { return caching_.load(std::memory_order_relaxed); }
@@ -105,13 +116,14 @@ class FileIo {
  private:
   friend class FileTask;
   struct Lane {
-    std::deque<std::unique_ptr<FileTask>> queue;
+    FairQueue<std::unique_ptr<FileTask>> queue;
     std::size_t bytes_in_flight = 0;
   };
 
   void enqueue(std::unique_ptr<FileTask> task);
   Lane& lane_of(const FileTask& task);
   void start_admissible();
+  [[nodiscard]] std::size_t write_depth() const;  // now; caller holds mutex_
   std::unique_ptr<FileTask> next_admissible();  // caller holds mutex_
   void finish(FileTask* task);
   void refuse_direct();

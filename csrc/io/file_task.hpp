@@ -21,8 +21,8 @@ class FileTask : public OperationHandler {
  public:
   enum class Lane { kRead, kWrite, kRemove, kTouch };
 
-  FileTask(FileIo& owner, Lane lane, std::size_t bytes)
-      : owner_(owner), lane_(lane), bytes_(bytes) {}
+  FileTask(FileIo& owner, Lane lane, std::size_t bytes, std::uint64_t group = 0)
+      : owner_(owner), lane_(lane), bytes_(bytes), group_(group) {}
   virtual ~FileTask() = default;
   FileTask(const FileTask&) = delete;
   FileTask& operator=(const FileTask&) = delete;
@@ -33,6 +33,7 @@ class FileTask : public OperationHandler {
 
   [[nodiscard]] Lane lane() const { return lane_; }
   [[nodiscard]] std::size_t bytes() const { return bytes_; }
+  [[nodiscard]] std::uint64_t group() const { return group_; }
 
  protected:
   using Continuation = std::function<void(int result)>;
@@ -63,6 +64,7 @@ class FileTask : public OperationHandler {
   FileIo& owner_;
   const Lane lane_;
   const std::size_t bytes_;
+  const std::uint64_t group_;
 
   Operation step_;
   Continuation next_;

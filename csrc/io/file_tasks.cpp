@@ -66,7 +66,7 @@ bool is_damaged(int error) { return error == EIO || error == EBADMSG || error ==
 class ReadTask final : public FileTask {
  public:
   ReadTask(FileIo& owner, FileRead request)
-      : FileTask(owner, Lane::kRead, request.bytes), request_(std::move(request)) {}
+      : FileTask(owner, Lane::kRead, request.bytes, request.group), request_(std::move(request)) {}
 
   // The type is looked at before the file is opened: opening a FIFO would wait for a writer.
   void start() override {
@@ -104,14 +104,14 @@ class ReadTask final : public FileTask {
         return open();
       }
       if (outcome == kEndOfFile) return end(bad("truncated file"));
-      if (is_damaged(outcome)) return end(bad("unreadable file"));
+      if (is_damaged(outcome)) return end(bad("unreadable file", outcome));
       if (outcome != 0) return fail(outcome, "read");
       end(Status::ok());
     });
   }
 
-  [[nodiscard]] Status bad(std::string_view what) const {
-    return Status::bad_chunk(request_.path, what);
+  [[nodiscard]] Status bad(std::string_view what, int error = 0) const {
+    return Status::bad_chunk(request_.path, what, error);
   }
   void fail(int error, std::string_view operation) {
     end(is_gone(error) ? Status::missing(request_.path)

@@ -105,15 +105,27 @@ void make_tree(const ChunkPaths& paths) {
   }
 }
 
-Directory::Directory(const std::string& root, const NamespaceDigest& namespace_digest,
-                     std::uint32_t ranks) {
-  for (std::uint32_t rank = 0; rank < ranks; ++rank) {
-    ranks_.emplace_back(root, namespace_digest, rank);
+Directory::Directory(const std::vector<std::string>& roots,
+                     const NamespaceDigest& namespace_digest, std::uint32_t ranks)
+    : stripes_(roots), roots_(roots.size()) {
+  for (std::size_t i = 0; i < roots.size(); ++i) {
+    for (std::uint32_t rank = 0; rank < ranks; ++rank) {
+      roots_[i].ranks.emplace_back(roots[i], namespace_digest, rank);
+    }
+  }
+}
+
+void Directory::set_out_of_service(const std::vector<std::size_t>& roots) {
+  for (Root& root : roots_) root.is_out = false;
+  for (const std::size_t index : roots) {
+    if (index < roots_.size()) roots_[index].is_out = true;
   }
 }
 
 bool Directory::present(const ChunkKey& key) const {
-  return std::all_of(ranks_.begin(), ranks_.end(), [&](const ChunkPaths& paths) {
+  const Root& root = roots_[stripes_.of(key)];
+  if (root.is_out) return false;
+  return std::ranges::all_of(root.ranks, [&](const ChunkPaths& paths) {
     struct stat ignored{};  // not faccessat: older seccomp profiles refuse it with these flags
     return ::fstatat(AT_FDCWD, paths.chunk(key).c_str(), &ignored, AT_SYMLINK_NOFOLLOW) == 0;
   });

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/types.hpp"
+#include "store/stripes.hpp"
 
 namespace lmkv {
 
@@ -40,18 +41,28 @@ void make_root(const std::string& root);
 // The root, then the directories below it that every store needs (0700). As above.
 void make_tree(const ChunkPaths& paths);
 
-// Looks chunks up. A present entry is a hint: it may be bad, or gone, when it is loaded.
-// Stateless after construction, so any thread may call it.
+// Looks chunks up. A present entry is a hint: it may be bad, or gone, when it is loaded. One thread
+// at a time.
 class Directory {
  public:
-  Directory(const std::string& root, const NamespaceDigest& namespace_digest, std::uint32_t ranks);
+  Directory(const std::vector<std::string>& roots, const NamespaceDigest& namespace_digest,
+            std::uint32_t ranks);
+
+  // These roots, by index, are not asked: nothing of theirs is there. Replaces what was set before.
+  void set_out_of_service(const std::vector<std::size_t>& roots);
 
   // Number of leading `keys` that every rank has.
   [[nodiscard]] std::size_t lookup(std::span<const ChunkKey> keys) const;
   [[nodiscard]] bool present(const ChunkKey& key) const;
 
  private:
-  std::vector<ChunkPaths> ranks_;
+  struct Root {
+    std::vector<ChunkPaths> ranks;
+    bool is_out = false;
+  };
+
+  Stripes stripes_;
+  std::vector<Root> roots_;
 };
 
 }  // namespace lmkv

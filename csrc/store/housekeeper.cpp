@@ -310,7 +310,7 @@ Housekeeper::Housekeeper(const ChunkPaths& paths, const FilesystemId& filesystem
   worker_->thread = std::thread([worker = worker_] { Worker::run(worker); });
 }
 
-SpaceLedger& Housekeeper::space() { return worker_->space_; }
+SpaceLedger& Housekeeper::space() const { return worker_->space_; }
 
 void Housekeeper::stop() {
   std::thread& thread = worker_->thread;

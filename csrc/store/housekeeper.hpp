@@ -40,7 +40,7 @@ class Housekeeper {
   ~Housekeeper() { stop(); }
 
   // Any thread, until the housekeeper goes.
-  [[nodiscard]] SpaceLedger& space();
+  [[nodiscard]] SpaceLedger& space() const;
 
   // Ends the thread, or, where a system call hangs, leaves it behind after `stop_timeout`: it ends
   // when the call returns, and touches nothing of ours any more. Idempotent.

@@ -43,7 +43,7 @@ TEST_F(DirectoryTest, TemporaryNamesAreUniqueAndNameTheProcess) {
 }
 
 TEST_F(DirectoryTest, LookupCountsTheLeadingRun) {
-  const Directory directory(root.path(), name, 1);
+  const Directory directory({root.path()}, name, 1);
   EXPECT_EQ(directory.lookup(keys), 0U);
   put(keys[0], 0);
   put(keys[2], 0);
@@ -53,7 +53,7 @@ TEST_F(DirectoryTest, LookupCountsTheLeadingRun) {
 }
 
 TEST_F(DirectoryTest, AChunkCountsOnlyWhenEveryRankHasIt) {
-  const Directory directory(root.path(), name, 2);
+  const Directory directory({root.path()}, name, 2);
   put(keys[0], 0);
   EXPECT_EQ(directory.lookup(keys), 0U);
   put(keys[0], 1);
@@ -62,7 +62,7 @@ TEST_F(DirectoryTest, AChunkCountsOnlyWhenEveryRankHasIt) {
 
 TEST_F(DirectoryTest, AnotherNamespaceSeesNothing) {
   put(keys[0], 0);
-  EXPECT_EQ(Directory(root.path(), digest_of<NamespaceDigest>(2), 1).lookup(keys), 0U);
+  EXPECT_EQ(Directory({root.path()}, digest_of<NamespaceDigest>(2), 1).lookup(keys), 0U);
 }
 
 TEST_F(DirectoryTest, TheTreeIsTheOwnersAlone) {

@@ -37,7 +37,7 @@ class EngineTest : public ::testing::TestWithParam<IoEngineChoice> {
  protected:
   EngineTest() {
     test::fill_random(kv, 1);
-    options.root = root.path();
+    options.roots = {root.path()};
     options.namespace_digest = digest_of<NamespaceDigest>(1);
     for (std::size_t layer = 0; layer < kLayers; ++layer) {
       const auto base = reinterpret_cast<std::uintptr_t>(kv.data() + layer * kBlocks * kPage);
@@ -58,8 +58,8 @@ class EngineTest : public ::testing::TestWithParam<IoEngineChoice> {
     device = delayed.get();
     parts.device = std::move(delayed);
     if (fault) {
-      parts.io_engine =
-          std::make_unique<test::FaultEngine>(std::move(parts.io_engine), std::move(fault));
+      std::unique_ptr<IoEngine>& io_engine = parts.roots[0].io_engine;
+      io_engine = std::make_unique<test::FaultEngine>(std::move(io_engine), std::move(fault));
     }
     engine = std::make_unique<Engine>(options, std::move(parts));
   }
@@ -110,7 +110,7 @@ class EngineTest : public ::testing::TestWithParam<IoEngineChoice> {
     return done.at(0);
   }
   std::string path_of(std::uint64_t k) {
-    return ChunkPaths(options.root, options.namespace_digest, 0).chunk(key(k));
+    return ChunkPaths(root.path(), options.namespace_digest, 0).chunk(key(k));
   }
   void expect_all_slabs_back() {
     const auto stats = engine->stats();
@@ -393,7 +393,7 @@ TEST_P(EngineTest, WhereAMountHasVanishedItsMountPointIsNotFilled) {
   start();
   std::filesystem::remove_all(root.path() / "v1");
   EngineParts parts = make_parts(options);
-  parts.root.id.minor += 1;  // what was there at the start is no longer there
+  parts.roots[0].probe.id.minor += 1;  // what was there at the start is no longer there
   std::filesystem::remove_all(root.path() / "v1");
   engine = std::make_unique<Engine>(options, std::move(parts));
   ASSERT_TRUE(engine->store(key(1), 64, ids({1, 2, 3, 4}), 0));
@@ -406,7 +406,7 @@ TEST_P(EngineTest, WhereAMountHasVanishedItsMountPointIsNotFilled) {
 TEST_P(EngineTest, AClosedEngineDropsStoresAndFailsLoads) {
   start();
   store(1, ids({1, 2, 3, 4}));
-  engine->close();
+  ASSERT_TRUE(engine->close(20s));
   EXPECT_FALSE(engine->store(key(1), 64, ids({1, 2, 3, 4}), 0)) << "though it is in memory";
   EXPECT_EQ(load({chunk(1, ids({20, 21, 22, 23}))}).failed_chunks.size(), 1U);
   expect_all_slabs_back();
@@ -489,7 +489,7 @@ TEST_P(EngineTest, CloseWithWorkInEveryStageLosesNothingAndHangsNever) {
     start();
     for (std::uint64_t k = 1; k <= 4; ++k) engine->load({chunk(k, ids({20, 21, 22, 23}))}, 0);
     for (std::uint64_t k = 10; k < 14; ++k) engine->store(key(k), 0, ids({1, 2, 3, 4}), 0);
-    engine->close();
+    ASSERT_TRUE(engine->close(20s));
     EXPECT_EQ(engine->stats().at("jobs_in_flight"), 0U);
     expect_all_slabs_back();
     EXPECT_FALSE(engine->store(key(99), 0, ids({1, 2, 3, 4}), 0));
@@ -576,7 +576,7 @@ TEST_P(EngineTest, ManyUsesWithinATickChangeTheFileOnce) {
     ASSERT_TRUE(
         test::eventually([&] { return test::modified_ns(path_of(1)) == use_stamp(used, 64); }));
   }
-  engine->close();
+  ASSERT_TRUE(engine->close(20s));
   EXPECT_EQ(engine->stats().at("chunks_touched"), 1U);
   EXPECT_EQ(engine->stats().at("touches_failed"), 0U);
 }

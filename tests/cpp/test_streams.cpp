@@ -42,7 +42,7 @@ class StreamTest : public ::testing::Test {
  protected:
   void SetUp() override {
     test::fill_random(kv_, 1);
-    options_.root = root_.path();
+    options_.roots = {root_.path()};
     options_.namespace_digest = digest_of<NamespaceDigest>(1);
     options_.segments = {{reinterpret_cast<std::uintptr_t>(kv_.data()), kPage, kPage}};
     options_.block_count = kBlocks;

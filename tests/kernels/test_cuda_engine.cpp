@@ -39,7 +39,7 @@ class CudaEngineTest : public ::testing::TestWithParam<TransferMode> {
   void start() {
     engine_.reset();
     EngineOptions options;
-    options.root = root_.path();
+    options.roots = {root_.path()};
     options.namespace_digest = digest_of<NamespaceDigest>(1);
     const SegmentTable table = cache_.table();
     options.segments.assign(table.segments().begin(), table.segments().end());

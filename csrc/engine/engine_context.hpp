@@ -1,0 +1,44 @@
+// What both pipelines work with.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+
+#include "common/busy_time.hpp"
+#include "device/device.hpp"
+#include "device/segment_table.hpp"
+#include "engine/engine_options.hpp"
+#include "engine/jobs.hpp"
+#include "engine/roots.hpp"
+#include "engine/slab_pool.hpp"
+#include "engine/stats.hpp"
+#include "store/chunk_format.hpp"
+
+namespace lmkv {
+
+// Engine::close() has ended every job and every callback before any of it goes.
+struct EngineContext {
+  EngineContext(const EngineOptions& with, EngineParts parts);
+
+  // Throw std::invalid_argument.
+  [[nodiscard]] ChunkIdentity identity(const ChunkKey& key, std::uint64_t token_begin,
+                                       std::size_t blocks) const;
+  void check_blocks(const std::vector<BlockId>& blocks) const;
+
+  // A chunk that is in a slab, sealed, in the shape that is asked for.
+  [[nodiscard]] std::optional<SharedSlab> find_in_memory(const ChunkIdentity& wanted);
+
+  const EngineOptions options;
+  const SegmentTable table;
+  Stats stats;
+  BusyTime reading;  // chunk files, from the call to the last byte
+  BusyTime writing;
+  JobBoard jobs;
+  std::atomic<bool> closed{false};
+  std::unique_ptr<Device> device;
+  std::unique_ptr<SlabPool> pool;
+  std::unique_ptr<Roots> roots;
+};
+
+}  // namespace lmkv

@@ -1,0 +1,327 @@
+#include "engine/load_pipeline.hpp"
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace lmkv {
+
+struct LoadPipeline::Job {
+  JobId id{};
+  std::shared_ptr<const Fence> after;
+  UseTime used_at;
+  Clock::time_point begun;
+  Clock::time_point deadline;
+
+  std::mutex mutex;
+  std::vector<Stage> stages;               // of its chunks; guarded by mutex, as all below
+  std::vector<std::uint64_t> bytes;        // of its chunks that count in bytes_left_
+  std::size_t chunks_left = 0;             // not ended
+  std::vector<std::size_t> failed_chunks;  // ascending once the job is complete
+  std::string error;
+
+  [[nodiscard]] std::uint64_t number() const { return static_cast<std::uint64_t>(id); }
+};
+
+// One chunk on its way.
+struct LoadPipeline::ChunkLoad {
+  std::shared_ptr<Job> job;
+  std::size_t index = 0;  // in the job
+  LoadChunk chunk;
+  ChunkIdentity identity;
+  Root* root = nullptr;
+  std::optional<Slab> filling;
+  std::optional<SharedSlab> verified;
+};
+
+std::vector<std::shared_ptr<LoadPipeline::ChunkLoad>> LoadPipeline::make_loads(
+    std::vector<LoadChunk> chunks, const std::shared_ptr<Job>& job) const {
+  if (chunks.empty()) throw std::invalid_argument("a load of no chunks");
+  std::vector<std::shared_ptr<ChunkLoad>> loads;
+  loads.reserve(chunks.size());
+  for (LoadChunk& chunk : chunks) {
+    context_.check_blocks(chunk.blocks);
+    auto load = std::make_shared<ChunkLoad>();
+    load->identity = context_.identity(chunk.key, chunk.token_begin, chunk.block_count);
+    if (chunk.blocks.empty() || chunk.first_block + chunk.blocks.size() > chunk.block_count) {
+      throw std::invalid_argument("a load of blocks that the chunk does not have");
+    }
+    load->job = job;
+    load->index = loads.size();
+    load->root = context_.roots->of(chunk.key);
+    load->chunk = std::move(chunk);
+    loads.push_back(std::move(load));
+  }
+  return loads;
+}
+
+JobId LoadPipeline::begin(std::vector<LoadChunk> chunks, std::uintptr_t stream, UseTime used_at) {
+  auto job = std::make_shared<Job>();
+  std::vector<std::shared_ptr<ChunkLoad>> loads = make_loads(std::move(chunks), job);
+  std::uint64_t bytes = 0;
+  for (const std::shared_ptr<ChunkLoad>& load : loads) {
+    job->bytes.push_back(load->identity.file_bytes());
+    bytes += load->identity.file_bytes();
+  }
+  job->stages.assign(loads.size(), Stage::kWaiting);
+  job->chunks_left = loads.size();
+  job->after = context_.device->fence(stream);
+  job->used_at = used_at;
+  job->begun = Clock::now();
+  const std::uint64_t ahead = bytes_left_.fetch_add(bytes, std::memory_order_relaxed);
+  job->deadline = job->begun + patience_.of(ahead + bytes);
+  const JobId id = job->id = context_.jobs.begin();
+  {
+    const std::lock_guard lock(mutex_);
+    jobs_.emplace(job->number(), job);
+    next_deadline_ = std::min(next_deadline_, job->deadline);
+  }
+  for (std::shared_ptr<ChunkLoad>& load : loads) start(std::move(load));
+  return id;
+}
+
+void LoadPipeline::start(std::shared_ptr<ChunkLoad> load) {
+  if (context_.closed) return end(load, Status::cancelled());
+  if (const std::string lost = context_.device->failure(); !lost.empty()) {
+    return end(load, Status::device(lost));
+  }
+  load->verified = context_.find_in_memory(load->identity);
+  if (load->root != nullptr && !load->root->loads.is_out()) {
+    load->root->files().touch(load->root->paths.chunk(load->identity.key),
+                              use_stamp(load->job->used_at, load->identity.token_begin));
+  }
+  if (load->verified) {
+    context_.stats.memory_hits.fetch_add(1, std::memory_order_relaxed);
+    return scatter(std::move(load));
+  }
+  if (load->root == nullptr || !load->root->loads.admits()) {
+    return end(load, Status::out_of_service());
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    waiting_.push(load->job->number(), load);
+  }
+  start_waiting();
+}
+
+bool LoadPipeline::is_waiting() const {
+  const std::lock_guard lock(mutex_);
+  return !waiting_.empty();
+}
+
+void LoadPipeline::start_waiting() {
+  for (;;) {
+    std::optional<Slab> slab;
+    std::shared_ptr<ChunkLoad> load;
+    {
+      // In one piece: a slab that was taken and not used would be missed by whoever waits for it.
+      const std::lock_guard lock(mutex_);
+      if (waiting_.empty()) return;
+      slab = context_.pool->try_acquire();
+      if (!slab) return;
+      load = waiting_.pop();
+    }
+    read(std::move(load), std::move(*slab));
+  }
+}
+
+void LoadPipeline::read(std::shared_ptr<ChunkLoad> load, Slab slab) {
+  FileIo& files = load->root->files();
+  FileRead request;
+  request.path = load->root->paths.chunk(load->identity.key);
+  request.buffer = slab.bytes().data();
+  request.bytes = load->identity.file_bytes();
+  request.group = load->job->number();
+  load->filling = std::move(slab);
+  context_.reading.begin();
+  request.done = [this, load = std::move(load)](const Status& status) {
+    context_.reading.end();
+    verify(load, status);
+  };
+  files.read(std::move(request));
+}
+
+void LoadPipeline::verify(std::shared_ptr<ChunkLoad> load, const Status& read_status) {
+  const std::string path = load->root->paths.chunk(load->identity.key);
+  note_health(*load, read_status);
+  Status status = read_status;
+  if (status.is_ok()) {
+    const ChunkFault fault = verify_chunk(load->filling->bytes(), load->identity);
+    if (fault != ChunkFault::kNone) status = Status::bad_chunk(path, to_string(fault));
+  }
+  if (status.kind() == StatusKind::kBadChunk) {
+    // Removed before the load is reported: the chunk that is recomputed must not find it.
+    context_.stats.chunks_bad.fetch_add(1, std::memory_order_relaxed);
+    FileIo& files = load->root->files();
+    files.remove(path, [this, load = std::move(load), status](const Status& removed) {
+      if (removed.is_ok()) {
+        context_.stats.chunks_bad_removed.fetch_add(1, std::memory_order_relaxed);
+      }
+      end(load, status);
+    });
+    return;
+  }
+  if (!status.is_ok()) return end(load, status);
+  context_.stats.bytes_loaded.fetch_add(load->identity.file_bytes(), std::memory_order_relaxed);
+  load->verified = context_.pool->publish(std::move(*load->filling), load->identity.key);
+  load->filling.reset();
+  scatter(std::move(load));
+}
+
+void LoadPipeline::note_health(const ChunkLoad& load, const Status& status) {
+  if (status.is_ok() || status.kind() == StatusKind::kMissing) {
+    load.root->loads.succeeded();
+  } else if (status.error_number() != 0) {
+    load.root->loads.failed(status.message());
+  }
+}
+
+void LoadPipeline::scatter(std::shared_ptr<ChunkLoad> load) {
+  Job& job = *load->job;
+  bool given_up = false;
+  {
+    const std::lock_guard lock(job.mutex);
+    Stage& stage = job.stages[load->index];
+    given_up = stage == Stage::kEnded;
+    if (!given_up) stage = Stage::kScattering;
+  }
+  if (given_up) return end(load, Status::ok());  // the blocks may be another request's by now
+  Transfer transfer;
+  transfer.direction = Direction::kScatter;
+  transfer.blocks = load->chunk.blocks;
+  transfer.host = load->verified->bytes().data() + kHeaderBytes +
+                  load->chunk.first_block * context_.table.block_bytes();
+  transfer.after = job.after;
+  transfer.done = [this, load = std::move(load)](const Status& status) { end(load, status); };
+  context_.device->submit(std::move(transfer));
+}
+
+void LoadPipeline::end(const std::shared_ptr<ChunkLoad>& load, const Status& status) {
+  load->filling.reset();
+  load->verified.reset();
+  start_waiting();
+
+  Job& job = *load->job;
+  bool is_last = false;
+  std::uint64_t bytes = 0;
+  {
+    const std::lock_guard lock(job.mutex);
+    if (job.stages[load->index] == Stage::kEnded) return;  // was given up
+    job.stages[load->index] = Stage::kEnded;
+    bytes = job.bytes[load->index];
+    if (!status.is_ok()) {
+      job.failed_chunks.push_back(load->index);
+      if (job.error.empty()) job.error = status.message();
+    }
+    is_last = --job.chunks_left == 0;
+  }
+  bytes_left_.fetch_sub(bytes, std::memory_order_relaxed);
+  if (status.is_ok()) {
+    context_.stats.chunks_loaded.fetch_add(1, std::memory_order_relaxed);
+  } else {
+    count_failed(status);
+  }
+  if (is_last) finish(job);
+}
+
+void LoadPipeline::count_failed(const Status& status) {
+  context_.stats.loads_failed.fetch_add(1, std::memory_order_relaxed);
+  if (status.kind() == StatusKind::kMissing) {
+    context_.stats.chunks_missing.fetch_add(1, std::memory_order_relaxed);
+  } else if (status.kind() == StatusKind::kTimedOut) {
+    context_.stats.loads_timed_out.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+void LoadPipeline::finish(Job& job) {
+  {
+    const std::lock_guard lock(mutex_);
+    jobs_.erase(job.number());
+  }
+  std::sort(job.failed_chunks.begin(), job.failed_chunks.end());
+  context_.jobs.end(
+      {CompletionKind::kLoaded, job.id, std::move(job.failed_chunks), std::move(job.error)});
+}
+
+// ---- Giving up
+
+void LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Status& status) {
+  std::size_t ended = 0;
+  std::uint64_t bytes = 0;
+  bool is_last = false;
+  {
+    const std::lock_guard lock(job->mutex);
+    for (std::size_t i = 0; i < job->stages.size(); ++i) {
+      if (job->stages[i] != Stage::kWaiting) continue;
+      job->stages[i] = Stage::kEnded;
+      job->failed_chunks.push_back(i);
+      bytes += job->bytes[i];
+      ++ended;
+    }
+    if (ended == 0) return;
+    if (job->error.empty()) job->error = status.message();
+    job->chunks_left -= ended;
+    is_last = job->chunks_left == 0;
+  }
+  bytes_left_.fetch_sub(bytes, std::memory_order_relaxed);
+  for (std::size_t i = 0; i < ended; ++i) count_failed(status);
+  std::vector<std::shared_ptr<ChunkLoad>> unread;
+  {
+    const std::lock_guard lock(mutex_);
+    unread = waiting_.remove(job->number());
+  }
+  unread.clear();
+  for (Root* root : context_.roots->usable()) root->files().cancel(job->number());
+  if (is_last) finish(*job);
+}
+
+void LoadPipeline::cancel(JobId id) {
+  std::shared_ptr<Job> job;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = jobs_.find(static_cast<std::uint64_t>(id));
+    if (found == jobs_.end()) return;
+    job = found->second;
+  }
+  give_up(job, Status::cancelled());
+}
+
+std::vector<std::shared_ptr<LoadPipeline::Job>> LoadPipeline::take_late(Clock::time_point now) {
+  std::vector<std::shared_ptr<Job>> late;
+  const std::lock_guard lock(mutex_);
+  if (now < next_deadline_) return late;
+  next_deadline_ = Clock::time_point::max();
+  for (const auto& [number, job] : jobs_) {
+    if (job->deadline <= now) {
+      late.push_back(job);
+    } else {
+      next_deadline_ = std::min(next_deadline_, job->deadline);
+    }
+  }
+  return late;
+}
+
+void LoadPipeline::give_up_late(Clock::time_point now) {
+  patience_.observe(context_.stats.bytes_loaded, context_.reading.microseconds());
+  for (const std::shared_ptr<Job>& job : take_late(now)) {
+    give_up(job, Status::timed_out("a load took longer than its time"));
+    for (Root* root : context_.roots->usable()) {
+      if (root->files().read_bytes_in_flight() > 0) {
+        root->loads.stalled(job->begun, "reads take too long", now);
+      }
+    }
+  }
+}
+
+void LoadPipeline::close() {
+  std::vector<std::shared_ptr<Job>> jobs;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [number, job] : jobs_) jobs.push_back(job);
+  }
+  for (const std::shared_ptr<Job>& job : jobs) give_up(job, Status::cancelled());
+}
+
+}  // namespace lmkv

@@ -1,0 +1,75 @@
+// Loads: read -> verify -> scatter.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "common/fair_queue.hpp"
+#include "engine/engine_context.hpp"
+#include "engine/load_patience.hpp"
+#include "store/use_stamp.hpp"
+
+namespace lmkv {
+
+// A chunk of a load waits for a slab, is read and verified there, and is scattered. Until it is
+// handed to the device it can be given up: its job goes on without it, and what the disk still
+// delivers reaches a slab and no block.
+class LoadPipeline {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  explicit LoadPipeline(EngineContext& context)
+      : context_(context), patience_(context.options.load_timeout) {}
+
+  // Engine's thread, as the next two.
+  JobId begin(std::vector<LoadChunk> chunks, std::uintptr_t stream, UseTime used_at);
+  // Gives up what is left of a job. Its completion follows, at the latest when what the device has
+  // of it is done. Nothing for a job that has ended.
+  void cancel(JobId job);
+  // Gives up the jobs whose time is over.
+  void give_up_late(Clock::time_point now = Clock::now());
+
+  // Any thread: whether chunks wait for a slab.
+  [[nodiscard]] bool is_waiting() const;
+  // Any thread: a slab may have come free.
+  void start_waiting();
+  // Gives up everything; nothing may begin after it.
+  void close();
+
+ private:
+  enum class Stage : std::uint8_t { kWaiting, kScattering, kEnded };
+  struct Job;
+  struct ChunkLoad;
+
+  std::vector<std::shared_ptr<ChunkLoad>> make_loads(std::vector<LoadChunk> chunks,
+                                                     const std::shared_ptr<Job>& job) const;
+  void start(std::shared_ptr<ChunkLoad> load);
+  void read(std::shared_ptr<ChunkLoad> load, Slab slab);
+  void verify(std::shared_ptr<ChunkLoad> load, const Status& read_status);
+  void note_health(const ChunkLoad& load, const Status& status);
+  void scatter(std::shared_ptr<ChunkLoad> load);
+  void end(const std::shared_ptr<ChunkLoad>& load, const Status& status);
+  void count_failed(const Status& status);
+  void finish(Job& job);
+
+  void give_up(const std::shared_ptr<Job>& job, const Status& status);
+  std::vector<std::shared_ptr<Job>> take_late(Clock::time_point now);
+
+  EngineContext& context_;
+  LoadPatience patience_;
+  std::atomic<std::uint64_t> bytes_left_{0};  // to be read, of all jobs under way
+
+  // Of all below; never held across I/O or callbacks. The pool's lock is inside it.
+  mutable std::mutex mutex_;
+  FairQueue<std::shared_ptr<ChunkLoad>> waiting_;  // for a slab, by job
+  std::unordered_map<std::uint64_t, std::shared_ptr<Job>> jobs_;
+  Clock::time_point next_deadline_ = Clock::time_point::max();
+};
+
+}  // namespace lmkv

@@ -1,0 +1,62 @@
+#include "engine/root_health.hpp"
+
+#include <algorithm>
+
+namespace lmkv {
+namespace {
+
+constexpr int kFailuresInARow = 3;
+constexpr std::chrono::seconds kShortestPause{2};
+constexpr std::chrono::seconds kLongestPause{60};
+
+}  // namespace
+
+bool RootHealth::admits(Clock::time_point now) {
+  const std::lock_guard lock(mutex_);
+  if (!out_) return true;
+  if (now < again_) return false;
+  again_ = now + pause_;  // one trial at a time; what never comes back is followed by another
+  on_trial_ = true;
+  return true;
+}
+
+void RootHealth::succeeded() {
+  const std::lock_guard lock(mutex_);
+  failures_ = 0;
+  out_ = false;
+  on_trial_ = false;
+  pause_ = Clock::duration{0};
+  last_success_ = Clock::now();
+}
+
+void RootHealth::failed(const std::string& why, Clock::time_point now) {
+  const std::lock_guard lock(mutex_);
+  if (++failures_ >= kFailuresInARow || out_) take_out(why, now);
+}
+
+void RootHealth::stalled(Clock::time_point since, const std::string& why, Clock::time_point now) {
+  const std::lock_guard lock(mutex_);
+  if (last_success_ < since) take_out(why, now);
+}
+
+void RootHealth::take_out(const std::string& why, Clock::time_point now) {
+  reason_ = why;
+  // What was asked before it was taken out fails late: the next trial is not put off for that.
+  if (out_ && !on_trial_) return;
+  on_trial_ = false;
+  pause_ = std::clamp<Clock::duration>(2 * pause_, kShortestPause, kLongestPause);
+  again_ = now + pause_;
+  out_ = true;
+}
+
+bool RootHealth::is_out() const {
+  const std::lock_guard lock(mutex_);
+  return out_;
+}
+
+std::string RootHealth::reason() const {
+  const std::lock_guard lock(mutex_);
+  return out_ ? reason_ : std::string();
+}
+
+}  // namespace lmkv

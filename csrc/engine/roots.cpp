@@ -1,0 +1,121 @@
+#include "engine/roots.hpp"
+
+#include <utility>
+
+namespace lmkv {
+namespace {
+
+FileIoOptions file_options(const EngineOptions& options, const RootProbe& probe) {
+  return {probe.id,
+          probe.caching,
+          probe.publish,
+          options.request_bytes,
+          options.load_depth,
+          options.store_depth};
+}
+
+SpaceLimits space_limits(const EngineOptions& options) {
+  return {options.capacity, options.free_space_floor / 100, options.store_depth};
+}
+
+}  // namespace
+
+Root::Root(const EngineOptions& options, const std::string& path, RootParts parts)
+    : paths(path, options.namespace_digest, options.rank),
+      probe_(std::move(parts.probe)),
+      io_engine_reason_(std::move(parts.io_engine_reason)),
+      housekeeper_(paths, probe_.id, space_limits(options), options.housekeeping),
+      io_engine_(std::move(parts.io_engine)),
+      files_(*io_engine_, file_options(options, probe_)) {}
+
+void Root::add_stats(std::map<std::string, std::uint64_t>& all) const {
+  for (const auto& [name, value] : housekeeper_.stats()) all[name] += value;
+  all["chunks_touched"] += files_.touched();
+  all["touches_failed"] += files_.touches_failed();
+  all["direct_io_fallbacks"] += files_.direct_io_fallbacks();
+  all["load_bytes_in_flight"] += files_.read_bytes_in_flight();
+  all["store_bytes_in_flight"] += files_.write_bytes_in_flight();
+  all["loads_out_of_service"] += loads.is_out() ? 1 : 0;
+  all["stores_out_of_service"] += stores.is_out() ? 1 : 0;
+}
+
+std::map<std::string, std::string> Root::info() const {
+  const bool fell_back = files_.direct_io_fallbacks() > 0;
+  return {
+      {"filesystem", probe_.filesystem},
+      {"last_refusal", std::string(in_words(housekeeper_.space().last_refusal()))},
+      {"io_engine", std::string(io_engine_->name())},
+      {"io_engine_reason", io_engine_reason_},
+      {"direct_io", files_.caching() == Caching::kDirect ? "on" : "off"},
+      {"direct_io_reason", fell_back ? "refused by the filesystem while in use" : probe_.reason},
+  };
+}
+
+Roots::Roots(const EngineOptions& options, std::vector<RootParts> parts)
+    : paths_(options.roots), stripes_(options.roots) {
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    errors_.push_back(parts[i].error);
+    roots_.push_back(parts[i].error.empty()
+                         ? std::make_unique<Root>(options, paths_[i], std::move(parts[i]))
+                         : nullptr);
+  }
+}
+
+std::vector<Root*> Roots::usable() const {
+  std::vector<Root*> all;
+  for (const std::unique_ptr<Root>& root : roots_) {
+    if (root != nullptr) all.push_back(root.get());
+  }
+  return all;
+}
+
+std::map<std::string, std::uint64_t> Roots::stats() const {
+  std::map<std::string, std::uint64_t> all;
+  for (const std::unique_ptr<Root>& root : roots_) {
+    if (root != nullptr) {
+      root->add_stats(all);
+    } else {
+      ++all["loads_out_of_service"];
+      ++all["stores_out_of_service"];
+    }
+  }
+  return all;
+}
+
+std::map<std::string, std::string> Roots::info() const {
+  std::map<std::string, std::string> all;
+  std::string out;
+  const auto add_out = [&](std::size_t i, const std::string& what, const std::string& why) {
+    out += (out.empty() ? "" : "; ") + paths_[i] + what + why;
+  };
+  for (std::size_t i = 0; i < roots_.size(); ++i) {
+    if (roots_[i] == nullptr) {
+      add_out(i, ": ", errors_[i]);
+      continue;
+    }
+    const std::string loads = roots_[i]->loads.reason();
+    const std::string stores = roots_[i]->stores.reason();
+    if (!loads.empty()) add_out(i, " (loads): ", loads);
+    if (!stores.empty()) add_out(i, " (stores): ", stores);
+    std::map<std::string, std::string> own = roots_[i]->info();
+    if (all.empty()) {
+      all = std::move(own);
+      continue;
+    }
+    for (const auto& [name, value] : own) {
+      if (all[name] != value) all["root" + std::to_string(i) + "_" + name] = value;
+    }
+  }
+  all["roots_out"] = out;
+  return all;
+}
+
+std::vector<std::size_t> Roots::out_of_service() const {
+  std::vector<std::size_t> out;
+  for (std::size_t i = 0; i < roots_.size(); ++i) {
+    if (roots_[i] == nullptr || roots_[i]->loads.is_out()) out.push_back(i);
+  }
+  return out;
+}
+
+}  // namespace lmkv

@@ -1,0 +1,76 @@
+// The directories that an engine keeps its chunks in.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/types.hpp"
+#include "engine/engine_options.hpp"
+#include "engine/root_health.hpp"
+#include "io/direct_file.hpp"
+#include "store/directory.hpp"
+#include "store/housekeeper.hpp"
+#include "store/stripes.hpp"
+
+namespace lmkv {
+
+// One of them. Its I/O threads are its own: one that hangs keeps no other waiting.
+class Root {
+ public:
+  Root(const EngineOptions& options, const std::string& path, RootParts parts);
+
+  const ChunkPaths paths;
+  RootHealth loads;
+  RootHealth stores;
+  // Slabs of stores on their way to it.
+  std::atomic<std::size_t> slabs_of_stores{0};
+
+  [[nodiscard]] FileIo& files() { return files_; }
+  [[nodiscard]] SpaceLedger& space() { return housekeeper_.space(); }
+  // Housekeeping may be on its way in a system call for a while (Housekeeper::stop).
+  void stop_housekeeping() { housekeeper_.stop(); }
+
+  void add_stats(std::map<std::string, std::uint64_t>& all) const;
+  [[nodiscard]] std::map<std::string, std::string> info() const;
+  [[nodiscard]] IoEngine& io_engine() { return *io_engine_; }
+
+ private:
+  const RootProbe probe_;
+  const std::string io_engine_reason_;
+  Housekeeper housekeeper_;  // before files_, whose callbacks use it
+  std::unique_ptr<IoEngine> io_engine_;
+  FileIo files_;
+};
+
+// Thread-safe once made.
+class Roots {
+ public:
+  Roots(const EngineOptions& options, std::vector<RootParts> parts);
+
+  // The root of a chunk; nullptr when it could not be used at start.
+  [[nodiscard]] Root* of(const ChunkKey& key) const { return roots_[stripes_.of(key)].get(); }
+
+  // Roots that can be used.
+  [[nodiscard]] std::vector<Root*> usable() const;
+
+  // Sums over the roots; "loads_out_of_service" and "stores_out_of_service" count roots.
+  [[nodiscard]] std::map<std::string, std::uint64_t> stats() const;
+  // Of the first root that can be used; of the others "root<i>_<key>" where it differs. Beside
+  // these "roots_out": paths and reasons of those that are out of service, or "".
+  [[nodiscard]] std::map<std::string, std::string> info() const;
+  // Indices of roots whose loads are out of service.
+  [[nodiscard]] std::vector<std::size_t> out_of_service() const;
+
+ private:
+  const std::vector<std::string> paths_;
+  const Stripes stripes_;
+  std::vector<std::string> errors_;           // at start
+  std::vector<std::unique_ptr<Root>> roots_;  // nullptr where there is an error
+};
+
+}  // namespace lmkv

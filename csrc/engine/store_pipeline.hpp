@@ -1,0 +1,42 @@
+// Stores: gather -> seal -> write.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "engine/engine_context.hpp"
+#include "engine/load_pipeline.hpp"
+#include "store/use_stamp.hpp"
+
+namespace lmkv {
+
+class StorePipeline {
+ public:
+  // `loads` go first wherever both want something.
+  StorePipeline(EngineContext& context, LoadPipeline& loads);
+
+  // Engine's thread. Empty when the store is dropped: see Engine::store.
+  std::optional<JobId> begin(const ChunkKey& key, std::uint64_t token_begin,
+                             std::vector<BlockId> blocks, std::uintptr_t stream, UseTime used_at);
+
+ private:
+  struct Job;
+
+  [[nodiscard]] bool may_begin(const Job& job);
+  void gathered(std::shared_ptr<Job> job, Status status);
+  void write(std::shared_ptr<Job> job);
+  void settle_space(const Job& job, const Status& status, FileWrite::Outcome outcome);
+  void note_health(Root& root, const Status& status, FileWrite::Outcome outcome);
+  void count(const Job& job, const Status& status, FileWrite::Outcome outcome);
+  void end(const std::shared_ptr<Job>& job, const Status& status, FileWrite::Outcome outcome);
+
+  EngineContext& context_;
+  LoadPipeline& loads_;
+  // Of one root's stores: a disk that hangs must not have all slabs.
+  std::size_t most_slabs_;
+};
+
+}  // namespace lmkv
