@@ -10,14 +10,14 @@ namespace lmkv {
 
 enum class StatusKind {
   kOk,
-  kMissing,    // there is no such chunk (any more): a plain miss
-  kBadChunk,   // what is there is not the chunk that was asked for
-  kIo,         // the filesystem refused or failed; `error_number` says how
-  kDevice,     // gather or scatter failed
-  kTimedOut,   // given up, because it took too long
+  kMissing,       // there is no such chunk (any more): a plain miss
+  kBadChunk,      // what is there is not the chunk that was asked for
+  kIo,            // the filesystem refused or failed; `error_number` says how
+  kDevice,        // gather or scatter failed
+  kTimedOut,      // given up, because it took too long
   kOutOfService,  // not tried, because the directory has failed again and again
-  kFull,       // dropped because the directory is at its capacity or the disk at its floor
-  kCancelled,  // given up before it was done: closing, or nobody waits for it
+  kFull,          // dropped because the directory is at its capacity or the disk at its floor
+  kCancelled,     // given up before it was done: closing, or nobody waits for it
 };
 
 class [[nodiscard]] Status {

@@ -31,7 +31,7 @@ struct EngineOptions {
   DirectIoChoice direct_io = DirectIoChoice::kAuto;
   unsigned io_threads = 1;  // of each root
   std::size_t request_bytes = 1 << 20;
-  std::size_t load_depth = 64 << 20;   // of each root, as the two below
+  std::size_t load_depth = 64 << 20;  // of each root, as the two below
   std::size_t store_depth = 32 << 20;
   std::uint64_t capacity = 0;     // bytes below the root, everybody's; 0: no limit
   double free_space_floor = 5.0;  // percent of the filesystem that stays free

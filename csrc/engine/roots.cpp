@@ -6,12 +6,8 @@ namespace lmkv {
 namespace {
 
 FileIoOptions file_options(const EngineOptions& options, const RootProbe& probe) {
-  return {probe.id,
-          probe.caching,
-          probe.publish,
-          options.request_bytes,
-          options.load_depth,
-          options.store_depth};
+  return {probe.id,           probe.caching,      probe.publish, options.request_bytes,
+          options.load_depth, options.store_depth};
 }
 
 SpaceLimits space_limits(const EngineOptions& options) {

@@ -17,7 +17,7 @@ struct Stats {
   Counter stores_dropped{0};          // no free slab, closing, or the device is lost
   Counter stores_dropped_full{0};     // the directory is at its capacity, or the disk at its floor
   Counter stores_dropped_out_of_service{0};  // it has failed again and again
-  Counter stores_failed{0};           // the filesystem refused or failed
+  Counter stores_failed{0};                  // the filesystem refused or failed
   Counter gathers_failed{0};
   Counter chunks_loaded{0};       // into the KV cache, from memory or the directory
   Counter bytes_loaded{0};        // read from the directory and verified

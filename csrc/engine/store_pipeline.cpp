@@ -44,8 +44,8 @@ struct StorePipeline::Job {
 StorePipeline::StorePipeline(EngineContext& context, LoadPipeline& loads)
     : context_(context),
       loads_(loads),
-      most_slabs_(most_slabs_of_a_root(context.pool->counts().total,
-                                       context.roots->usable().size())) {}
+      most_slabs_(
+          most_slabs_of_a_root(context.pool->counts().total, context.roots->usable().size())) {}
 
 std::optional<JobId> StorePipeline::begin(const ChunkKey& key, std::uint64_t token_begin,
                                           std::vector<BlockId> blocks, std::uintptr_t stream,
@@ -135,8 +135,7 @@ void StorePipeline::write(std::shared_ptr<Job> job) {
   root.files().write(std::move(request));
 }
 
-void StorePipeline::settle_space(const Job& job, const Status& status,
-                                 FileWrite::Outcome outcome) {
+void StorePipeline::settle_space(const Job& job, const Status& status, FileWrite::Outcome outcome) {
   SpaceLedger& space = job.root->space();
   const std::size_t bytes = job.identity.file_bytes();
   if (job.reserved) space.settle(bytes, outcome == FileWrite::Outcome::kWritten);

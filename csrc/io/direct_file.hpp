@@ -124,7 +124,7 @@ class FileIo {
   Lane& lane_of(const FileTask& task);
   void start_admissible();
   [[nodiscard]] std::size_t write_depth() const;  // now; caller holds mutex_
-  std::unique_ptr<FileTask> next_admissible();  // caller holds mutex_
+  std::unique_ptr<FileTask> next_admissible();    // caller holds mutex_
   void finish(FileTask* task);
   void refuse_direct();
   void note_touch(int result);

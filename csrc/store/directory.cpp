@@ -105,8 +105,8 @@ void make_tree(const ChunkPaths& paths) {
   }
 }
 
-Directory::Directory(const std::vector<std::string>& roots,
-                     const NamespaceDigest& namespace_digest, std::uint32_t ranks)
+Directory::Directory(const std::vector<std::string>& roots, const NamespaceDigest& namespace_digest,
+                     std::uint32_t ranks)
     : stripes_(roots), roots_(roots.size()) {
   for (std::size_t i = 0; i < roots.size(); ++i) {
     for (std::uint32_t rank = 0; rank < ranks; ++rank) {

@@ -9,123 +9,20 @@
 #include <thread>
 
 #include "chunk_tree.hpp"
-#include "delayed_device.hpp"
-#include "engine/engine.hpp"
-#include "fault_engine.hpp"
-#include "support.hpp"
+#include "engine_fixture.hpp"
 
 namespace lmkv {
 namespace {
 
 using namespace std::chrono_literals;
 using test::digest_of;
-
-constexpr std::size_t kLayers = 3;
-constexpr std::size_t kPage = 5000;  // bytes of a layer's block: nothing is aligned by luck
-constexpr std::size_t kBlocks = 64;
-constexpr std::uint32_t kBlocksPerChunk = 4;
-
-ChunkKey key(std::uint64_t n) { return digest_of<ChunkKey>(n); }
-
-std::vector<BlockId> ids(std::initializer_list<std::uint32_t> list) {
-  std::vector<BlockId> blocks;
-  for (const std::uint32_t id : list) blocks.push_back(BlockId{id});
-  return blocks;
-}
-
-class EngineTest : public ::testing::TestWithParam<IoEngineChoice> {
- protected:
-  EngineTest() {
-    test::fill_random(kv, 1);
-    options.roots = {root.path()};
-    options.namespace_digest = digest_of<NamespaceDigest>(1);
-    for (std::size_t layer = 0; layer < kLayers; ++layer) {
-      const auto base = reinterpret_cast<std::uintptr_t>(kv.data() + layer * kBlocks * kPage);
-      options.segments.push_back({base, kPage, kPage});
-    }
-    options.block_count = kBlocks;
-    options.block_tokens = 16;
-    options.blocks_per_chunk = kBlocksPerChunk;
-    options.host_memory = 1 << 20;
-    options.request_bytes = 4 * kPageBytes;
-    options.io_engine = GetParam();
-  }
-
-  void start(test::FaultEngine::Fault fault = {}) {
-    engine.reset();
-    EngineParts parts = make_parts(options);
-    auto delayed = std::make_unique<test::DelayedDevice>(SegmentTable(options.segments));
-    device = delayed.get();
-    parts.device = std::move(delayed);
-    if (fault) {
-      std::unique_ptr<IoEngine>& io_engine = parts.roots[0].io_engine;
-      io_engine = std::make_unique<test::FaultEngine>(std::move(io_engine), std::move(fault));
-    }
-    engine = std::make_unique<Engine>(options, std::move(parts));
-  }
-
-  std::span<std::byte> page(std::size_t layer, BlockId block) {
-    const std::size_t at = (layer * kBlocks + static_cast<std::size_t>(block)) * kPage;
-    return std::span(kv).subspan(at, kPage);
-  }
-  std::vector<std::byte> bytes_of(const std::vector<BlockId>& blocks) {
-    std::vector<std::byte> bytes;
-    for (const BlockId block : blocks) {
-      for (std::size_t layer = 0; layer < kLayers; ++layer) {
-        const auto part = page(layer, block);
-        bytes.insert(bytes.end(), part.begin(), part.end());
-      }
-    }
-    return bytes;
-  }
-  void poison(const std::vector<BlockId>& blocks) {
-    for (const BlockId block : blocks) {
-      for (std::size_t layer = 0; layer < kLayers; ++layer) {
-        std::ranges::fill(page(layer, block), std::byte{0xEE});
-      }
-    }
-  }
-
-  std::vector<Completion> finish() {
-    EXPECT_TRUE(engine->drain(20s));
-    return engine->poll();
-  }
-  void store(std::uint64_t k, std::vector<BlockId> blocks) {
-    ASSERT_TRUE(engine->store(key(k), k * 64, std::move(blocks), 0));
-    const std::vector<Completion> done = finish();
-    ASSERT_EQ(done.size(), 2U);
-    EXPECT_EQ(done[0].kind, CompletionKind::kGathered);
-    EXPECT_EQ(done[1].kind, CompletionKind::kStored);
-    EXPECT_EQ(done[1].error, "");
-  }
-  LoadChunk chunk(std::uint64_t k, std::vector<BlockId> blocks, std::uint32_t first = 0,
-                  std::uint32_t count = kBlocksPerChunk) {
-    return {key(k), k * 64, count, first, std::move(blocks)};
-  }
-  Completion load(std::vector<LoadChunk> chunks) {
-    engine->load(std::move(chunks), 0);
-    std::vector<Completion> done = finish();
-    EXPECT_EQ(done.size(), 1U);
-    EXPECT_EQ(done.at(0).kind, CompletionKind::kLoaded);
-    return done.at(0);
-  }
-  std::string path_of(std::uint64_t k) {
-    return ChunkPaths(root.path(), options.namespace_digest, 0).chunk(key(k));
-  }
-  void expect_all_slabs_back() {
-    const auto stats = engine->stats();
-    EXPECT_EQ(stats.at("slabs_in_use"), 0U);
-    EXPECT_EQ(stats.at("slabs_free") + stats.at("slabs_cached"), stats.at("slabs_total"));
-    EXPECT_EQ(stats.at("load_bytes_in_flight"), 0U);
-    EXPECT_EQ(stats.at("store_bytes_in_flight"), 0U);
-  }
-
-  test::TemporaryDirectory root;
-  std::vector<std::byte> kv = std::vector<std::byte>(kLayers * kBlocks * kPage);
-  EngineOptions options;
-  test::DelayedDevice* device = nullptr;
-  std::unique_ptr<Engine> engine;
-};
+using test::EngineTest;
+using test::ids;
+using test::kBlocks;
+using test::kBlocksPerChunk;
+using test::key;
+using test::kLayers;
+using test::kPage;
 
 TEST_P(EngineTest, AFreshEngineLoadsWhatAnotherStored) {
   start();
