@@ -1,5 +1,7 @@
-"""What was measured of this machine's GPUs: found by ``lmkv bench transfer --calibrate``, kept in
-the user's cache directory, and used by ``transfer=auto``.
+"""What was measured of this machine: kept in the user's cache directory.
+
+``lmkv bench transfer --calibrate`` finds how a kind of GPU copies best, used by ``transfer=auto``;
+``lmkv bench io --calibrate`` how many bytes a disk wants in flight.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from lmkv._C import TransferOptions
 from lmkv.errors import ConfigError
 
 FORMAT = 1
+MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +39,23 @@ class Tuning:
         return TransferOptions(mode=mode, **asdict(self))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depths:
+    """Bytes in flight at one disk, each way. The defaults suit a local SSD (docs/io.md)."""
+
+    load_depth: int = 64 * MIB
+    store_depth: int = 32 * MIB
+
+    def __post_init__(self) -> None:
+        for depth in (self.load_depth, self.store_depth):
+            if not isinstance(depth, int) or not MIB <= depth <= 1 << 40:
+                raise ConfigError(f"a depth must be from 1 MiB to 1 TiB, not {depth!r}")
+
+
 def tuning_file() -> Path:
-    """Where tunings are kept; it need not exist."""
+    """Where measurements are kept; it need not exist."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "lmkv" / "transfer.json"
+    return Path(cache) / "lmkv" / "tuning.json"
 
 
 def load_tuning(gpu: str) -> Tuning | None:
@@ -48,8 +64,7 @@ def load_tuning(gpu: str) -> Tuning | None:
     Reads one small file. A tuning is a matter of speed only, so that nothing here raises.
     """
     try:
-        kept = _read()["gpus"][gpu]
-        tuning = Tuning(**kept)
+        tuning = Tuning(**_read()["gpus"][gpu])
         tuning.options("auto")
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -57,12 +72,37 @@ def load_tuning(gpu: str) -> Tuning | None:
 
 
 def save_tuning(gpu: str, tuning: Tuning) -> Path:
-    """Keep ``tuning`` beside those of other GPUs. Raises OSError."""
+    """Keep ``tuning`` beside what else was measured. Raises OSError."""
+    return _save("gpus", gpu, asdict(tuning))
+
+
+def load_depths(path: str) -> Depths | None:
+    """What was measured of the disk that ``path`` is on; else as ``load_tuning``."""
+    try:
+        return Depths(**_read()["disks"][mount_of(path)])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save_depths(path: str, depths: Depths) -> Path:
+    """Keep ``depths`` for everything on the disk that ``path`` is on. Raises OSError."""
+    return _save("disks", mount_of(path), asdict(depths))
+
+
+def mount_of(path: str) -> str:
+    """The mount point above ``path``, which need not exist yet."""
+    real = os.path.realpath(path)
+    while not os.path.ismount(real):
+        real = os.path.dirname(real)
+    return real
+
+
+def _save(kind: str, name: str, value: dict[str, Any]) -> Path:
     try:
         content = _read()
     except (OSError, ValueError, KeyError):
-        content = {"format": FORMAT, "gpus": {}}
-    content["gpus"][gpu] = asdict(tuning)
+        content = {"format": FORMAT}
+    content.setdefault(kind, {})[name] = value
     path = tuning_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
@@ -75,6 +115,7 @@ def _read() -> dict[str, Any]:
     content = json.loads(tuning_file().read_text(encoding="utf-8"))
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ConfigError("another format")
-    if not isinstance(content.get("gpus"), dict):
-        raise ConfigError("no GPUs")
+    for kind in ("gpus", "disks"):
+        if not isinstance(content.get(kind, {}), dict):
+            raise ConfigError(f"no {kind}")
     return content

@@ -74,6 +74,7 @@ std::map<std::string, std::uint64_t> Engine::stats() const {
   all["device_lost"] = context_.device->failure().empty() ? 0 : 1;
   all["reading_microseconds"] = context_.reading.microseconds();
   all["writing_microseconds"] = context_.writing.microseconds();
+  all["checksum_microseconds"] = context_.checksum_ns / 1000;
   all["jobs_in_flight"] = context_.jobs.in_flight();
   return all;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <optional>
 
@@ -34,6 +35,7 @@ struct EngineContext {
   Stats stats;
   BusyTime reading;  // chunk files, from the call to the last byte
   BusyTime writing;
+  std::atomic<std::uint64_t> checksum_ns{0};  // of all threads, stores and loads
   JobBoard jobs;
   std::atomic<bool> closed{false};
   std::unique_ptr<Device> device;

@@ -6,6 +6,8 @@
 #include <string>
 #include <utility>
 
+#include "common/counted_time.hpp"
+
 namespace lmkv {
 
 struct LoadPipeline::Job {
@@ -148,6 +150,7 @@ void LoadPipeline::verify(std::shared_ptr<ChunkLoad> load, const Status& read_st
   note_health(*load, read_status);
   Status status = read_status;
   if (status.is_ok()) {
+    const CountedTime time(context_.checksum_ns);
     const ChunkFault fault = verify_chunk(load->filling->bytes(), load->identity);
     if (fault != ChunkFault::kNone) status = Status::bad_chunk(path, to_string(fault));
   }

@@ -4,6 +4,8 @@
 #include <cerrno>
 #include <utility>
 
+#include "common/counted_time.hpp"
+
 namespace lmkv {
 namespace {
 
@@ -105,7 +107,10 @@ void StorePipeline::gathered(std::shared_ptr<Job> job, Status status) {
     count_one(context_.stats.gathers_failed);
     return end(job, status, FileWrite::Outcome::kFailed);
   }
-  seal_chunk(job->filling->bytes(), job->identity);
+  {
+    const CountedTime time(context_.checksum_ns);
+    seal_chunk(job->filling->bytes(), job->identity);
+  }
   job->sealed = context_.pool->publish(std::move(*job->filling), job->identity.key);
   job->filling.reset();
   write(std::move(job));

@@ -183,7 +183,7 @@ def test_a_tuning_is_kept_by_gpu(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
     save_tuning("A", first)
     save_tuning("B", second)
     assert (load_tuning("A"), load_tuning("B")) == (first, second)
-    assert [path.name for path in tuning_file().parent.iterdir()] == ["transfer.json"]
+    assert [path.name for path in tuning_file().parent.iterdir()] == ["tuning.json"]
 
 
 @pytest.mark.parametrize(
