@@ -223,8 +223,22 @@ std::unique_ptr<Engine> make_engine(const EngineOptions& options) {
       [&] { return std::make_unique<Engine>(options, make_parts(options)); });
 }
 
-std::unique_ptr<Engine> make_measured_engine(const EngineOptions& options) {
-  return engine_or_config_error([&] { return make_bench_engine(options); });
+std::unique_ptr<Engine> make_measured_engine(const EngineOptions& options,
+                                             std::shared_ptr<Faults> faults) {
+  return engine_or_config_error([&] { return make_bench_engine(options, std::move(faults)); });
+}
+
+std::unique_ptr<Engine> make_engine_with_faults(const EngineOptions& options,
+                                                std::shared_ptr<Faults> faults) {
+  return engine_or_config_error([&] { return make_faulty_engine(options, std::move(faults)); });
+}
+
+std::shared_ptr<Faults> make_faults(const std::string& spec, std::uint64_t seed) {
+  return as_config_error([&] { return std::make_shared<Faults>(parse_faults(spec), seed); });
+}
+
+void change_faults(Faults& faults, const std::string& spec) {
+  as_config_error([&] { faults.change(parse_faults(spec)); });
 }
 
 std::unique_ptr<TransferBench> make_transfer_bench(const std::string& device,

@@ -15,6 +15,7 @@
 
 #include "engine/engine.hpp"
 #include "engine/transfer_bench.hpp"
+#include "io/fault_engine.hpp"
 #include "store/directory.hpp"
 
 namespace lmkv::python {
@@ -55,7 +56,14 @@ EngineOptions make_options(const RootsArgument& root, const std::string& namespa
                            std::size_t store_depth, const TransferOptions& transfer,
                            std::uint64_t capacity, double free_space_floor, double load_timeout);
 std::unique_ptr<Engine> make_engine(const EngineOptions& options);
-std::unique_ptr<Engine> make_measured_engine(const EngineOptions& options);
+// Without faults where there are none.
+std::unique_ptr<Engine> make_measured_engine(const EngineOptions& options,
+                                             std::shared_ptr<Faults> faults);
+std::unique_ptr<Engine> make_engine_with_faults(const EngineOptions& options,
+                                                std::shared_ptr<Faults> faults);
+
+std::shared_ptr<Faults> make_faults(const std::string& spec, std::uint64_t seed);
+void change_faults(Faults& faults, const std::string& spec);
 
 std::unique_ptr<TransferBench> make_transfer_bench(const std::string& device,
                                                    const std::vector<SegmentTuple>& segments,

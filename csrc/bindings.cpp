@@ -16,6 +16,7 @@
 #include "device/device.hpp"
 #include "engine/engine.hpp"
 #include "engine/transfer_bench.hpp"
+#include "io/fault_engine.hpp"
 #include "store/directory.hpp"
 
 namespace py = pybind11;
@@ -99,7 +100,15 @@ void bind_engine(py::module_& m) {
 }
 
 void bind_bench(py::module_& m) {
-  m.def("bench_engine", &make_measured_engine, "options"_a,
+  py::class_<Faults, std::shared_ptr<Faults>>(m, "Faults")
+      .def(py::init(&make_faults), "spec"_a = "", "seed"_a = 0)
+      .def("change", &change_faults, "spec"_a)
+      .def("release", &Faults::release)
+      .def("hanging", &Faults::hanging)
+      .def("counts", &Faults::counts);
+  m.def("bench_engine", &make_measured_engine, "options"_a, "faults"_a = py::none(),
+        py::call_guard<py::gil_scoped_release>());
+  m.def("fault_engine", &make_engine_with_faults, "options"_a, py::arg("faults").none(false),
         py::call_guard<py::gil_scoped_release>());
   py::class_<TransferBench>(m, "TransferBench", py::release_gil_before_calling_cpp_dtor())
       .def(py::init(&make_transfer_bench), py::kw_only(), "device"_a, "segments"_a, "host_bytes"_a,

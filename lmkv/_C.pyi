@@ -224,12 +224,44 @@ class Directory:
     def present(self, keys: Sequence[bytes]) -> list[bool]:
         """For each of ``keys``, whether every rank's directory has an entry for it."""
 
-def bench_engine(options: EngineOptions) -> Engine:
+@final
+class Faults:
+    """Faults of a disk, injected into the engines that this is given to. Any thread; no blocking.
+
+    ``spec`` are faults separated by commas, each ``[OPERATION.]KIND[:TIME][:RATE]``, as in
+    ``"eio:0.01,delay:20ms,write.enospc:0.05"``; ``""`` is none. Kinds: ``eio``, ``enospc``,
+    ``edquot``, ``estale``, ``erofs``, ``eagain``, ``eintr`` (the operation fails so); ``short``
+    (fewer bytes than asked for), ``truncate`` (a read meets the end of the file, a write loses its
+    end), ``corrupt`` (one bit is another), ``delay`` (takes a time), ``reorder`` (up to a time, 5ms
+    by default), ``hang`` (until :meth:`release`). Operations: ``open``, ``read``, ``write``,
+    ``allocate``, ``sync``, ``touch``, ``close``, ``stat``, ``rename``, ``mkdir``, ``unlink``,
+    ``rmdir``; without one a fault happens wherever a kernel may answer so. The rate is 0 to 1, and
+    1 if it is not given. Equal seeds draw equal faults for equal operations. Raises ConfigError for
+    a text that cannot be, with the nearest word that can.
+    """
+
+    def __init__(self, spec: str = "", seed: int = 0) -> None: ...
+    def change(self, spec: str) -> None:
+        """Another ``spec`` for the operations from now on. Raises ConfigError."""
+
+    def release(self) -> None:
+        """Let what hangs go on. An engine's ``close`` waits for it."""
+
+    def hanging(self) -> int:
+        """Operations that hang now."""
+
+    def counts(self) -> dict[str, int]:
+        """Faults that happened, by ``"operation.kind"``."""
+
+def bench_engine(options: EngineOptions, faults: Faults | None = None) -> Engine:
     """An engine whose device copies nothing: only files and checksums take time.
 
     Its slabs are full of random bytes from the start, which every store makes different from all
     before. What it loads goes nowhere. Blocks while it fills them. Raises ConfigError.
     """
+
+def fault_engine(options: EngineOptions, faults: Faults) -> Engine:
+    """An engine as any other, over a disk with ``faults``. Raises ConfigError."""
 
 @final
 class TransferBench:

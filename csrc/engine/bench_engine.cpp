@@ -69,10 +69,25 @@ class NoCopyDevice final : public Device {
   std::unique_ptr<HostStream> thread_;
 };
 
+EngineParts parts_with(const EngineOptions& options, std::shared_ptr<Faults> faults) {
+  EngineParts parts = make_parts(options);
+  if (!faults) return parts;
+  for (RootParts& root : parts.roots) {
+    if (root.error.empty()) root.io_engine = make_fault_engine(std::move(root.io_engine), faults);
+  }
+  return parts;
+}
+
 }  // namespace
 
-std::unique_ptr<Engine> make_bench_engine(const EngineOptions& options) {
-  EngineParts parts = make_parts(options);
+std::unique_ptr<Engine> make_faulty_engine(const EngineOptions& options,
+                                           std::shared_ptr<Faults> faults) {
+  return std::make_unique<Engine>(options, parts_with(options, std::move(faults)));
+}
+
+std::unique_ptr<Engine> make_bench_engine(const EngineOptions& options,
+                                          std::shared_ptr<Faults> faults) {
+  EngineParts parts = parts_with(options, std::move(faults));
   parts.device = std::make_unique<NoCopyDevice>(SegmentTable(options.segments).block_bytes());
   return std::make_unique<Engine>(options, std::move(parts));
 }
