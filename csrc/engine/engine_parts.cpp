@@ -49,7 +49,7 @@ EngineParts make_parts(const EngineOptions& options) {
   const ChunkPaths paths(options.root, options.namespace_digest, options.rank);
   make_tree(paths);
   parts.root = probe_root(paths.temporary_directory(), options.direct_io);
-  IoEngineSelection selection = start_io_engine(options.io_engine, options.io_threads);
+  IoEngineSelection selection = start_io_engine(options.io_engine, options.io_threads, parts.root.caching);
   parts.io_engine = std::move(selection.engine);
   parts.io_engine_reason = std::move(selection.reason);
   return parts;
