@@ -11,7 +11,7 @@ EngineContext::EngineContext(const EngineOptions& with, EngineParts parts)
   const std::size_t slab_bytes = slab_bytes_of(options);
   pool = std::make_unique<SlabPool>(slab_bytes, options.host_memory / slab_bytes, *device);
   device->start();
-  roots = std::make_unique<Roots>(options, std::move(parts.roots));
+  roots = std::make_unique<Roots>(options, std::move(parts.roots), pool->memory());
 }
 
 ChunkIdentity EngineContext::identity(const ChunkKey& key, std::uint64_t token_begin,

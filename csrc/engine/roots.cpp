@@ -16,12 +16,14 @@ SpaceLimits space_limits(const EngineOptions& options) {
 
 }  // namespace
 
-Root::Root(const EngineOptions& options, const std::string& path, RootParts parts)
+Root::Root(const EngineOptions& options, const std::string& path, RootParts parts,
+           const SlabMemory& slabs)
     : paths(path, options.namespace_digest, options.rank),
       probe_(std::move(parts.probe)),
       io_engine_reason_(std::move(parts.io_engine_reason)),
       housekeeper_(paths, probe_.id, space_limits(options), options.housekeeping),
       io_engine_(std::move(parts.io_engine)),
+      registration_error_(io_engine_->register_memory(slabs)),
       files_(*io_engine_, file_options(options, probe_)) {}
 
 void Root::add_stats(std::map<std::string, std::uint64_t>& all) const {
@@ -37,22 +39,25 @@ void Root::add_stats(std::map<std::string, std::uint64_t>& all) const {
 
 std::map<std::string, std::string> Root::info() const {
   const bool fell_back = files_.direct_io_fallbacks() > 0;
-  return {
+  std::map<std::string, std::string> all = io_engine_->info();
+  if (!registration_error_.empty()) all["registered_buffers"] = "no: " + registration_error_;
+  all.merge(std::map<std::string, std::string>{
       {"filesystem", probe_.filesystem},
       {"last_refusal", std::string(in_words(housekeeper_.space().last_refusal()))},
       {"io_engine", std::string(io_engine_->name())},
       {"io_engine_reason", io_engine_reason_},
       {"direct_io", files_.caching() == Caching::kDirect ? "on" : "off"},
       {"direct_io_reason", fell_back ? "refused by the filesystem while in use" : probe_.reason},
-  };
+  });
+  return all;
 }
 
-Roots::Roots(const EngineOptions& options, std::vector<RootParts> parts)
+Roots::Roots(const EngineOptions& options, std::vector<RootParts> parts, const SlabMemory& slabs)
     : paths_(options.roots), stripes_(options.roots) {
   for (std::size_t i = 0; i < parts.size(); ++i) {
     errors_.push_back(parts[i].error);
     roots_.push_back(parts[i].error.empty()
-                         ? std::make_unique<Root>(options, paths_[i], std::move(parts[i]))
+                         ? std::make_unique<Root>(options, paths_[i], std::move(parts[i]), slabs)
                          : nullptr);
   }
 }

@@ -22,7 +22,8 @@ namespace lmkv {
 // One of them. Its I/O threads are its own: one that hangs keeps no other waiting.
 class Root {
  public:
-  Root(const EngineOptions& options, const std::string& path, RootParts parts);
+  Root(const EngineOptions& options, const std::string& path, RootParts parts,
+       const SlabMemory& slabs);
 
   const ChunkPaths paths;
   RootHealth loads;
@@ -44,13 +45,15 @@ class Root {
   const std::string io_engine_reason_;
   Housekeeper housekeeper_;  // before files_, whose callbacks use it
   std::unique_ptr<IoEngine> io_engine_;
+  const std::string registration_error_;  // of slabs, with the I/O engine
   FileIo files_;
 };
 
 // Thread-safe once made.
 class Roots {
  public:
-  Roots(const EngineOptions& options, std::vector<RootParts> parts);
+  // `slabs` outlive it.
+  Roots(const EngineOptions& options, std::vector<RootParts> parts, const SlabMemory& slabs);
 
   // The root of a chunk; nullptr when it could not be used at start.
   [[nodiscard]] Root* of(const ChunkKey& key) const { return roots_[stripes_.of(key)].get(); }

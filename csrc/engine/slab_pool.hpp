@@ -14,6 +14,7 @@
 
 #include "common/types.hpp"
 #include "device/device.hpp"
+#include "io/io_engine.hpp"
 
 namespace lmkv {
 
@@ -93,6 +94,7 @@ class SlabPool {
   [[nodiscard]] std::optional<SharedSlab> find(const ChunkKey& key);
 
   [[nodiscard]] SlabCounts counts() const;
+  [[nodiscard]] SlabMemory memory() const { return {memory_, memory_bytes_, slab_bytes_}; }
   [[nodiscard]] const std::string& pin_error() const { return pin_error_; }
 
  private:

@@ -11,8 +11,12 @@
 namespace lmkv {
 namespace {
 
-// EAGAIN storms end: a file that needs more than this many retries has failed.
-constexpr int kMaxRetries = 1000;
+// EAGAIN storms end: a file that needs more than this many retries, two seconds of them, has
+// failed. The first are made at once, the others after pauses that grow, so that no thread spins.
+constexpr int kMaxRetries = 200;
+constexpr int kRetriesAtOnce = 4;
+constexpr long kFirstPauseNs = 100'000;
+constexpr int kPauseDoublings = 7;
 
 // Touches are small and nobody waits for them: a few at a time, and no endless queue.
 constexpr std::size_t kTouchDepth = 8;
@@ -23,6 +27,7 @@ constexpr std::size_t kMaxWaitingTouches = 1 << 14;
 void FileTask::step(Operation operation, Continuation next) {
   step_ = operation;
   step_.handler = this;
+  step_kind_ = operation.kind;
   next_ = std::move(next);
   owner_.engine_.submit(step_);
 }
@@ -30,6 +35,7 @@ void FileTask::step(Operation operation, Continuation next) {
 void FileTask::transfer(OperationKind kind, int descriptor, std::byte* buffer, Caching caching,
                         std::function<void(int)> next) {
   granule_ = caching == Caching::kDirect ? kPageBytes : 1;
+  pieces_kind_ = kind;
   pieces_done_ = std::move(next);
   pieces_outcome_.store(0, std::memory_order_relaxed);
   pieces_.clear();
@@ -42,9 +48,11 @@ void FileTask::transfer(OperationKind kind, int descriptor, std::byte* buffer, C
     piece.length = std::min(owner_.options_.request_bytes, bytes_ - at);
     piece.offset = at;
   }
-  pieces_left_.store(pieces_.size(), std::memory_order_relaxed);
+  // Writers of one file's pages wait for each other in the kernel, spinning: they go one by one.
+  one_by_one_ = kind == OperationKind::kWrite && caching == Caching::kBuffered;
+  const std::size_t count = one_by_one_ ? std::min<std::size_t>(1, pieces_.size()) : pieces_.size();
+  pieces_left_.store(count, std::memory_order_relaxed);
   // The last piece may finish, and the task go on without pieces_, before submit() returns.
-  const std::size_t count = pieces_.size();
   Operation* const pieces = pieces_.data();
   IoEngine& engine = owner_.engine_;
   for (std::size_t i = 0; i < count; ++i) engine.submit(pieces[i]);
@@ -54,13 +62,24 @@ bool FileTask::retry(Operation& operation, int result) {
   if (result != -EINTR && result != -EAGAIN) return false;
   // Linux has let go of the descriptor even then: it may be somebody else's by now (close(2)).
   if (operation.kind == OperationKind::kClose) return false;
-  if (retries_.fetch_add(1, std::memory_order_relaxed) >= kMaxRetries) return false;
+  const int before = retries_.fetch_add(1, std::memory_order_relaxed);
+  if (before >= kMaxRetries) return false;
+  if (before >= kRetriesAtOnce) {
+    const int doublings = std::min(before - kRetriesAtOnce, kPauseDoublings);
+    operation.kind = OperationKind::kPause;
+    operation.pause = {0, kFirstPauseNs << doublings};
+  }
   owner_.engine_.submit(operation);
   return true;
 }
 
 void FileTask::on_complete(Operation& operation, int result) {
-  if (&operation != &step_) return on_piece(operation, result);
+  const bool is_step = &operation == &step_;
+  if (operation.kind == OperationKind::kPause) {  // whatever ended it, the retry is due
+    operation.kind = is_step ? step_kind_ : pieces_kind_;
+    return owner_.engine_.submit(operation);
+  }
+  if (!is_step) return on_piece(operation, result);
   if (retry(operation, result)) return;
   const Continuation next = std::move(next_);
   next(result);
@@ -85,6 +104,9 @@ void FileTask::on_piece(Operation& piece, int result) {
   if (outcome != 0) {
     int expected = 0;
     pieces_outcome_.compare_exchange_strong(expected, outcome, std::memory_order_relaxed);
+  }
+  if (one_by_one_ && outcome == 0 && &piece != &pieces_.back()) {
+    return owner_.engine_.submit(*(&piece + 1));
   }
   if (pieces_left_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   const std::function<void(int)> done = std::move(pieces_done_);

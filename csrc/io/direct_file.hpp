@@ -22,7 +22,6 @@
 
 namespace lmkv {
 
-enum class Caching { kDirect, kBuffered };
 enum class Publish { kRename, kSyncThenRename };
 
 struct FileRead {

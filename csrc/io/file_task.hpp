@@ -44,7 +44,8 @@ class FileTask : public OperationHandler {
 
   // What pieces end with: 0, an errno, or kEndOfFile.
   static constexpr int kEndOfFile = -1;
-  // Reads or writes `bytes()` bytes of `buffer` in requests that are all in flight together.
+  // Reads or writes `bytes()` bytes of `buffer` in requests that are all in flight together, but
+  // for writes to the page cache.
   void transfer(OperationKind kind, int descriptor, std::byte* buffer, Caching caching,
                 std::function<void(int outcome)> next);
 
@@ -67,10 +68,13 @@ class FileTask : public OperationHandler {
   const std::uint64_t group_;
 
   Operation step_;
+  OperationKind step_kind_{};  // while step_ pauses before a retry, as pieces_kind_
   Continuation next_;
   std::atomic<int> retries_{0};
 
   std::vector<Operation> pieces_;
+  OperationKind pieces_kind_{};
+  bool one_by_one_ = false;  // each piece submits the next
   std::size_t granule_ = 1;  // a continued request starts at a multiple of this
   std::function<void(int)> pieces_done_;
   std::atomic<std::size_t> pieces_left_{0};

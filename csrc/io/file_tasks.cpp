@@ -93,8 +93,15 @@ class ReadTask final : public FileTask {
       if (result < 0) return fail(-result, "open");
       descriptor_ = result;
       transfer(OperationKind::kRead, descriptor_, request_.buffer, caching_,
-               [this](int outcome) { close(outcome); });
+               [this](int outcome) { drop_pages(outcome); });
     });
+  }
+
+  // The chunk goes to the KV cache: its copy in the page cache would displace what others need.
+  void drop_pages(int outcome) {
+    if (caching_ == Caching::kDirect) return close(outcome);
+    step(descriptor_operation(OperationKind::kDropPages, descriptor_),
+         [this, outcome](int) { close(outcome); });
   }
 
   void close(int outcome) {
@@ -191,11 +198,25 @@ class WriteTask final : public FileTask {
   }
 
   void sync() {
-    if (publish() == Publish::kRename) return set_modified();
+    if (publish() == Publish::kRename) return write_back();
     step(descriptor_operation(OperationKind::kSync, descriptor_), [this](int result) {
       if (result < 0) return abandon(-result, "sync");
-      set_modified();
+      drop_pages();
     });
+  }
+
+  // Only written pages can be dropped. Both steps are hints: a filesystem without a page cache, or
+  // with one of its own, may refuse them.
+  void write_back() {
+    if (caching_ == Caching::kDirect) return set_modified();
+    step(descriptor_operation(OperationKind::kWriteBack, descriptor_),
+         [this](int) { drop_pages(); });
+  }
+
+  void drop_pages() {
+    if (caching_ == Caching::kDirect) return set_modified();
+    step(descriptor_operation(OperationKind::kDropPages, descriptor_),
+         [this](int) { set_modified(); });
   }
 
   // Behind the last write, which sets it as well. A file that keeps the time of its writing is

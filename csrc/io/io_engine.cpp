@@ -15,11 +15,17 @@ IoEngineSelection threads_because(unsigned threads, std::string reason) {
 
 }  // namespace
 
-IoEngineSelection start_io_engine(IoEngineChoice choice, unsigned threads) {
+IoEngineSelection start_io_engine(IoEngineChoice choice, unsigned threads, Caching caching) {
   if (choice == IoEngineChoice::kThreads) return threads_because(threads, "asked for");
+  // A ring's thread would copy all that it finds in the page cache itself (decision 9).
+  if (choice == IoEngineChoice::kAuto && caching == Caching::kBuffered) {
+    return threads_because(threads,
+                           "files go through the page cache here: threads share its copies");
+  }
   try {
     return {make_uring_engine(std::max(1U, threads)),
-            choice == IoEngineChoice::kUring ? "asked for" : "the kernel allows it"};
+            choice == IoEngineChoice::kUring ? "asked for"
+                                             : "direct I/O works here, and the kernel allows it"};
   } catch (const std::runtime_error& refused) {
     if (choice == IoEngineChoice::kUring) throw;
     return threads_because(threads, refused.what());

@@ -9,6 +9,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <ctime>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -21,6 +23,8 @@ enum class OperationKind : std::uint8_t {
   kWrite,            // descriptor, buffer, length, offset -> bytes
   kAllocate,         // descriptor, length       -> 0
   kSync,             // descriptor               -> 0 (data and size, as fdatasync)
+  kWriteBack,        // descriptor               -> 0 when its pages are written (no metadata)
+  kDropPages,        // descriptor               -> 0 (its clean pages leave the page cache)
   kSetModified,      // descriptor or, if -1, path; modified_ns -> 0 (links are not followed)
   kClose,            // descriptor               -> 0
   kStat,             // path, status             -> 0 (symbolic links are not followed)
@@ -28,6 +32,7 @@ enum class OperationKind : std::uint8_t {
   kMakeDirectory,    // path, mode               -> 0
   kUnlink,           // path                     -> 0
   kRemoveDirectory,  // path                     -> 0
+  kPause,            // pause                    -> 0 when so much time has passed
 };
 
 struct Operation;
@@ -56,9 +61,17 @@ struct Operation {
   const char* target = nullptr;
   struct statx* status = nullptr;  // type, size and modification time
   std::int64_t modified_ns = 0;    // since the epoch
+  timespec pause{};
 };
 
 inline constexpr unsigned kStatMask = STATX_TYPE | STATX_SIZE | STATX_MTIME;
+
+// Slabs, one behind the other.
+struct SlabMemory {
+  std::byte* begin = nullptr;
+  std::size_t bytes = 0;
+  std::size_t slab_bytes = 0;
+};
 
 class IoEngine {
  public:
@@ -70,19 +83,30 @@ class IoEngine {
 
   // Any thread; never blocks on the disk.
   virtual void submit(Operation& operation) = 0;
+
+  // Where most buffers will lie. Once, before the first operation; the memory outlives the engine.
+  // Returns why the engine makes nothing of it, or an empty string. It takes no memory by itself: a
+  // slab is made known to the kernel when it is first read into or written from.
+  virtual std::string register_memory(const SlabMemory&) { return "this engine has no use for it"; }
+
   [[nodiscard]] virtual std::string_view name() const = 0;
+  // What the engine could and could not get from the kernel, in words. Any thread.
+  [[nodiscard]] virtual std::map<std::string, std::string> info() const { return {}; }
 };
 
 enum class IoEngineChoice { kAuto, kUring, kThreads };
+enum class Caching { kDirect, kBuffered };
 
 struct IoEngineSelection {
   std::unique_ptr<IoEngine> engine;
   std::string reason;  // why this one, in words for the log
 };
 
-// Starts the chosen engine with `threads` I/O threads. kAuto takes io_uring where kernel, seccomp
-// profile and build allow it. Throws std::runtime_error when kUring was asked for and is refused.
-IoEngineSelection start_io_engine(IoEngineChoice choice, unsigned threads);
+// Starts the chosen engine with `threads` I/O threads, for files that are mostly served so. kAuto
+// takes io_uring for direct I/O where kernel, seccomp profile and build allow it. Throws
+// std::runtime_error when kUring was asked for and is refused.
+IoEngineSelection start_io_engine(IoEngineChoice choice, unsigned threads,
+                                  Caching caching = Caching::kDirect);
 
 // The implementations' own constructors, for start_io_engine and tests.
 std::unique_ptr<IoEngine> make_thread_engine(unsigned threads);

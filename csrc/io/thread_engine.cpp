@@ -4,9 +4,11 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -27,6 +29,9 @@ int set_modified(const Operation& op) {
   return result_of(::utimensat(AT_FDCWD, op.path, times, AT_SYMLINK_NOFOLLOW));
 }
 
+constexpr unsigned kAll =
+    SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+
 int execute(const Operation& op) {
   switch (op.kind) {
     case OperationKind::kOpen: return result_of(::open(op.path, op.flags, op.mode));
@@ -41,11 +46,15 @@ int execute(const Operation& op) {
     case OperationKind::kClose: return result_of(::close(op.descriptor));
     case OperationKind::kStat:
       return result_of(::statx(AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW, kStatMask, op.status));
+    case OperationKind::kWriteBack: return result_of(::sync_file_range(op.descriptor, 0, 0, kAll));
+    case OperationKind::kDropPages:
+      return -::posix_fadvise(op.descriptor, 0, 0, POSIX_FADV_DONTNEED);
     case OperationKind::kSetModified: return set_modified(op);
     case OperationKind::kRename: return result_of(::rename(op.path, op.target));
     case OperationKind::kMakeDirectory: return result_of(::mkdir(op.path, op.mode));
     case OperationKind::kUnlink: return result_of(::unlink(op.path));
     case OperationKind::kRemoveDirectory: return result_of(::rmdir(op.path));
+    case OperationKind::kPause: return 0;  // ThreadEngine has waited
   }
   return -EINVAL;
 }
@@ -67,7 +76,13 @@ class ThreadEngine final : public IoEngine {
   void submit(Operation& operation) override {
     {
       const std::lock_guard lock(mutex_);
-      queue_.push_back(&operation);
+      if (operation.kind == OperationKind::kPause) {
+        const auto pause = std::chrono::seconds(operation.pause.tv_sec) +
+                           std::chrono::nanoseconds(operation.pause.tv_nsec);
+        pausing_.emplace(Clock::now() + pause, &operation);
+      } else {
+        queue_.push_back(&operation);
+      }
     }
     wake_.notify_one();
   }
@@ -88,14 +103,8 @@ class ThreadEngine final : public IoEngine {
     become_background_thread("lmkv-io");
     std::unique_lock lock(mutex_);
     for (;;) {
-      // A handler that runs now may still submit: only the last idle thread may end.
-      wake_.wait(lock, [this] { return !queue_.empty() || (stopping_ && running_ == 0); });
-      if (queue_.empty()) {
-        wake_.notify_all();
-        return;
-      }
-      Operation* operation = queue_.front();
-      queue_.pop_front();
+      Operation* const operation = next(lock);
+      if (operation == nullptr) return;
       ++running_;
       lock.unlock();
       operation->handler->on_complete(*operation, execute(*operation));
@@ -104,9 +113,39 @@ class ThreadEngine final : public IoEngine {
     }
   }
 
+  // Waits for an operation; null when the engine stops and there will be none. A pause takes no
+  // thread: the idle ones wait no longer than it lasts.
+  Operation* next(std::unique_lock<std::mutex>& lock) {
+    for (;;) {
+      while (!pausing_.empty() && pausing_.begin()->first <= Clock::now()) {
+        queue_.push_back(pausing_.begin()->second);
+        pausing_.erase(pausing_.begin());
+      }
+      if (!queue_.empty()) {
+        Operation* const operation = queue_.front();
+        queue_.pop_front();
+        if (!pausing_.empty()) wake_.notify_one();  // another one minds the time
+        return operation;
+      }
+      // A handler that runs now may still submit: only the last idle thread may end.
+      if (stopping_ && running_ == 0 && pausing_.empty()) {
+        wake_.notify_all();
+        return nullptr;
+      }
+      if (pausing_.empty()) {
+        wake_.wait(lock);
+      } else {
+        wake_.wait_until(lock, pausing_.begin()->first);
+      }
+    }
+  }
+
+  using Clock = std::chrono::steady_clock;
+
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::deque<Operation*> queue_;  // guarded by mutex_, as the two below
+  std::deque<Operation*> queue_;                          // guarded by mutex_, as the three below
+  std::multimap<Clock::time_point, Operation*> pausing_;  // by when they are over
   unsigned running_ = 0;
   bool stopping_ = false;
   std::vector<std::thread> threads_;

@@ -1,8 +1,10 @@
 // What several tests need: a directory of their own, page-aligned memory, random bytes.
 #pragma once
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -20,6 +22,7 @@
 #include <vector>
 
 #include "common/types.hpp"
+#include "common/unique_fd.hpp"
 #include "io/io_engine.hpp"
 
 namespace lmkv::test {
@@ -96,6 +99,20 @@ inline std::string engine_name(const ::testing::TestParamInfo<IoEngineChoice>& i
 inline std::size_t open_descriptors() {
   const std::filesystem::directory_iterator descriptors("/proc/self/fd");
   return static_cast<std::size_t>(std::distance(begin(descriptors), end(descriptors)));
+}
+
+// How many of a file's pages are in the page cache.
+inline std::size_t pages_cached(const std::string& path) {
+  const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const std::size_t bytes = std::filesystem::file_size(path);
+  void* const mapping = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file.get(), 0);
+  if (mapping == MAP_FAILED) throw std::runtime_error("mmap");
+  std::vector<unsigned char> resident((bytes + kPageBytes - 1) / kPageBytes);
+  const int result = ::mincore(mapping, bytes, resident.data());
+  ::munmap(mapping, bytes);
+  if (result != 0) throw std::runtime_error("mincore");
+  return static_cast<std::size_t>(std::count_if(
+      resident.begin(), resident.end(), [](unsigned char page) { return (page & 1U) != 0; }));
 }
 
 inline std::vector<std::byte> bytes_of_file(const std::string& path) {

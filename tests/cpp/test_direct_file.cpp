@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <future>
 #include <map>
 #include <thread>
@@ -119,6 +120,29 @@ TEST_P(DirectFileTest, WithoutDirectIoTheResultIsTheSame) {
   EXPECT_EQ(write_source(), Outcome::kWritten);
   expect_read_source();
   EXPECT_EQ(files->direct_io_fallbacks(), 0U);
+}
+
+TEST_P(DirectFileTest, WithoutDirectIoWhatWasMovedLeavesThePageCache) {
+  options.caching = Caching::kBuffered;
+  for (const Publish publish : {Publish::kRename, Publish::kSyncThenRename}) {
+    options.publish = publish;
+    start({});
+    const std::string path = directory / (publish == Publish::kRename ? "abc/one" : "abc/two");
+    EXPECT_EQ(write(path, source.span()).second, Outcome::kWritten);
+    EXPECT_EQ(test::pages_cached(path), 0U) << "after the store";
+    EXPECT_TRUE(read(path).is_ok());
+    EXPECT_EQ(test::pages_cached(path), 0U) << "after the load";
+  }
+}
+
+TEST_P(DirectFileTest, AFilesystemThatKeepsItsPagesIsServedAllTheSame) {
+  options.caching = Caching::kBuffered;
+  start([](Operation& op) -> std::optional<int> {
+    const bool hint = op.kind == OperationKind::kWriteBack || op.kind == OperationKind::kDropPages;
+    return hint ? std::optional<int>(-EOPNOTSUPP) : std::nullopt;
+  });
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  expect_read_source();
 }
 
 TEST_P(DirectFileTest, AFileOfAnotherSizeIsReplaced) {
@@ -246,11 +270,19 @@ TEST_P(DirectFileTest, AnInterruptedCloseHasClosedAndIsNotRepeated) {
   EXPECT_EQ(leftovers(), 0U);
 }
 
-TEST_P(DirectFileTest, AnEndlessStormFails) {
-  start([](Operation& op) -> std::optional<int> {
-    return op.kind == OperationKind::kWrite ? std::optional<int>(-EAGAIN) : std::nullopt;
+TEST_P(DirectFileTest, AnEndlessStormFailsAndIsNotSpunThrough) {
+  int tries = 0;
+  int pauses = 0;
+  start([&](Operation& op) -> std::optional<int> {
+    if (op.kind == OperationKind::kPause) ++pauses;
+    if (op.kind != OperationKind::kWrite) return std::nullopt;
+    ++tries;
+    return -EAGAIN;
   });
+  const auto began = std::chrono::steady_clock::now();
   const auto [status, outcome] = write(target, source.span());
+  EXPECT_GE(std::chrono::steady_clock::now() - began, std::chrono::milliseconds(200));
+  EXPECT_GE(pauses, tries * 9 / 10);
   EXPECT_EQ(outcome, Outcome::kFailed);
   EXPECT_EQ(status.error_number(), EAGAIN);
   EXPECT_EQ(leftovers(), 0U);

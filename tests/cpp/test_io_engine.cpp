@@ -1,18 +1,24 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <future>
+#include <iostream>
 #include <iterator>
 #include <thread>
 
+#include "common/types.hpp"
 #include "io/io_engine.hpp"
 #include "support.hpp"
 
@@ -22,12 +28,13 @@ namespace {
 // One operation, waited for.
 class Waiter final : public OperationHandler {
  public:
-  int run(IoEngine& engine, Operation operation) {
-    result_ = std::promise<int>();
+  int run(IoEngine& engine, Operation operation) { return start(engine, operation).get(); }
+  // The operation stays where it is until the result is there.
+  std::future<int> start(IoEngine& engine, Operation& operation) {
     std::future<int> result = result_.get_future();
     operation.handler = this;
     engine.submit(operation);
-    return result.get();
+    return result;
   }
   void on_complete(Operation&, int result) override { result_.set_value(result); }
 
@@ -130,6 +137,78 @@ TEST_P(IoEngineTest, AllocateSetsTheSize) {
   EXPECT_EQ(std::filesystem::file_size(directory / "file"), 1U << 20);
 }
 
+TEST_P(IoEngineTest, WrittenBackPagesLeaveThePageCache) {
+  const std::string path = directory / "file";
+  std::vector<std::byte> bytes(64 * kPageBytes);
+  test::fill_random(bytes, 1);
+  const int fd = open(path, O_WRONLY | O_CREAT);
+  ASSERT_EQ(on_descriptor(OperationKind::kWrite, fd, bytes), static_cast<int>(bytes.size()));
+  if (test::pages_cached(path) == 0) GTEST_SKIP() << "this filesystem has no page cache";
+  EXPECT_EQ(on_descriptor(OperationKind::kWriteBack, fd), 0);
+  EXPECT_EQ(on_descriptor(OperationKind::kDropPages, fd), 0);
+  EXPECT_EQ(test::pages_cached(path), 0U);
+  EXPECT_EQ(on_descriptor(OperationKind::kClose, fd), 0);
+  EXPECT_EQ(test::bytes_of_file(path), bytes);
+}
+
+TEST_P(IoEngineTest, APauseEndsWhenItsTimeHasPassedAndHoldsNobodyUp) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kPauses = 40;  // more than there are threads
+  std::vector<Waiter> waiters(kPauses);
+  std::vector<Operation> pauses(kPauses);
+  std::vector<std::future<int>> results;
+  const Clock::time_point begin = Clock::now();
+  for (int i = 0; i < kPauses; ++i) {
+    pauses[i].kind = OperationKind::kPause;
+    pauses[i].pause = {0, 300'000'000};
+    results.push_back(waiters[i].start(*engine, pauses[i]));
+  }
+  EXPECT_EQ(open(directory / "none", O_RDONLY), -ENOENT);
+  EXPECT_LT(Clock::now() - begin, std::chrono::milliseconds(300));
+  for (std::future<int>& result : results) EXPECT_EQ(result.get(), 0);
+  const Clock::duration took = Clock::now() - begin;
+  EXPECT_GE(took, std::chrono::milliseconds(300));
+  EXPECT_LT(took, std::chrono::seconds(3)) << "one after another they take 12";
+}
+
+TEST_P(IoEngineTest, TheDestructorWaitsForPauses) {
+  Waiter waiter;
+  Operation pause;
+  pause.kind = OperationKind::kPause;
+  pause.pause = {0, 50'000'000};
+  std::future<int> result = waiter.start(*engine, pause);
+  engine.reset();
+  ASSERT_EQ(result.wait_for(std::chrono::seconds(0)), std::future_status::ready);
+  EXPECT_EQ(result.get(), 0);
+}
+
+TEST_P(IoEngineTest, RegisteredMemoryIsReadAndWrittenLikeAnyOther) {
+  constexpr std::size_t kSlab = 3 * kPageBytes;
+  engine = start_io_engine(GetParam(), 1).engine;  // one ring, and so one number of slabs
+  test::PageBuffer memory(4 * kSlab);
+  test::PageBuffer elsewhere(2 * kPageBytes);
+  test::fill_random(memory.span(), 1);
+  test::fill_random(elsewhere.span(), 2);
+  const std::string refusal = engine->register_memory({memory.data(), memory.size(), kSlab});
+  EXPECT_TRUE(engine->name() == "io_uring" || !refusal.empty());
+  const int fd = open(directory / "file", O_RDWR | O_CREAT);
+  const auto round_trip = [&](std::span<std::byte> bytes) {
+    const std::vector<std::byte> written(bytes.begin(), bytes.end());
+    EXPECT_EQ(on_descriptor(OperationKind::kWrite, fd, bytes), static_cast<int>(bytes.size()));
+    std::fill(bytes.begin(), bytes.end(), std::byte{0});
+    EXPECT_EQ(on_descriptor(OperationKind::kRead, fd, bytes), static_cast<int>(bytes.size()));
+    EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), written.begin()));
+  };
+  round_trip(memory.span().subspan(0, kSlab));
+  round_trip(memory.span().subspan(0, kSlab));  // the second time it is known
+  round_trip(memory.span().subspan(2 * kSlab + kPageBytes, kPageBytes));
+  round_trip(memory.span().subspan(kPageBytes, kSlab));  // in two slabs: in none
+  round_trip(elsewhere.span());
+  EXPECT_EQ(on_descriptor(OperationKind::kClose, fd), 0);
+  const std::string words = engine->info()["registered_buffers"];
+  EXPECT_TRUE(!refusal.empty() || words == "2 of 4 slabs") << words;
+}
+
 // A handler that submits from its I/O thread, many times, from several chains at once: more than a
 // ring has entries.
 class Chain final : public OperationHandler {
@@ -227,6 +306,53 @@ TEST_P(IoEngineTest, ItsThreadsDoNotStayOnTheCoreOfAPinnedMaker) {
 INSTANTIATE_TEST_SUITE_P(Both, IoEngineTest, ::testing::ValuesIn(test::usable_engines()),
                          test::engine_name);
 
+// What the kernel lets one process pin is asked for slab by slab: beyond it all goes on without.
+// CAP_IPC_LOCK is above the limit, and given up, as containers do, by the process that tries.
+int store_beyond_the_limit_of_locked_memory(const std::string& path) {
+  constexpr std::size_t kSlab = 1 << 20;
+  const rlimit limit{4 * kSlab, 4 * kSlab};
+  if (::setrlimit(RLIMIT_MEMLOCK, &limit) != 0) return 10;
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3]{};
+  if (::syscall(SYS_capset, &header, none) != 0) return 11;
+  test::PageBuffer memory(16 * kSlab);
+  test::fill_random(memory.span().first(kPageBytes), 1);
+  const std::unique_ptr<IoEngine> engine = make_uring_engine(1);
+  if (const std::string no = engine->register_memory({memory.data(), memory.size(), kSlab});
+      !no.empty()) {
+    return no.find("Cannot allocate memory") != std::string::npos ? 0 : 12;
+  }
+  Operation op;
+  op.kind = OperationKind::kOpen;
+  op.path = path.c_str();
+  op.flags = O_WRONLY | O_CREAT;
+  op.mode = 0600;
+  const int fd = Waiter().run(*engine, op);
+  for (std::size_t slab = 0; slab < 16; ++slab) {
+    op = {};
+    op.kind = OperationKind::kWrite;
+    op.descriptor = fd;
+    op.buffer = memory.data() + slab * kSlab;
+    op.length = kSlab;
+    op.offset = slab * kSlab;
+    if (Waiter().run(*engine, op) != static_cast<int>(kSlab)) return 13;
+  }
+  ::close(fd);
+  const std::string words = engine->info()["registered_buffers"];
+  std::cerr << words << "\n";
+  const bool some_only = words.find("no more: Cannot allocate memory") != std::string::npos;
+  return some_only && test::bytes_of_file(path).size() == 16 * kSlab ? 0 : 14;
+}
+
+TEST(IoUring, WhatMayNotBePinnedIsUsedUnregistered) {
+  if (test::usable_engines().size() < 2) GTEST_SKIP() << "no io_uring";
+  const test::TemporaryDirectory directory;
+  const std::string path = directory / "file";
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_EXIT(::_exit(store_beyond_the_limit_of_locked_memory(path)), ::testing::ExitedWithCode(0),
+              "slabs, no more");
+}
+
 // As Docker's default seccomp profile does. Binds the calling thread, and threads that it makes.
 void refuse_io_uring() {
   sock_filter rules[] = {
@@ -254,6 +380,9 @@ TEST(IoEngineSelection, WhereIoUringIsRefusedThreadsTakeOverAndSayWhy) {
 TEST(IoEngineSelection, SaysWhyItChose) {
   EXPECT_EQ(start_io_engine(IoEngineChoice::kThreads, 1).reason, "asked for");
   EXPECT_FALSE(start_io_engine(IoEngineChoice::kAuto, 1).reason.empty());
+  const IoEngineSelection buffered = start_io_engine(IoEngineChoice::kAuto, 1, Caching::kBuffered);
+  EXPECT_EQ(buffered.engine->name(), "threads");
+  EXPECT_NE(buffered.reason.find("page cache"), std::string::npos) << buffered.reason;
 }
 
 }  // namespace
