@@ -35,6 +35,7 @@ SLAB_BYTES = 4096 + -(-BLOCKS_PER_CHUNK * BLOCK_BYTES // 4096) * 4096
 KEYS = 48
 SLOTS = 8  # loads of one engine that are in flight at most
 SLABS = 10
+REQUESTS_PER_SECOND = 500  # of each engine
 POISON = b"\xee" * PAGE_BYTES
 NAMESPACE = bytes(32)
 ENGINES = ("io_uring", "threads")
@@ -106,6 +107,8 @@ class Driver:
         ]
         self.faults = Faults("", seed)
         self.totals: Counter[str] = Counter()
+        self.spec = ""
+        self._next = 0.0
         self._open()
 
     def _open(self) -> None:
@@ -114,7 +117,8 @@ class Driver:
                 root=str(self._root), namespace=NAMESPACE, rank=0, segments=self._cache.segments,
                 block_count=self._cache.blocks, block_tokens=16, blocks_per_chunk=BLOCKS_PER_CHUNK,
                 host_memory=SLABS * SLAB_BYTES, io_engine=self.name, io_threads=2,
-                request_bytes=128 << 10, capacity=16 * SLAB_BYTES, free_space_floor=0,
+                request_bytes=128 << 10, free_space_floor=0,
+                capacity=self._random.choice((0, 0, 24)) * SLAB_BYTES,
             ),
             self.faults,
         )  # fmt: skip
@@ -124,10 +128,14 @@ class Driver:
         self._loads: dict[int, list[tuple[Key, int, list[int], list[int]]]] = {}
 
     def step(self) -> bool:
-        """Take what has ended and ask for one thing more; False if there was nothing to do."""
+        """Take what has ended and ask for one thing more, if it is time; False if idle."""
         ended = self.engine.poll()
         for completion in ended:
             self._take(completion)
+        now = time.monotonic()
+        if now < self._next:
+            return bool(ended)
+        self._next = now + self._random.expovariate(REQUESTS_PER_SECOND)
         dice = self._random.random()
         if dice < 0.4 and len(self._stores) < SLABS:
             self._store(self._random.choice(self.keys))
@@ -231,8 +239,6 @@ class Driver:
             self.totals["restarts"] += 1
             self._open()
 
-    spec = ""
-
     def change(self) -> None:
         """Other faults, or none."""
         self.spec = random_spec(self._random)
@@ -276,7 +282,7 @@ def gauges(drivers: Sequence[Driver]) -> dict[str, float]:
 def delete_some(root: Path, dice: random.Random) -> None:
     """Chunk files, as another engine's eviction does."""
     for path in root.glob("v1/*/r0/*/*.kv"):
-        if dice.random() < 0.1:
+        if dice.random() < 0.08:
             path.unlink(missing_ok=True)
 
 
