@@ -41,7 +41,7 @@ NAMESPACE = bytes(32)
 ENGINES = ("io_uring", "threads")
 MOST_RSS_GROWTH_MIB = 16.0
 FLAT = ("fds", "threads", "slabs_in_use")
-KINDS = (
+KINDS = (  # of faults
     "eio", "enospc", "edquot", "estale", "erofs", "eagain", "eintr", "short", "truncate", "corrupt",
     "delay", "reorder", "hang",
 )  # fmt: skip
@@ -108,6 +108,7 @@ class Driver:
         self.faults = Faults("", seed)
         self.totals: Counter[str] = Counter()
         self.spec = ""
+        self._used = self.keys
         self._next = 0.0
         self._open()
 
@@ -118,7 +119,7 @@ class Driver:
                 block_count=self._cache.blocks, block_tokens=16, blocks_per_chunk=BLOCKS_PER_CHUNK,
                 host_memory=SLABS * SLAB_BYTES, io_engine=self.name, io_threads=2,
                 request_bytes=128 << 10, free_space_floor=0,
-                capacity=self._random.choice((0, 0, 24)) * SLAB_BYTES,
+                capacity=self._random.choice((0, 0, 12)) * SLAB_BYTES,
             ),
             self.faults,
         )  # fmt: skip
@@ -138,11 +139,11 @@ class Driver:
         self._next = now + self._random.expovariate(REQUESTS_PER_SECOND)
         dice = self._random.random()
         if dice < 0.4 and len(self._stores) < SLABS:
-            self._store(self._random.choice(self.keys))
+            self._store(self._random.choice(self._used))
         elif dice < 0.9 and self._slots:
             self._load()
         elif dice < 0.95:
-            self.engine.touch([(key.digest, key.token_begin) for key in self.keys[:4]])
+            self.engine.touch([(key.digest, key.token_begin) for key in self._used[:4]])
         else:
             return bool(ended)
         return True
@@ -157,7 +158,7 @@ class Driver:
     def _load(self) -> None:
         parts = []
         for _ in range(self._random.randint(1, min(3, len(self._slots)))):
-            key, slot = self._random.choice(self.keys), self._slots.pop()
+            key, slot = self._random.choice(self._used), self._slots.pop()
             self._cache.poison(slot)
             first = self._random.randrange(len(key.blocks))
             wanted = key.blocks[first : self._random.randint(first + 1, len(key.blocks))]
@@ -240,7 +241,8 @@ class Driver:
             self._open()
 
     def change(self) -> None:
-        """Other faults, or none."""
+        """Other faults, or none, and other chunks: what is in use is never evicted."""
+        self._used = self._random.sample(self.keys, KEYS // 3)
         self.spec = random_spec(self._random)
         self.faults.change(self.spec)
 
