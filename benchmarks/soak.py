@@ -22,7 +22,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ POISON = b"\xee" * PAGE_BYTES
 NAMESPACE = bytes(32)
 ENGINES = ("io_uring", "threads")
 MOST_RSS_GROWTH_MIB = 16.0
+STORES_THAT_ENDED = ("chunks_stored", "stores_already_present", "stores_failed", "gathers_failed")
 FLAT = ("fds", "threads", "slabs_in_use")
 KINDS = (  # of faults
     "eio", "enospc", "edquot", "estale", "erofs", "eagain", "eintr", "short", "truncate", "corrupt",
@@ -193,7 +194,8 @@ class Driver:
 
     def quiesce(self, close: bool) -> None:
         """No more faults: all that was asked for has to end, and every counter to be right."""
-        faultless = not self.spec
+        # Where earlier faults took a directory out of service, it fails until its next trial.
+        faultless = not self.spec and not out_of_service(self._before)
         self.faults.change("")
         self.faults.release()
         if close:
@@ -207,11 +209,9 @@ class Driver:
         stats, asked = self.engine.stats(), self._asked
         added = {
             "stores": sum(
-                stats[name]
-                for name in (
-                    "chunks_stored", "stores_already_present", "stores_failed", "stores_dropped",
-                    "stores_dropped_full", "gathers_failed",
-                )
+                count
+                for name, count in stats.items()
+                if name.startswith("stores_dropped") or name in STORES_THAT_ENDED
             ),
             "stores_well": stats["chunks_stored"] + stats["stores_already_present"],
             "loads": stats["chunks_loaded"] + stats["loads_failed"],
@@ -245,6 +245,11 @@ class Driver:
         self._used = self._random.sample(self.keys, KEYS // 3)
         self.spec = random_spec(self._random)
         self.faults.change(self.spec)
+
+
+def out_of_service(stats: Mapping[str, int]) -> bool:
+    """Whether a directory is no longer asked after failures in a row."""
+    return any(stats.get(f"{way}_out_of_service") for way in ("loads", "stores"))
 
 
 def random_spec(dice: random.Random) -> str:
@@ -313,7 +318,8 @@ def soak(root: Path, minutes: float, seed: int) -> dict[str, Any]:
                 for driver in drivers:
                     driver.faults.release()
         for driver in drivers:
-            driver.quiesce(close=dice.random() < 0.2)
+            out = out_of_service(driver.engine.stats())
+            driver.quiesce(close=out or dice.random() < 0.2)
         samples.append(settled(drivers, samples))
         left = list(root.glob("v1/*/r0/tmp/*"))
         temporaries += len(left)

@@ -35,7 +35,8 @@ struct Cell {
 
 inline void PrintTo(const Cell& cell, std::ostream* out) { *out << cell.spec; }
 
-inline constexpr std::uint32_t kChunks = 4;  // that a cell stores and loads
+inline constexpr std::uint32_t kChunks =
+    2;  // of a cell: fewer failures in a row than take a root out
 
 inline constexpr std::array kErrnos = {FaultKind::kEio, FaultKind::kEnospc, FaultKind::kEdquot,
                                        FaultKind::kEstale, FaultKind::kErofs};
