@@ -22,7 +22,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ SLAB_BYTES = 4096 + -(-BLOCKS_PER_CHUNK * BLOCK_BYTES // 4096) * 4096
 KEYS = 48
 SLOTS = 8  # loads of one engine that are in flight at most
 SLABS = 10
+REQUESTS_PER_SECOND = 500  # of each engine
 POISON = b"\xee" * PAGE_BYTES
 NAMESPACE = bytes(32)
 ENGINES = ("io_uring", "threads")
 MOST_RSS_GROWTH_MIB = 16.0
+STORES_THAT_ENDED = ("chunks_stored", "stores_already_present", "stores_failed", "gathers_failed")
 FLAT = ("fds", "threads", "slabs_in_use")
-KINDS = (
+KINDS = (  # of faults
     "eio", "enospc", "edquot", "estale", "erofs", "eagain", "eintr", "short", "truncate", "corrupt",
     "delay", "reorder", "hang",
 )  # fmt: skip
@@ -106,6 +108,9 @@ class Driver:
         ]
         self.faults = Faults("", seed)
         self.totals: Counter[str] = Counter()
+        self.spec = ""
+        self._used = self.keys
+        self._next = 0.0
         self._open()
 
     def _open(self) -> None:
@@ -114,7 +119,8 @@ class Driver:
                 root=str(self._root), namespace=NAMESPACE, rank=0, segments=self._cache.segments,
                 block_count=self._cache.blocks, block_tokens=16, blocks_per_chunk=BLOCKS_PER_CHUNK,
                 host_memory=SLABS * SLAB_BYTES, io_engine=self.name, io_threads=2,
-                request_bytes=128 << 10, capacity=16 * SLAB_BYTES, free_space_floor=0,
+                request_bytes=128 << 10, free_space_floor=0,
+                capacity=self._random.choice((0, 0, 12)) * SLAB_BYTES,
             ),
             self.faults,
         )  # fmt: skip
@@ -124,17 +130,21 @@ class Driver:
         self._loads: dict[int, list[tuple[Key, int, list[int], list[int]]]] = {}
 
     def step(self) -> bool:
-        """Take what has ended and ask for one thing more; False if there was nothing to do."""
+        """Take what has ended and ask for one thing more, if it is time; False if idle."""
         ended = self.engine.poll()
         for completion in ended:
             self._take(completion)
+        now = time.monotonic()
+        if now < self._next:
+            return bool(ended)
+        self._next = now + self._random.expovariate(REQUESTS_PER_SECOND)
         dice = self._random.random()
         if dice < 0.4 and len(self._stores) < SLABS:
-            self._store(self._random.choice(self.keys))
+            self._store(self._random.choice(self._used))
         elif dice < 0.9 and self._slots:
             self._load()
         elif dice < 0.95:
-            self.engine.touch([(key.digest, key.token_begin) for key in self.keys[:4]])
+            self.engine.touch([(key.digest, key.token_begin) for key in self._used[:4]])
         else:
             return bool(ended)
         return True
@@ -149,7 +159,7 @@ class Driver:
     def _load(self) -> None:
         parts = []
         for _ in range(self._random.randint(1, min(3, len(self._slots)))):
-            key, slot = self._random.choice(self.keys), self._slots.pop()
+            key, slot = self._random.choice(self._used), self._slots.pop()
             self._cache.poison(slot)
             first = self._random.randrange(len(key.blocks))
             wanted = key.blocks[first : self._random.randint(first + 1, len(key.blocks))]
@@ -184,7 +194,8 @@ class Driver:
 
     def quiesce(self, close: bool) -> None:
         """No more faults: all that was asked for has to end, and every counter to be right."""
-        faultless = not self.spec
+        # Where earlier faults took a directory out of service, it fails until its next trial.
+        faultless = not self.spec and not out_of_service(self._before)
         self.faults.change("")
         self.faults.release()
         if close:
@@ -198,11 +209,9 @@ class Driver:
         stats, asked = self.engine.stats(), self._asked
         added = {
             "stores": sum(
-                stats[name]
-                for name in (
-                    "chunks_stored", "stores_already_present", "stores_failed", "stores_dropped",
-                    "stores_dropped_full", "gathers_failed",
-                )
+                count
+                for name, count in stats.items()
+                if name.startswith("stores_dropped") or name in STORES_THAT_ENDED
             ),
             "stores_well": stats["chunks_stored"] + stats["stores_already_present"],
             "loads": stats["chunks_loaded"] + stats["loads_failed"],
@@ -231,12 +240,16 @@ class Driver:
             self.totals["restarts"] += 1
             self._open()
 
-    spec = ""
-
     def change(self) -> None:
-        """Other faults, or none."""
+        """Other faults, or none, and other chunks: what is in use is never evicted."""
+        self._used = self._random.sample(self.keys, KEYS // 3)
         self.spec = random_spec(self._random)
         self.faults.change(self.spec)
+
+
+def out_of_service(stats: Mapping[str, int]) -> bool:
+    """Whether a directory is no longer asked after failures in a row."""
+    return any(stats.get(f"{way}_out_of_service") for way in ("loads", "stores"))
 
 
 def random_spec(dice: random.Random) -> str:
@@ -276,7 +289,7 @@ def gauges(drivers: Sequence[Driver]) -> dict[str, float]:
 def delete_some(root: Path, dice: random.Random) -> None:
     """Chunk files, as another engine's eviction does."""
     for path in root.glob("v1/*/r0/*/*.kv"):
-        if dice.random() < 0.1:
+        if dice.random() < 0.08:
             path.unlink(missing_ok=True)
 
 
@@ -305,7 +318,8 @@ def soak(root: Path, minutes: float, seed: int) -> dict[str, Any]:
                 for driver in drivers:
                     driver.faults.release()
         for driver in drivers:
-            driver.quiesce(close=dice.random() < 0.2)
+            out = out_of_service(driver.engine.stats())
+            driver.quiesce(close=out or dice.random() < 0.2)
         samples.append(settled(drivers, samples))
         left = list(root.glob("v1/*/r0/tmp/*"))
         temporaries += len(left)

@@ -135,6 +135,8 @@ class FaultEngine final : public IoEngine {
   }
 
   void submit(Operation& operation) override {
+    // No kernel's business: it is between two tries of an operation that has its faults.
+    if (operation.kind == OperationKind::kPause) return real_->submit(operation);
     const Faults::Draw drawn = faults_->draw(operation);
     auto call = std::make_unique<Call>(*faults_, operation, drawn.number);
     if (drawn.outcome && call->suffer(drawn.outcome->kind)) {
@@ -147,7 +149,11 @@ class FaultEngine final : public IoEngine {
     real_->submit(call.release()->forwarded);  // owns itself until on_complete
   }
 
+  std::string register_memory(const SlabMemory& memory) override {
+    return real_->register_memory(memory);
+  }
   [[nodiscard]] std::string_view name() const override { return real_->name(); }
+  [[nodiscard]] std::map<std::string, std::string> info() const override { return real_->info(); }
 
  private:
   struct Call final : OperationHandler {

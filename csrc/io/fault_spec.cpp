@@ -14,10 +14,11 @@ namespace lmkv {
 namespace {
 
 constexpr std::array kOperationKinds = {
-    OperationKind::kOpen,          OperationKind::kRead,   OperationKind::kWrite,
-    OperationKind::kAllocate,      OperationKind::kSync,   OperationKind::kSetModified,
-    OperationKind::kClose,         OperationKind::kStat,   OperationKind::kRename,
-    OperationKind::kMakeDirectory, OperationKind::kUnlink, OperationKind::kRemoveDirectory};
+    OperationKind::kOpen,          OperationKind::kRead,     OperationKind::kWrite,
+    OperationKind::kAllocate,      OperationKind::kSync,     OperationKind::kSetModified,
+    OperationKind::kClose,         OperationKind::kStat,     OperationKind::kRename,
+    OperationKind::kMakeDirectory, OperationKind::kUnlink,   OperationKind::kRemoveDirectory,
+    OperationKind::kWriteBack,     OperationKind::kDropPages};
 
 constexpr std::chrono::microseconds kReorderWithin{5000};
 
@@ -34,6 +35,7 @@ bool takes_space(const Operation& op) {
     case OperationKind::kWrite:
     case OperationKind::kAllocate:
     case OperationKind::kSync:
+    case OperationKind::kWriteBack:
     case OperationKind::kClose:  // NFS says it here
     case OperationKind::kRename:
     case OperationKind::kMakeDirectory: return true;
@@ -41,7 +43,9 @@ bool takes_space(const Operation& op) {
     case OperationKind::kSetModified:
     case OperationKind::kStat:
     case OperationKind::kUnlink:
-    case OperationKind::kRemoveDirectory: return false;
+    case OperationKind::kRemoveDirectory:
+    case OperationKind::kDropPages:
+    case OperationKind::kPause: return false;
   }
   return false;
 }
@@ -200,6 +204,9 @@ std::string_view name_of(OperationKind kind) {
     case OperationKind::kMakeDirectory: return "mkdir";
     case OperationKind::kUnlink: return "unlink";
     case OperationKind::kRemoveDirectory: return "rmdir";
+    case OperationKind::kWriteBack: return "writeback";
+    case OperationKind::kDropPages: return "drop";
+    case OperationKind::kPause: return "pause";
   }
   return "unknown";
 }

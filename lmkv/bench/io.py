@@ -1,7 +1,8 @@
 """Stores and loads through the whole core against fio, interleaved in one run.
 
 Chunks go slab -> file -> slab with checksums, by a device that copies nothing. fio does the same
-file sizes, as many files and as many bytes in flight, with O_DIRECT where lmkv uses it.
+file sizes, as many files and as many bytes in flight, with O_DIRECT where lmkv uses it. With faults
+injected into lmkv's disk (not into fio's), what fails is counted, and rates are those of the rest.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import shutil
 import statistics
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from lmkv._C import CompletionKind, Engine, EngineOptions, bench_engine
+from lmkv._C import CompletionKind, Engine, EngineOptions, Faults, bench_engine
 from lmkv.errors import ConfigError
 
 MIB = 1 << 20
@@ -28,6 +30,7 @@ CHUNKS_MIB = (1, 6, 32)
 COUNTED_FROM_MIB = 6  # the headline is that of chunks from here on
 BLOCKS_PER_CHUNK = 16
 PAGE = 4096
+PATIENCE_S = 1.0  # with nothing ended for so long, what hangs by an injected fault is let go
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,7 @@ class Settings:
     load_depth: int = 64 * MIB
     store_depth: int = 32 * MIB
     host_memory: int = 1 << 30
+    fault: str = ""  # as lmkv._C.Faults takes it; empty: none, and a failure ends the measurement
 
 
 class Workload:
@@ -51,6 +55,8 @@ class Workload:
         self.root = settings.path / f"lmkv-bench-{os.getpid()}"
         self._number = 0
         self._keys: list[bytes] = []
+        self._faults: Faults | None = None  # of the engine that was made last
+        self.injected = Counter[str]()
 
     @property
     def bytes_total(self) -> int:
@@ -58,8 +64,9 @@ class Workload:
         return self.chunk_bytes * self.count
 
     def engine(self) -> Engine:
-        """A fresh engine: nothing is in its memory."""
+        """A fresh engine: nothing is in its memory. With faults, if there are to be any."""
         settings, block = self.settings, (self.chunk_bytes - PAGE) // BLOCKS_PER_CHUNK
+        self._faults = Faults(settings.fault, self._number) if settings.fault else None
         return bench_engine(
             EngineOptions(
                 root=str(self.root / "lmkv"),
@@ -76,11 +83,12 @@ class Workload:
                 load_depth=settings.load_depth,
                 store_depth=settings.store_depth,
                 free_space_floor=0,
-            )
+            ),
+            self._faults,
         )
 
-    def store(self) -> tuple[float, float]:
-        """Seconds, and CPU seconds, from the first store to the last file in its place."""
+    def store(self) -> Run:
+        """From the first store to the last file in its place."""
         self._number += 1
         self._keys = [
             hashlib.sha256(f"{self._number} {i}".encode()).digest() for i in range(self.count)
@@ -88,33 +96,35 @@ class Workload:
         engine = self.engine()
         slots = engine.stats()["slabs_total"] - 1
         blocks = list(range(BLOCKS_PER_CHUNK))
+        jobs = Jobs(engine, CompletionKind.STORED, self._faults)
         with Stopwatch() as watch:
-            in_flight = 0
             for key in self._keys:
-                while in_flight >= slots:
-                    in_flight -= _ended(engine, CompletionKind.STORED)
-                if not engine.store(key, 0, blocks):
-                    raise RuntimeError(f"a store was dropped: {engine.stats()}")
-                in_flight += 1
-            while in_flight:
-                in_flight -= _ended(engine, CompletionKind.STORED)
-        engine.close()
-        return watch.seconds, watch.cpu_seconds
+                while jobs.in_flight >= slots:
+                    jobs.wait()
+                if engine.store(key, 0, blocks):
+                    jobs.in_flight += 1
+                else:
+                    jobs.dropped()
+            while jobs.in_flight:
+                jobs.wait()
+        self.injected.update(jobs.close())
+        return Run(watch.seconds, watch.cpu_seconds, jobs.failed)
 
-    def load(self) -> tuple[float, float]:
-        """Seconds, and CPU seconds, from the first load to the last chunk verified."""
+    def load(self) -> Run:
+        """From the first load to the last chunk verified."""
         engine = self.engine()
         blocks = list(range(BLOCKS_PER_CHUNK))
+        jobs = Jobs(engine, CompletionKind.LOADED, self._faults)
         with Stopwatch() as watch:
             for key in self._keys:
                 engine.load([(key, 0, BLOCKS_PER_CHUNK, 0, blocks)])
-            left = self.count
-            while left:
-                left -= _ended(engine, CompletionKind.LOADED)
+                jobs.in_flight += 1
+            while jobs.in_flight:
+                jobs.wait()
         if engine.stats()["memory_hits"]:
             raise RuntimeError("a chunk was in memory: nothing was measured")
-        engine.close()
-        return watch.seconds, watch.cpu_seconds
+        self.injected.update(jobs.close())
+        return Run(watch.seconds, watch.cpu_seconds, jobs.failed)
 
     def remove(self) -> None:
         """All files."""
@@ -142,16 +152,56 @@ class Stopwatch:
         return usage.ru_utime + usage.ru_stime
 
 
-def _ended(engine: Engine, kind: CompletionKind) -> int:
-    """How many jobs have ended since the last look; waits a little if none has."""
-    ended = 0
-    for completion in engine.poll():
-        if completion.error:
-            raise RuntimeError(completion.error)
-        ended += completion.kind is kind
-    if not ended:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One way, once: wall clock and CPU seconds, and how many chunks an injected fault stopped."""
+
+    seconds: float
+    cpu_seconds: float
+    failed: int
+
+
+class Jobs:
+    """Jobs of one engine that end with ``kind``."""
+
+    def __init__(self, engine: Engine, kind: CompletionKind, faults: Faults | None) -> None:
+        self._engine, self._kind, self._faults = engine, kind, faults
+        self._last = time.monotonic()
+        self.in_flight = 0
+        self.failed = 0
+
+    def wait(self) -> None:
+        """Take what has ended since the last look; a little later if nothing has."""
+        ended = 0
+        for completion in self._engine.poll():
+            if completion.error and self._faults is None:
+                raise RuntimeError(completion.error)
+            if completion.kind is self._kind:
+                ended += 1
+                self.failed += bool(completion.error)
+        self.in_flight -= ended
+        now = time.monotonic()
+        if ended:
+            self._last = now
+            return
+        if self._faults is not None and now - self._last > PATIENCE_S:
+            self._faults.release()
+            self._last = now
         time.sleep(0.0005)
-    return ended
+
+    def dropped(self) -> None:
+        """Count a store that the engine did not take, as after an injected ENOSPC."""
+        if self._faults is None:
+            raise RuntimeError(f"a store was dropped: {self._engine.stats()}")
+        self.failed += 1
+
+    def close(self) -> dict[str, int]:
+        """Close the engine, a touch of which may hang still, and say which faults there were."""
+        if self._faults is not None:
+            self._faults.change("")
+            self._faults.release()
+        self._engine.close()
+        return {} if self._faults is None else self._faults.counts()
 
 
 class Fio:
@@ -202,8 +252,9 @@ def measure(
     """GB/s (1e9 bytes) of lmkv and of fio, by the size of chunks; medians, ratios and spread.
 
     In every round fio and lmkv store, then load; who goes first alternates. Fresh files and bytes
-    in every round. Raises ConfigError without fio or for a directory that cannot be used. Blocks
-    for minutes.
+    in every round. "failed" counts the chunks that an injected fault stopped, which count for no
+    rate. Raises ConfigError without fio, for a directory that cannot be used or for a fault that
+    cannot be. Blocks for minutes.
     """
     if shutil.which("fio") is None:
         raise ConfigError("fio is needed, to compare with: install the package fio")
@@ -217,20 +268,23 @@ def measure(
     for way in ("store", "load"):
         result[way] = min((row[way] for row in counted), key=itemgetter("ratio"))
     cpu = max(row["cpu_s_per_gb"] for row in counted)
+    result["failed"] = {way: sum(row[way]["failed"] for row in rows) for way in ("store", "load")}
+    if settings.fault:
+        result["fault"] = settings.fault
+        result["injected"] = dict(sum((row["injected"] for row in rows), Counter[str]()))
     return result | {"by_chunk_mib": {str(r["chunk_mib"]): r for r in rows}, "cpu_s_per_gb": cpu}
 
 
 def _measure_size(settings: Settings, mib: int, count: int, rounds: int) -> dict[str, Any]:
     work = Workload(settings, mib * MIB, count)
     work.root.mkdir(parents=True)
-    seconds: dict[str, list[float]] = {
-        name: [] for name in ("store", "load", "fio_store", "fio_load")
-    }
+    runs: dict[str, list[Run]] = {"store": [], "load": []}
+    fio_seconds: dict[str, list[float]] = {"store": [], "load": []}
     cpu: list[float] = []
     try:
         probe = work.engine()
         info = probe.info()
-        probe.close()
+        probe.close()  # it has done nothing that could hang
         fio = Fio(work, info["direct_io"] == "on")
         for number in range(rounds):
             spent = 0.0
@@ -239,12 +293,11 @@ def _measure_size(settings: Settings, mib: int, count: int, rounds: int) -> dict
                 ("load", work.load, fio.load),
             ):
                 if number % 2:
-                    seconds[f"fio_{name}"].append(theirs())
-                took, used = mine()
-                seconds[name].append(took)
-                spent += used
+                    fio_seconds[name].append(theirs())
+                runs[name].append(mine())
+                spent += runs[name][-1].cpu_seconds
                 if not number % 2:
-                    seconds[f"fio_{name}"].append(theirs())
+                    fio_seconds[name].append(theirs())
             cpu.append(spent / (2 * work.bytes_total / 1e9))
             shutil.rmtree(work.root / "lmkv" / "v1", ignore_errors=True)
     finally:
@@ -255,15 +308,17 @@ def _measure_size(settings: Settings, mib: int, count: int, rounds: int) -> dict
         "io_engine": info["io_engine"],
         "direct_io": info["direct_io"],
         "cpu_s_per_gb": statistics.median(cpu),
+        "injected": work.injected,
     }
     for name in ("store", "load"):
-        rates = [work.bytes_total / took / 1e9 for took in seconds[name]]
-        fio_rates = [work.bytes_total / took / 1e9 for took in seconds[f"fio_{name}"]]
+        rates = [(count - r.failed) * work.chunk_bytes / r.seconds / 1e9 for r in runs[name]]
+        fio_rates = [work.bytes_total / took / 1e9 for took in fio_seconds[name]]
         row[name] = {
             "gbps": statistics.median(rates),
             "fio_gbps": statistics.median(fio_rates),
             "ratio": statistics.median([a / b for a, b in zip(rates, fio_rates, strict=True)]),
             "gbps_range": [min(rates), max(rates)],
             "fio_gbps_range": [min(fio_rates), max(fio_rates)],
+            "failed": sum(r.failed for r in runs[name]),
         }
     return row

@@ -101,6 +101,12 @@ def io(
     rounds: Annotated[int, typer.Option(min=1, help="fio and lmkv take turns so often.")] = 5,
     io_engine: Annotated[str, typer.Option(help="auto, io_uring or threads.")] = "auto",
     io_threads: Annotated[int, typer.Option(min=1, max=64)] = 1,
+    fault: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC", help='Faults of the disk under lmkv, as in "eio:0.01,delay:20ms:0.1".'
+        ),
+    ] = "",
     json_file: Annotated[
         str, typer.Option("--json", metavar="FILE", help='Write the numbers there; "-": only them.')
     ] = "",
@@ -109,7 +115,8 @@ def io(
 
     Chunks go from slabs to files and back, checksums on; fio writes and reads files of the same
     sizes, with as many bytes in flight, in turn. Fresh random bytes, O_DIRECT where the filesystem
-    has it. Exit status: 2 without fio, or for a directory that cannot be used.
+    has it. With faults, chunks that fail are counted, and rates are those of the others. Exit
+    status: 2 without fio, or for a directory that cannot be used.
     """
     console = Console(stderr=json_file == "-")
     table = Table(title=f"{path}")
@@ -117,7 +124,7 @@ def io(
         table.add_column(heading, justify="right")
     try:
         result = io_bench.measure(
-            io_bench.Settings(path=path, io_engine=io_engine, io_threads=io_threads),
+            io_bench.Settings(path=path, io_engine=io_engine, io_threads=io_threads, fault=fault),
             chunks_mib=chunk_mib or io_bench.CHUNKS_MIB,
             bytes_total=int(gigabytes * 1e9),
             rounds=rounds,
@@ -127,6 +134,11 @@ def io(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     console.print(table)
+    if fault:
+        failed = result["failed"]
+        console.print(
+            f"With faults {fault}: {failed['store']} stores and {failed['load']} loads failed."
+        )
     _write(result, json_file)
 
 

@@ -28,9 +28,10 @@ def test_random_faults_lose_no_job_no_byte_and_no_memory(tmp_path: Path) -> None
     assert result["failures"] == []
     assert result["phases"] >= 5
     assert result["slabs_in_use"] == [0]
-    # It was no idle run: both ways, every engine, and many kinds of faults.
+    # It was no idle run: both ways, each engine, and many kinds of faults.
     for engine in result["engines"].values():
-        assert min(engine["chunks_stored"], engine["chunks_loaded"]) > 50, engine
+        assert engine["chunks_stored"] > 10, engine
+        assert engine["chunks_loaded"] > 100, engine
         assert engine["loads_failed"] > 0, engine
     assert len({name.split(".")[1] for name in result["injected"]}) >= 8
     assert list(tmp_path.iterdir()) == []

@@ -43,6 +43,9 @@ class FaultEngine final : public IoEngine {
     real_->submit(call->forwarded);
   }
 
+  std::string register_memory(const SlabMemory& memory) override {
+    return real_->register_memory(memory);
+  }
   [[nodiscard]] std::string_view name() const override { return real_->name(); }
 
  private:

@@ -46,6 +46,9 @@ class HoldingEngine final : public IoEngine {
     }
     real_->submit(operation);
   }
+  std::string register_memory(const SlabMemory& memory) override {
+    return real_->register_memory(memory);
+  }
   [[nodiscard]] std::string_view name() const override { return real_->name(); }
 
  private:

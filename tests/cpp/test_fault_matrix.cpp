@@ -3,11 +3,11 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 
-#include <cctype>
 #include <thread>
 
 #include "chunk_tree.hpp"
 #include "engine/engine.hpp"
+#include "fault_cells.hpp"
 #include "io/fault_engine.hpp"
 #include "support.hpp"
 
@@ -15,35 +15,17 @@ namespace lmkv {
 namespace {
 
 using namespace std::chrono_literals;
+using test::Cell;
 using test::digest_of;
+using test::End;
+using test::kChunks;
 
 constexpr std::size_t kLayers = 3;
 constexpr std::size_t kPage = 5000;  // bytes of a layer's block: nothing is aligned by luck
 constexpr std::size_t kBlocks = 64;
 constexpr std::uint32_t kBlocksPerChunk = 4;
-constexpr std::uint32_t kChunks = 2;  // fewer failures in a row than take a root out of service
 constexpr std::uint32_t kTargets = 32;  // chunk k is made of blocks 4k.., and loaded to 32 + 4k..
 constexpr std::byte kPoison{0xEE};
-
-enum class End {
-  kDone,     // stored, loaded
-  kFailed,   // not stored, not loaded; a file that was there stays
-  kMissing,  // load: as if there were no such file
-  kBad,      // store: it will be a bad file; load: a bad file, which is removed
-  kStuck,    // load: a bad file that cannot be removed
-  kEither,   // each chunk its own
-};
-
-struct Cell {
-  std::string name;
-  std::string spec;
-  End end{};
-  std::uint64_t touches_failed = 0;
-  std::size_t temporaries = 0;
-  DirectIoChoice direct_io = DirectIoChoice::kAuto;
-};
-
-void PrintTo(const Cell& cell, std::ostream* out) { *out << cell.spec; }
 
 using Parameter = std::tuple<Cell, IoEngineChoice>;
 
@@ -175,10 +157,12 @@ class FaultMatrix : public ::testing::TestWithParam<Parameter> {
     EXPECT_EQ(stats.at("slabs_free") + stats.at("slabs_cached"), stats.at("slabs_total"));
     EXPECT_EQ(stats.at("load_bytes_in_flight"), 0U);
     EXPECT_EQ(stats.at("store_bytes_in_flight"), 0U);
-    EXPECT_EQ(stats.at("chunks_stored") + stats.at("stores_already_present") +
-                  stats.at("stores_failed") + stats.at("stores_dropped") +
-                  stats.at("stores_dropped_full") + stats.at("gathers_failed"),
-              asked_stores);
+    std::uint64_t stores = stats.at("chunks_stored") + stats.at("stores_already_present") +
+                           stats.at("stores_failed") + stats.at("gathers_failed");
+    for (const auto& [name, count] : stats) {
+      if (name.starts_with("stores_dropped")) stores += count;  // for whatever reason
+    }
+    EXPECT_EQ(stores, asked_stores);
     EXPECT_EQ(stats.at("chunks_loaded") + stats.at("loads_failed"), asked_loads);
     EXPECT_LE(stats.at("chunks_missing") + stats.at("chunks_bad"), stats.at("loads_failed"));
   }
@@ -366,131 +350,17 @@ TEST_P(Hanging, TheOtherDirectionGoesOnAndClosingLosesNoJob) {
   EXPECT_EQ(test::open_descriptors(), descriptors);
 }
 
-// ---- The cells
-
-constexpr std::array kErrnos = {FaultKind::kEio, FaultKind::kEnospc, FaultKind::kEdquot,
-                                FaultKind::kEstale, FaultKind::kErofs};
-
-// "write.eio" and 0.5 are cell "write_eio" of spec "write.eio:0.5".
-Cell cell(std::string what, End end, const std::string& rest = "") {
-  std::string name = what;
-  std::ranges::replace_if(name, [](unsigned char c) { return std::isalnum(c) == 0; }, '_');
-  return {name, what + rest, end};
-}
-
-std::vector<Cell> cells_of_both_ways() {
-  Cell buffered = cell("short_buffered", End::kDone);
-  buffered.spec = "short";
-  buffered.direct_io = DirectIoChoice::kOff;
-  Cell all = cell("everything", End::kEither);
-  all.spec =
-      "eio:0.02,estale:0.02,enospc:0.02,erofs:0.02,edquot:0.02,eagain:0.3,eintr:0.2,short:0.5,"
-      "truncate:0.05,corrupt:0.05,delay:2ms:0.2,reorder:0.3";
-  Cell some = cell("some", End::kEither);
-  some.spec = "short:0.9,eagain:0.5,delay:1ms:0.9";
-  return {cell("short", End::kDone),
-          buffered,
-          cell("delay", End::kDone, ":3ms"),
-          cell("reorder", End::kDone, ":3ms"),
-          cell("hang", End::kDone),
-          all,
-          some};
-}
-
-std::vector<Cell> store_cells() {
-  std::vector<Cell> cells = cells_of_both_ways();
-  for (const FaultKind kind : kErrnos) {
-    const std::string name(name_of(kind));
-    cells.push_back(cell(name, End::kFailed));
-    for (const char* operation : {"stat", "open", "allocate", "write", "sync", "close", "rename",
-                                  "mkdir"}) {  // stat: of the root, before a directory is made
-      cells.push_back(cell(operation + ("." + name), End::kFailed));
-    }
-    cells.push_back(cell("touch." + name, End::kDone));
-    cells.back().touches_failed = kChunks;
-    // Nothing more can be done for these: the next scan but an hour removes them.
-    cells.push_back(cell("write.eio,unlink." + name, End::kFailed));
-    cells.back().temporaries = kChunks;
-  }
-  for (const char* passing : {"eagain", "eintr"}) {
-    const std::string name(passing);
-    for (const char* operation :
-         {"stat", "open", "allocate", "write", "sync", "touch", "rename", "mkdir"}) {
-      cells.push_back(cell(operation + ("." + name), End::kDone, ":0.97"));
-    }
-    cells.push_back(cell("close." + name, End::kFailed));  // never closed twice
-    cells.push_back(cell("write.eio,unlink." + name, End::kFailed, ":0.97"));
-    cells.push_back(cell(name + "_for_ever", End::kFailed));
-    cells.back().spec = "write." + name;
-  }
-  for (const char* operation : {"stat", "open", "allocate", "write", "touch", "close", "rename"}) {
-    cells.push_back(cell(operation + std::string(".hang"), End::kDone));
-  }
-  cells.push_back(cell("truncate", End::kBad));
-  cells.push_back(cell("corrupt", End::kBad));
-  for (const char* name : {"truncate", "corrupt"}) {
-    cells.push_back(cell(name + std::string("_buffered"), End::kBad));
-    cells.back().spec = name;
-    cells.back().direct_io = DirectIoChoice::kOff;
-  }
-  return cells;
-}
-
-std::vector<Cell> load_cells() {
-  std::vector<Cell> cells = cells_of_both_ways();
-  for (const FaultKind kind : kErrnos) {
-    const std::string name(name_of(kind));
-    const bool stale = kind == FaultKind::kEstale;
-    const End end = stale ? End::kMissing : End::kFailed;
-    for (const char* operation : {"stat", "open"}) {
-      cells.push_back(cell(operation + ("." + name), end));
-    }
-    cells[cells.size() - 2].touches_failed = stale ? 0 : kChunks;  // a touch looks first
-    cells.push_back(cell("read." + name, kind == FaultKind::kEio ? End::kBad : end));
-    cells.push_back(cell("close." + name, End::kDone));
-    cells.push_back(cell("touch." + name, End::kDone));
-    cells.back().touches_failed = stale ? 0 : kChunks;
-    if (!stale) cells.push_back(cell("truncate,unlink." + name, End::kStuck));
-  }
-  cells.push_back(cell("eio", End::kFailed));
-  cells.back().touches_failed = kChunks;
-  cells.push_back(cell("estale", End::kMissing));
-  cells.push_back(cell("enospc", End::kDone));
-  cells.push_back(cell("edquot", End::kDone));
-  cells.push_back(cell("erofs", End::kDone));
-  cells.back().touches_failed = kChunks;
-  for (const char* passing : {"eagain", "eintr"}) {
-    const std::string name(passing);
-    for (const char* operation : {"stat", "open", "read", "touch"}) {
-      cells.push_back(cell(operation + ("." + name), End::kDone, ":0.97"));
-    }
-    cells.push_back(cell("close." + name, End::kDone));
-    cells.push_back(cell("truncate,unlink." + name, End::kBad, ":0.97"));
-    cells.push_back(cell(name + "_for_ever", End::kFailed));
-    cells.back().spec = "read." + name;
-  }
-  for (const char* operation : {"stat", "open", "read", "close"}) {
-    cells.push_back(cell(operation + std::string(".hang"), End::kDone));
-  }
-  cells.push_back(cell("truncate", End::kBad));
-  cells.push_back(cell("corrupt", End::kBad));
-  cells.push_back(cell("corrupt_buffered", End::kBad));
-  cells.back().spec = "corrupt";
-  cells.back().direct_io = DirectIoChoice::kOff;
-  return cells;
-}
-
 INSTANTIATE_TEST_SUITE_P(Matrix, Hanging,
-                         ::testing::Combine(::testing::Values(cell("write.hang", End::kDone),
-                                                              cell("read.hang", End::kDone)),
+                         ::testing::Combine(::testing::Values(test::cell("write.hang", End::kDone),
+                                                              test::cell("read.hang", End::kDone)),
                                             ::testing::ValuesIn(test::usable_engines())),
                          cell_name);
 INSTANTIATE_TEST_SUITE_P(Matrix, StoreUnder,
-                         ::testing::Combine(::testing::ValuesIn(store_cells()),
+                         ::testing::Combine(::testing::ValuesIn(test::store_cells()),
                                             ::testing::ValuesIn(test::usable_engines())),
                          cell_name);
 INSTANTIATE_TEST_SUITE_P(Matrix, LoadUnder,
-                         ::testing::Combine(::testing::ValuesIn(load_cells()),
+                         ::testing::Combine(::testing::ValuesIn(test::load_cells()),
                                             ::testing::ValuesIn(test::usable_engines())),
                          cell_name);
 

@@ -54,7 +54,7 @@ TEST(FaultSpec, EveryKindIsReadByItsName) {
 TEST(FaultSpec, AWrongWordIsAnErrorThatNamesTheNearest) {
   EXPECT_NE(error_of("eoi:0.1").find("the nearest is eio"), std::string::npos);
   EXPECT_NE(error_of("enospace").find("the nearest is enospc"), std::string::npos);
-  EXPECT_NE(error_of("wirte.eio").find("the nearest is write"), std::string::npos);
+  EXPECT_NE(error_of("opn.eio").find("the nearest is open"), std::string::npos);
   EXPECT_NE(error_of("eio:0.1,,hang").find("no kind"), std::string::npos);
 }
 
