@@ -17,6 +17,8 @@
 #include <system_error>
 #include <utility>
 
+#include "common/unique_fd.hpp"
+
 namespace lmkv {
 namespace {
 
@@ -65,8 +67,15 @@ ChunkPaths::ChunkPaths(std::string root, const NamespaceDigest& namespace_digest
                         std::to_string(::getpid()) + "-") {}
 
 std::string ChunkPaths::chunk(const ChunkKey& key) const {
+  return rank_directory_ + "/" + chunk_below(key);
+}
+
+std::string ChunkPaths::chunk_below(const ChunkKey& key) {
   const std::string hex = key.hex();
-  return rank_directory_ + "/" + hex.substr(0, 3) + "/" + hex + ".kv";
+  std::string path;
+  path.reserve(hex.size() + 7);
+  path.append(hex, 0, 3).append("/").append(hex).append(".kv");
+  return path;
 }
 
 std::string ChunkPaths::unique_temporary() const {
@@ -112,17 +121,31 @@ Directory::Directory(const std::string& root, const NamespaceDigest& namespace_d
   }
 }
 
-bool Directory::present(const ChunkKey& key) const {
-  return std::all_of(ranks_.begin(), ranks_.end(), [&](const ChunkPaths& paths) {
-    struct stat ignored{};  // not faccessat: older seccomp profiles refuse it with these flags
-    return ::fstatat(AT_FDCWD, paths.chunk(key).c_str(), &ignored, AT_SYMLINK_NOFOLLOW) == 0;
-  });
+std::vector<bool> Directory::present(std::span<const ChunkKey> keys, Until until) const {
+  // Paths below a descriptor have two parts to resolve, not all of the root's as well. Opened anew
+  // every time: a directory that was removed and made again is another one.
+  std::vector<UniqueFd> directories;
+  for (const ChunkPaths& paths : ranks_) {
+    const int flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+    directories.emplace_back(::open(paths.rank_directory().c_str(), flags));
+  }
+  std::vector<bool> there;
+  there.reserve(keys.size());
+  for (const ChunkKey& key : keys) {
+    const std::string path = ChunkPaths::chunk_below(key);
+    // Not stat, which reads the attributes as well: over NFS, from the server. And no flags, which
+    // are another system call (faccessat2) that older seccomp profiles refuse.
+    there.push_back(std::all_of(directories.begin(), directories.end(), [&](const UniqueFd& fd) {
+      return fd.get() >= 0 && ::faccessat(fd.get(), path.c_str(), F_OK, 0) == 0;
+    }));
+    if (!there.back() && until == Until::kFirstAbsent) break;
+  }
+  return there;
 }
 
 std::size_t Directory::lookup(std::span<const ChunkKey> keys) const {
-  const auto absent =
-      std::find_if_not(keys.begin(), keys.end(), [&](const ChunkKey& key) { return present(key); });
-  return static_cast<std::size_t>(absent - keys.begin());
+  const std::vector<bool> there = present(keys, Until::kFirstAbsent);
+  return static_cast<std::size_t>(std::count(there.begin(), there.end(), true));
 }
 
 }  // namespace lmkv

@@ -18,11 +18,14 @@ class ChunkPaths {
   ChunkPaths(std::string root, const NamespaceDigest& namespace_digest, std::uint32_t rank);
 
   [[nodiscard]] std::string chunk(const ChunkKey& key) const;
+  // As chunk(), relative to rank_directory().
+  [[nodiscard]] static std::string chunk_below(const ChunkKey& key);
   // A name that no other writer has: host, process and a counter over a random start.
   [[nodiscard]] std::string unique_temporary() const;
   // Every directory that a store of `key` needs, outermost first, the root itself excluded.
   [[nodiscard]] std::vector<std::string> directories_for(const ChunkKey& key) const;
   [[nodiscard]] const std::string& root() const { return root_; }
+  [[nodiscard]] const std::string& rank_directory() const { return rank_directory_; }
   [[nodiscard]] const std::string& temporary_directory() const { return temporary_directory_; }
 
  private:
@@ -40,15 +43,18 @@ void make_root(const std::string& root);
 // The root, then the directories below it that every store needs (0700). As above.
 void make_tree(const ChunkPaths& paths);
 
+enum class Until { kFirstAbsent, kEnd };
+
 // Looks chunks up. A present entry is a hint: it may be bad, or gone, when it is loaded.
-// Stateless after construction, so any thread may call it.
+// Stateless after construction, so any thread may call it. Blocks on the filesystem.
 class Directory {
  public:
   Directory(const std::string& root, const NamespaceDigest& namespace_digest, std::uint32_t ranks);
 
+  // Whether every rank has it, for each of `keys`, or for those up to the first absent one.
+  [[nodiscard]] std::vector<bool> present(std::span<const ChunkKey> keys, Until until) const;
   // Number of leading `keys` that every rank has.
   [[nodiscard]] std::size_t lookup(std::span<const ChunkKey> keys) const;
-  [[nodiscard]] bool present(const ChunkKey& key) const;
 
  private:
   std::vector<ChunkPaths> ranks_;

@@ -1,0 +1,345 @@
+"""What stores and loads do to a decode that runs beside them: inter-token latency, real engine.
+
+    python benchmarks/interference.py --path DIR [--windows 24] [--repetitions 10] [--json -]
+
+One engine (vLLM on the CPU, SmolLM2-135M) decodes one long answer. Every so many tokens another
+request arrives, a chunk of prompt and one more token, and opens a window of one of four kinds:
+
+* ``nothing``: the prompt is computed, and lmkv stores nothing, since it knows the chunk.
+* ``storing``: another prompt of the same length is computed, and stored. Compared with ``nothing``.
+* ``cached``: the prompt is in vLLM's own prefix cache; lmkv does nothing.
+* ``loading``: the prompt is not, and lmkv loads it from the disk. Compared with ``cached``, where
+  as many tokens are left to compute: a load is to cost a decode no more than a local hit does.
+
+The kinds take turns within the answer, in an order that is drawn anew for every four windows, so
+that the machine's moods and the answer's growing length meet all of them alike.
+
+A latency is the time between the ends of two steps that each gave the answer a token. ``steps`` are
+all of them; ``decode_steps`` those that had nothing but the answer's token to compute. Percentiles
+are of all windows of a kind, in all repetitions. The range beside a ratio holds 90 % of those that
+come out when turns are drawn anew from the measured ones (bootstrap): a ratio whose range holds 1
+shows no difference.
+
+The model gets all cores but one, which is left to lmkv's threads: on a GPU node the model does not
+run on the cores at all. ``--model-threads`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BLOCK_TOKENS = 32
+CHUNK_TOKENS = 256
+CHUNK_BYTES = 30 * 48 * 1024 * (CHUNK_TOKENS // BLOCK_TOKENS) + 4096  # of this model's KV
+PROMPT_TOKENS = CHUNK_TOKENS + 1  # the last one is always computed
+WINDOW_TOKENS = 25
+LEAD_TOKENS = 10  # of the answer, before the first window
+SLABS = 6
+COMPARED_WITH = {"storing": "nothing", "loading": "cached"}
+KINDS = ("nothing", "storing", "cached", "loading")
+DRAWS = 500
+
+Prompt = list[int]
+
+
+@dataclass
+class Window:
+    """Milliseconds between the tokens from one arrival to the next."""
+
+    kind: str
+    turn: tuple[int, int] = (0, 0)
+    steps: list[float] = field(default_factory=list)
+    decode_steps: list[float] = field(default_factory=list)
+
+
+class DecodingEngine:
+    """vLLM with lmkv over ``root``; its scheduler runs in this process, step by step."""
+
+    def __init__(self, root: Path, model_threads: int) -> None:
+        os.environ.update(
+            VLLM_ENABLE_V1_MULTIPROCESSING="0",
+            VLLM_CPU_KVCACHE_SPACE="1",
+            VLLM_NO_USAGE_STATS="1",
+            HF_HUB_OFFLINE="1",
+            OMP_NUM_THREADS=str(model_threads),
+        )
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from lmkv.demo.model import prepare_smollm2
+
+        self._root = root
+        self._number = 0
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=str(prepare_smollm2()),
+                dtype="float32",
+                block_size=BLOCK_TOKENS,
+                max_model_len=4096,
+                max_num_batched_tokens=CHUNK_TOKENS,
+                enforce_eager=True,
+                disable_log_stats=False,
+                kv_transfer_config={
+                    "kv_connector": "LMKVConnector",
+                    "kv_connector_module_path": "lmkv.vllm",
+                    "kv_role": "kv_both",
+                    "kv_load_failure_policy": "recompute",
+                    "kv_connector_extra_config": {
+                        "path": str(root),
+                        "chunk_tokens": CHUNK_TOKENS,
+                        "host_memory": SLABS * CHUNK_BYTES,
+                    },
+                },
+            )
+        )
+        self._core = self._engine.engine_core.engine_core
+        self._scheduler = self._core.scheduler
+        self._scheduled = 0
+        schedule = self._scheduler.schedule
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            output = schedule(*args, **kwargs)
+            self._scheduled = output.total_num_scheduled_tokens
+            return output
+
+        self._scheduler.schedule = counting
+
+    def decode(self, arrivals: list[tuple[Window, Prompt]]) -> dict[str, float]:
+        """One answer; the prompts arrive in its course and open their windows.
+
+        Returns by how much lmkv's counters grew.
+        """
+        before = self.counters()
+        answer = self._add(
+            [7] * BLOCK_TOKENS, LEAD_TOKENS + WINDOW_TOKENS * len(arrivals) + 1, compute=True
+        )
+        window = Window("lead")
+        done, last, opens_at = 0, 0.0, LEAD_TOKENS
+        left = list(reversed(arrivals))
+        while left or done < opens_at:
+            outputs = self._engine.step()
+            now = time.perf_counter()
+            new = sum(len(o.outputs[0].token_ids) for o in outputs if o.request_id == answer)
+            if not new:
+                continue
+            done += new
+            if last:
+                window.steps.append((now - last) * 1e3)
+                if self._scheduled == 1:
+                    window.decode_steps.append((now - last) * 1e3)
+            last = now
+            if done == opens_at and left:
+                window, prompt = left.pop()
+                self._add(prompt, 1, compute=window.kind in {"nothing", "storing"})
+                opens_at += WINDOW_TOKENS
+        self.finish()
+        after = self.counters()
+        return {name: after[name] - before.get(name, 0) for name in after}
+
+    def compute(self, prompts: list[Prompt]) -> None:
+        """Take the prompts in one by one, from any cache, and wait until all is stored."""
+        for prompt in prompts:
+            self._add(prompt, 1, compute=False)
+            self.finish()
+
+    def finish(self) -> None:
+        """Step until no request and no store is left."""
+        while self._scheduler.has_requests():
+            self._engine.step()
+
+    def forget(self) -> None:
+        """Empty vLLM's own prefix cache."""
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM's prefix cache could not be emptied")
+
+    def files(self) -> set[Path]:
+        """Of all chunks."""
+        return set(self._root.rglob("*.kv"))
+
+    def close(self) -> None:
+        """End the engine."""
+        self._core.shutdown()
+
+    def _add(self, prompt: Prompt, tokens: int, *, compute: bool) -> str:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        self._number += 1
+        name = f"request-{self._number}"
+        sampling = SamplingParams(
+            max_tokens=tokens,
+            temperature=0.0,
+            ignore_eos=True,
+            skip_reading_prefix_cache=compute,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        self._engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), sampling)
+        return name
+
+    def counters(self) -> dict[str, float]:
+        """Of lmkv, since the start."""
+        found: dict[str, float] = {}
+        for metric in self._engine.get_metrics():
+            name = metric.name.removeprefix("vllm:")
+            if name.startswith("lmkv_"):
+                name = name.removeprefix("lmkv_")
+                found[name] = found.get(name, 0) + metric.value
+        return found
+
+
+def measure(
+    engine: DecodingEngine, windows: int, repetitions: int, seed: int = 0
+) -> tuple[list[Window], dict[str, float]]:
+    """Windows of all kinds, as many of each, after one round of four that is not counted."""
+    source = random.Random(seed)
+
+    def fresh() -> Prompt:
+        return [source.randrange(100, 40_000) for _ in range(PROMPT_TOKENS)]
+
+    each = windows // len(KINDS)
+    known = {kind: [fresh() for _ in range(each)] for kind in KINDS if kind != "storing"}
+    for prompts in known.values():
+        engine.compute(prompts)
+    kept = engine.files()
+    found: list[Window] = []
+    counted: dict[str, float] = {}
+    for repetition in range(-1, repetitions):
+        engine.forget()
+        # Its loads drive those of the `loading` windows out of host memory, too.
+        engine.compute(known["cached"])
+        arrivals = [
+            (Window(kind, (repetition, turn)), fresh() if kind == "storing" else known[kind][turn])
+            for turn in range(each if repetition >= 0 else 1)
+            for kind in source.sample(KINDS, len(KINDS))
+        ]
+        counters = engine.decode(arrivals)
+        for file in engine.files() - kept:
+            file.unlink()
+        if repetition >= 0:
+            run = [window for window, _ in arrivals]
+            found += run
+            for name, count in counters.items():
+                counted[name] = counted.get(name, 0) + count
+            print(f"repetition {repetition}: {in_words(run)}", file=sys.stderr, flush=True)
+    return found, counted
+
+
+def in_words(windows: list[Window]) -> str:
+    """What was found, for whoever waits for it."""
+    parts = []
+    for kind in KINDS:
+        steps, decode_steps = (pooled(windows, kind, name) for name in ("steps", "decode_steps"))
+        parts.append(
+            f"{kind} p50 {percentile(steps, 0.5):.2f} p99 {percentile(steps, 0.99):.2f} (decode "
+            f"{percentile(decode_steps, 0.5):.2f}, {percentile(decode_steps, 0.99):.2f}) ms"
+        )
+    return "; ".join(parts)
+
+
+def pooled(windows: list[Window], kind: str, name: str) -> list[float]:
+    """All latencies of all windows of a kind."""
+    return [value for window in windows if window.kind == kind for value in getattr(window, name)]
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The smallest value that ``share`` of all do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def summary(windows: list[Window], counters: dict[str, float]) -> dict[str, Any]:
+    """The JSON of what ``measure`` found."""
+    result: dict[str, Any] = {}
+    for kind in KINDS:
+        row = _row(windows, kind, "steps")
+        row["decode_steps"] = _row(windows, kind, "decode_steps")
+        if kind in COMPARED_WITH:
+            row["compared_with"] = COMPARED_WITH[kind]
+        result[kind] = row
+    result["storing"]["bytes_stored"] = counters.get("bytes_stored", 0)
+    result["loading"]["bytes_loaded"] = counters.get("bytes_loaded", 0)
+    result["counters"] = {name: count for name, count in sorted(counters.items()) if count}
+    return result
+
+
+def _row(windows: list[Window], kind: str, name: str) -> dict[str, Any]:
+    mine, other = pooled(windows, kind, name), COMPARED_WITH.get(kind, "")
+    row: dict[str, Any] = {"tokens": len(mine)}
+    for label, share in (("p50", 0.5), ("p99", 0.99)):
+        row[f"{label}_ms"] = percentile(mine, share)
+        if other:
+            row[f"{label}_ratio"] = row[f"{label}_ms"] / percentile(
+                pooled(windows, other, name), share
+            )
+            row[f"{label}_ratio_range"] = _range(windows, kind, other, name, share)
+    return row
+
+
+def _range(windows: list[Window], kind: str, other: str, name: str, share: float) -> list[float]:
+    """Between which 90 % of the ratios lie when turns are drawn anew."""
+    turns: dict[tuple[int, int], list[Window]] = {}
+    for window in windows:
+        turns.setdefault(window.turn, []).append(window)
+    source, ratios = random.Random(0), []
+    for _ in range(DRAWS):
+        drawn = [w for turn in source.choices(list(turns.values()), k=len(turns)) for w in turn]
+        mine, theirs = pooled(drawn, kind, name), pooled(drawn, other, name)
+        ratios.append(percentile(mine, share) / percentile(theirs, share))
+    ratios.sort()
+    return [ratios[DRAWS // 20], ratios[-DRAWS // 20]]
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description="Decode beside stores and loads.")
+    parser.add_argument("--path", type=Path, required=True, help="a folder is made in it, removed")
+    parser.add_argument("--windows", type=int, default=24, help="in one answer, of all kinds")
+    parser.add_argument("--repetitions", type=int, default=10, help="answers")
+    parser.add_argument("--model-threads", type=int, help="default: one for each core but one")
+    parser.add_argument("--json", default="", metavar="FILE", help='"-": to standard output')
+    arguments = parser.parse_args()
+    if arguments.windows % len(KINDS) or arguments.windows < len(KINDS) * SLABS:
+        parser.error(f"--windows: a multiple of {len(KINDS)}, at least {len(KINDS) * SLABS}")
+
+    cores = len(os.sched_getaffinity(0))
+    threads = arguments.model_threads or max(1, cores - 1)
+    root = arguments.path.absolute() / f"lmkv-interference-{os.getpid()}"
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # vLLM's lines go to standard error
+    try:
+        engine = DecodingEngine(root, threads)
+        try:
+            windows, counters = measure(engine, arguments.windows, arguments.repetitions)
+        finally:
+            engine.close()
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    result = summary(windows, counters)
+    result["about"] = {
+        "cores": cores,
+        "model_threads": threads,
+        "answers": arguments.repetitions,
+        "windows": arguments.windows,
+        "prompt_tokens": PROMPT_TOKENS,
+        "chunk_bytes": CHUNK_BYTES,
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    if arguments.json == "-":
+        answers.write(text)
+    elif arguments.json:
+        Path(arguments.json).write_text(text, encoding="utf-8")
+    answers.close()
+
+
+if __name__ == "__main__":
+    main()
