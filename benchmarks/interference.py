@@ -32,173 +32,20 @@ import os
 import random
 import shutil
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-BLOCK_TOKENS = 32
-CHUNK_TOKENS = 256
-CHUNK_BYTES = 30 * 48 * 1024 * (CHUNK_TOKENS // BLOCK_TOKENS) + 4096  # of this model's KV
+from decoding_engine import CHUNK_BYTES, CHUNK_TOKENS, DecodingEngine, Prompt, Window
+
 PROMPT_TOKENS = CHUNK_TOKENS + 1  # the last one is always computed
-WINDOW_TOKENS = 25
-LEAD_TOKENS = 10  # of the answer, before the first window
-SLABS = 6
+SLABS = 4
 COMPARED_WITH = {"storing": "nothing", "loading": "cached"}
 KINDS = ("nothing", "storing", "cached", "loading")
 DRAWS = 500
 
-Prompt = list[int]
-
-
-@dataclass
-class Window:
-    """Milliseconds between the tokens from one arrival to the next."""
-
-    kind: str
-    turn: tuple[int, int] = (0, 0)
-    steps: list[float] = field(default_factory=list)
-    decode_steps: list[float] = field(default_factory=list)
-
-
-class DecodingEngine:
-    """vLLM with lmkv over ``root``; its scheduler runs in this process, step by step."""
-
-    def __init__(self, root: Path, model_threads: int) -> None:
-        os.environ.update(
-            VLLM_ENABLE_V1_MULTIPROCESSING="0",
-            VLLM_CPU_KVCACHE_SPACE="1",
-            VLLM_NO_USAGE_STATS="1",
-            HF_HUB_OFFLINE="1",
-            OMP_NUM_THREADS=str(model_threads),
-        )
-        from vllm import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-
-        from lmkv.demo.model import prepare_smollm2
-
-        self._root = root
-        self._number = 0
-        self._engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=str(prepare_smollm2()),
-                dtype="float32",
-                block_size=BLOCK_TOKENS,
-                max_model_len=4096,
-                max_num_batched_tokens=CHUNK_TOKENS,
-                enforce_eager=True,
-                disable_log_stats=False,
-                kv_transfer_config={
-                    "kv_connector": "LMKVConnector",
-                    "kv_connector_module_path": "lmkv.vllm",
-                    "kv_role": "kv_both",
-                    "kv_load_failure_policy": "recompute",
-                    "kv_connector_extra_config": {
-                        "path": str(root),
-                        "chunk_tokens": CHUNK_TOKENS,
-                        "host_memory": SLABS * CHUNK_BYTES,
-                    },
-                },
-            )
-        )
-        self._core = self._engine.engine_core.engine_core
-        self._scheduler = self._core.scheduler
-        self._scheduled = 0
-        schedule = self._scheduler.schedule
-
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            output = schedule(*args, **kwargs)
-            self._scheduled = output.total_num_scheduled_tokens
-            return output
-
-        self._scheduler.schedule = counting
-
-    def decode(self, arrivals: list[tuple[Window, Prompt]]) -> dict[str, float]:
-        """One answer; the prompts arrive in its course and open their windows.
-
-        Returns by how much lmkv's counters grew.
-        """
-        before = self.counters()
-        answer = self._add(
-            [7] * BLOCK_TOKENS, LEAD_TOKENS + WINDOW_TOKENS * len(arrivals) + 1, compute=True
-        )
-        window = Window("lead")
-        done, last, opens_at = 0, 0.0, LEAD_TOKENS
-        left = list(reversed(arrivals))
-        while left or done < opens_at:
-            outputs = self._engine.step()
-            now = time.perf_counter()
-            new = sum(len(o.outputs[0].token_ids) for o in outputs if o.request_id == answer)
-            if not new:
-                continue
-            done += new
-            if last:
-                window.steps.append((now - last) * 1e3)
-                if self._scheduled == 1:
-                    window.decode_steps.append((now - last) * 1e3)
-            last = now
-            if done == opens_at and left:
-                window, prompt = left.pop()
-                self._add(prompt, 1, compute=window.kind in {"nothing", "storing"})
-                opens_at += WINDOW_TOKENS
-        self.finish()
-        after = self.counters()
-        return {name: after[name] - before.get(name, 0) for name in after}
-
-    def compute(self, prompts: list[Prompt]) -> None:
-        """Take the prompts in one by one, from any cache, and wait until all is stored."""
-        for prompt in prompts:
-            self._add(prompt, 1, compute=False)
-            self.finish()
-
-    def finish(self) -> None:
-        """Step until no request and no store is left."""
-        while self._scheduler.has_requests():
-            self._engine.step()
-
-    def forget(self) -> None:
-        """Empty vLLM's own prefix cache."""
-        if not self._engine.reset_prefix_cache():
-            raise RuntimeError("vLLM's prefix cache could not be emptied")
-
-    def files(self) -> set[Path]:
-        """Of all chunks."""
-        return set(self._root.rglob("*.kv"))
-
-    def close(self) -> None:
-        """End the engine."""
-        self._core.shutdown()
-
-    def _add(self, prompt: Prompt, tokens: int, *, compute: bool) -> str:
-        from vllm import SamplingParams
-        from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
-
-        self._number += 1
-        name = f"request-{self._number}"
-        sampling = SamplingParams(
-            max_tokens=tokens,
-            temperature=0.0,
-            ignore_eos=True,
-            skip_reading_prefix_cache=compute,
-            output_kind=RequestOutputKind.DELTA,
-        )
-        self._engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), sampling)
-        return name
-
-    def counters(self) -> dict[str, float]:
-        """Of lmkv, since the start."""
-        found: dict[str, float] = {}
-        for metric in self._engine.get_metrics():
-            name = metric.name.removeprefix("vllm:")
-            if name.startswith("lmkv_"):
-                name = name.removeprefix("lmkv_")
-                found[name] = found.get(name, 0) + metric.value
-        return found
-
 
 def measure(
-    engine: DecodingEngine, windows: int, repetitions: int, seed: int = 0
+    engine: DecodingEngine, windows: int, window_tokens: int, repetitions: int, seed: int = 0
 ) -> tuple[list[Window], dict[str, float]]:
     """Windows of all kinds, as many of each, after one round of four that is not counted."""
     source = random.Random(seed)
@@ -222,7 +69,7 @@ def measure(
             for turn in range(each if repetition >= 0 else 1)
             for kind in source.sample(KINDS, len(KINDS))
         ]
-        counters = engine.decode(arrivals)
+        counters = engine.decode(arrivals, window_tokens)
         for file in engine.files() - kept:
             file.unlink()
         if repetition >= 0:
@@ -304,6 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Decode beside stores and loads.")
     parser.add_argument("--path", type=Path, required=True, help="a folder is made in it, removed")
     parser.add_argument("--windows", type=int, default=24, help="in one answer, of all kinds")
+    parser.add_argument("--window-tokens", type=int, default=25, help="of the answer")
     parser.add_argument("--repetitions", type=int, default=10, help="answers")
     parser.add_argument("--model-threads", type=int, help="default: one for each core but one")
     parser.add_argument("--json", default="", metavar="FILE", help='"-": to standard output')
@@ -317,9 +165,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # vLLM's lines go to standard error
     try:
-        engine = DecodingEngine(root, threads)
+        engine = DecodingEngine(root, threads, slabs=SLABS)
         try:
-            windows, counters = measure(engine, arguments.windows, arguments.repetitions)
+            windows, counters = measure(
+                engine, arguments.windows, arguments.window_tokens, arguments.repetitions
+            )
         finally:
             engine.close()
     finally:
@@ -330,6 +180,7 @@ def main() -> None:
         "model_threads": threads,
         "answers": arguments.repetitions,
         "windows": arguments.windows,
+        "window_tokens": arguments.window_tokens,
         "prompt_tokens": PROMPT_TOKENS,
         "chunk_bytes": CHUNK_BYTES,
     }

@@ -78,7 +78,6 @@ class Prefixes:
 
 def drop_caches() -> bool:
     """Have the kernel forget names and inodes, of the whole machine; whether it did."""
-    os.sync()
     try:
         DROP_CACHES.write_text("2", encoding="ascii")
     except OSError:
@@ -107,6 +106,7 @@ def measure(path: Path, *, chunks: int = CHUNKS, prefixes: int = 40) -> dict[str
 
 def _measure(files: Prefixes) -> dict[str, Any]:
     found: dict[str, Times] = {}
+    os.sync()  # what is not on the disk yet is not forgotten
     dropped = True
     times = found["cold"] = Times()
     for hashes in files.hashes:

@@ -212,6 +212,17 @@ TEST_F(LookupServiceTest, AsManyAskersOfOnePrefixAskTheFilesystemOnce) {
   EXPECT_EQ(filesystem->asked(), 20U);
 }
 
+TEST_F(LookupServiceTest, WhatAnotherAskedForIsNotAskedForTwice) {
+  put(21);
+  LookupService lookups = service();
+  filesystem->hold(true);
+  EXPECT_EQ(lookups.lookup({keys.data() + 1, 20}, kNow), std::nullopt);
+  EXPECT_EQ(lookups.lookup({keys.data(), 21}, kNow), std::nullopt);
+  filesystem->hold(false);
+  EXPECT_EQ(lookups.lookup({keys.data(), 21}, kLong), 21U);
+  EXPECT_EQ(filesystem->asked(), 21U);
+}
+
 TEST_F(LookupServiceTest, AFilesystemThatHangsHasNothingNew) {
   put(keys.size());
   LookupOptions options;
@@ -221,9 +232,10 @@ TEST_F(LookupServiceTest, AFilesystemThatHangsHasNothingNew) {
   filesystem->hold(true);
   EXPECT_EQ(lookups.lookup(keys, kNow), std::nullopt);
   std::this_thread::sleep_for(options.given_up_after + 10ms);
-  // What is known counts; the rest is given up, and is not asked for: no thread is left for it.
+  // What is known counts; the rest is given up, and what is new is not even asked for.
   EXPECT_EQ(lookups.lookup(keys, kNow), 5U);
-  EXPECT_EQ(lookups.lookup({keys.data() + 100, 1}, kNow), 0U);
+  const ChunkKey another = digest_of<ChunkKey>(1);
+  EXPECT_EQ(lookups.lookup({&another, 1}, kNow), 0U);
   EXPECT_EQ(lookups.present({keys.data() + 4, 2}, kNow), std::vector<bool>({true, false}));
   EXPECT_EQ(lookups.given_up(), 3U);
   filesystem->hold(false);
