@@ -227,8 +227,6 @@ class SchedulerSide:
             end = found.first_block - (-tokens // self._block_tokens)
             used_at = self._used_at.get(request_id, 0.0)
             self._loads.begin(request_id, found, block_ids[:end], used_at)
-            if self._stores is not None and self._stores.in_memory:
-                self._stores.use_loaded(found.chunks, used_at)
             return
         logger.error(
             "lmkv: request %s is to load %d tokens that it was not promised; they are computed",

@@ -235,14 +235,6 @@ class StorePlanner:
             self._uses.append(Use([], used_at))
         self._uses[-1].chunks.append((key, begin * self._block_tokens))
 
-    def use_loaded(self, chunks: Iterable[Chunk], used_at: float) -> None:
-        """Use those of ``chunks`` that are loaded before they are in the directory: the load
-        finds no file of theirs to renew the time of.
-        """
-        for chunk in chunks:
-            if chunk.key in self._in_memory:
-                self.use(chunk.key, chunk.begin, used_at)
-
     def use_local(self, request: Request, blocks: int, used_at: float) -> None:
         """Use the chunks in a request's first ``blocks`` blocks, of which none is to be stored."""
         begin = 0

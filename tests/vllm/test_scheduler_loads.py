@@ -121,12 +121,12 @@ def test_a_local_hit_inside_a_chunk_loads_the_blocks_behind_it(engine, root):
     engine.assert_at_rest()
 
 
-def storing(tiny_model, root, **worker):
-    """An engine that is storing two chunks and a tail, and has forgotten them itself."""
+def storing(tiny_model, root, tokens=2 * CHUNK + BLOCK + 5, **worker):
+    """An engine that is storing a prompt of so many tokens, and has forgotten it itself."""
     engine = Engine(tiny_model, root)
     for name, value in worker.items():
         setattr(engine.worker, name, value)
-    first = engine.request("first", 2 * CHUNK + BLOCK + 5)
+    first = engine.request("first", tokens)
     for _ in range(3):
         engine.step()
     assert first.is_finished()
@@ -160,10 +160,11 @@ def test_what_is_not_gathered_yet_is_not_loaded(tiny_model, root):
     assert not engine.side._lookup.find(request.block_hashes, 0, 2 * PER_CHUNK)
 
 
-def test_what_failed_to_load_on_its_way_is_not_loaded_again(tiny_model, root):
-    engine = storing(tiny_model, root, hold_files=True)
+@pytest.mark.parametrize("tokens", [2 * CHUNK + BLOCK + 9, 2 * BLOCK + 9])
+def test_what_failed_to_load_on_its_way_is_not_loaded_again(tiny_model, root, tokens):
+    engine = storing(tiny_model, root, tokens, hold_files=True)
     engine.worker.fail_chunks = {0, 1, 2}
-    engine.request("a", 2 * CHUNK + BLOCK + 9)
+    engine.request("a", tokens)
     steps = [engine.step()[1] for _ in range(6)]
     assert len([load for metadata in steps for load in metadata.loads]) == 1
     engine.worker.hold_files = False

@@ -157,6 +157,6 @@ def test_all_lookups_of_a_step_share_its_patience(engine, monkeypatch):
     assert waits[0] == 0.05
     assert sum(min(wait, 0.02) for wait in waits) < 0.08
     assert waits[-1] == 0.0
-    lookup.begin_step()
+    engine.side.step(SchedulerOutput.make_empty())
     lookup._ask(never_answers, [])
     assert waits[-1] == 0.05
