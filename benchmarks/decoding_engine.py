@@ -24,6 +24,7 @@ class Window:
     turn: tuple[int, int] = (0, 0)
     steps: list[float] = field(default_factory=list)
     decode_steps: list[float] = field(default_factory=list)
+    cpu_steps: list[float] = field(default_factory=list)
 
 
 class DecodingEngine:
@@ -88,20 +89,21 @@ class DecodingEngine:
             [7] * BLOCK_TOKENS, LEAD_TOKENS + window_tokens * len(arrivals) + 1, compute=True
         )
         window = Window("lead")
-        done, last, opens_at = 0, 0.0, LEAD_TOKENS
+        done, last, last_cpu, opens_at = 0, 0.0, 0.0, LEAD_TOKENS
         left = list(reversed(arrivals))
         while left or done < opens_at:
             outputs = self._engine.step()
-            now = time.perf_counter()
+            now, cpu = time.perf_counter(), time.thread_time()
             new = sum(len(o.outputs[0].token_ids) for o in outputs if o.request_id == answer)
             if not new:
                 continue
             done += new
             if last:
                 window.steps.append((now - last) * 1e3)
+                window.cpu_steps.append((cpu - last_cpu) * 1e3)
                 if self._scheduled == 1:
                     window.decode_steps.append((now - last) * 1e3)
-            last = now
+            last, last_cpu = now, cpu
             if done == opens_at and left:
                 window, prompt = left.pop()
                 self._add(prompt, 1, compute=window.kind in {"nothing", "storing"})

@@ -15,7 +15,9 @@ The kinds take turns within the answer, in an order that is drawn anew for every
 that the machine's moods and the answer's growing length meet all of them alike.
 
 A latency is the time between the ends of two steps that each gave the answer a token. ``steps`` are
-all of them; ``decode_steps`` those that had nothing but the answer's token to compute. Percentiles
+all of them; ``decode_steps`` those that had nothing but the answer's token to compute;
+``cpu_steps`` are the CPU time of the thread that computes, of all of them: other processes cannot
+take from it, so it shows on a busy machine too whether lmkv's threads slow it down. Percentiles
 are of all windows of a kind, in all repetitions. The range beside a ratio holds 90 % of those that
 come out when turns are drawn anew from the measured ones (bootstrap): a ratio whose range holds 1
 shows no difference.
@@ -109,7 +111,8 @@ def summary(windows: list[Window], counters: dict[str, float]) -> dict[str, Any]
     result: dict[str, Any] = {}
     for kind in KINDS:
         row = _row(windows, kind, "steps")
-        row["decode_steps"] = _row(windows, kind, "decode_steps")
+        for name in ("decode_steps", "cpu_steps"):
+            row[name] = _row(windows, kind, name)
         if kind in COMPARED_WITH:
             row["compared_with"] = COMPARED_WITH[kind]
         result[kind] = row

@@ -26,7 +26,8 @@ class Filesystem {
     std::unique_lock lock(mutex_);
     ++waiting_;
     changed_.notify_all();
-    changed_.wait(lock, [this] { return !held_; });
+    changed_.wait(lock, [this] { return !held_ || let_through_ > 0; });
+    if (let_through_ > 0) --let_through_;
     --waiting_;
     std::vector<bool> there;
     for (const ChunkKey& key : keys) {
@@ -50,6 +51,11 @@ class Filesystem {
     held_ = held;
     changed_.notify_all();
   }
+  void let_one_through() {
+    const std::lock_guard lock(mutex_);
+    ++let_through_;
+    changed_.notify_all();
+  }
   void await_waiting(int threads) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return waiting_ >= threads; });
@@ -65,6 +71,7 @@ class Filesystem {
   std::set<std::string> there_;
   bool held_ = false;
   int waiting_ = 0;
+  int let_through_ = 0;
   std::size_t asked_ = 0;
 };
 
@@ -115,6 +122,21 @@ TEST_F(LookupServiceTest, WhatLiesFarBehindAHoleIsNotAskedFor) {
   options.threads = 1;
   EXPECT_EQ(service(options).lookup(keys, kLong), 0U);
   EXPECT_EQ(filesystem->asked(), 1U);
+}
+
+TEST_F(LookupServiceTest, ASlowFilesystemIsAskedByAllThreadsAtOnce) {
+  put(keys.size());
+  LookupOptions options;
+  options.threads = 3;
+  LookupService lookups = service(options);
+  filesystem->hold(true);
+  EXPECT_EQ(lookups.lookup(keys, kNow), std::nullopt);
+  filesystem->await_waiting(1);
+  std::this_thread::sleep_for(1ms);
+  filesystem->let_one_through();
+  filesystem->await_waiting(3);
+  filesystem->hold(false);
+  EXPECT_EQ(lookups.lookup(keys, kLong), keys.size());
 }
 
 TEST_F(LookupServiceTest, WhatWasThereIsNotAskedForAgain) {
