@@ -339,10 +339,28 @@ std::size_t lookup_keys(const Directory& directory, const std::vector<std::strin
 std::vector<bool> present_keys(const Directory& directory, const std::vector<std::string>& keys) {
   const std::vector<ChunkKey> converted = keys_from(keys);
   const pybind11::gil_scoped_release release;
-  std::vector<bool> present(converted.size());
-  std::transform(converted.begin(), converted.end(), present.begin(),
-                 [&](const ChunkKey& key) { return directory.present(key); });
-  return present;
+  return directory.present(converted, Until::kEnd);
+}
+
+std::unique_ptr<LookupService> make_lookup_service(const Directory& directory) {
+  return std::make_unique<LookupService>([directory](std::span<const ChunkKey> keys, Until until) {
+    return directory.present(keys, until);
+  });
+}
+
+std::optional<std::size_t> lookup_within(LookupService& service,
+                                         const std::vector<std::string>& keys, double patience_s) {
+  const std::vector<ChunkKey> converted = keys_from(keys);
+  const pybind11::gil_scoped_release release;
+  return service.lookup(converted, LookupService::Seconds(patience_s));
+}
+
+std::optional<std::vector<bool>> present_within(LookupService& service,
+                                                const std::vector<std::string>& keys,
+                                                double patience_s) {
+  const std::vector<ChunkKey> converted = keys_from(keys);
+  const pybind11::gil_scoped_release release;
+  return service.present(converted, LookupService::Seconds(patience_s));
 }
 
 }  // namespace lmkv::python

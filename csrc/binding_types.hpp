@@ -17,6 +17,7 @@
 #include "engine/transfer_bench.hpp"
 #include "io/fault_engine.hpp"
 #include "store/directory.hpp"
+#include "store/lookup_service.hpp"
 
 namespace lmkv::python {
 
@@ -99,5 +100,13 @@ std::unique_ptr<Directory> make_directory(const RootsArgument& root,
 // Both release the GIL while they ask the filesystem.
 std::size_t lookup_keys(const Directory& directory, const std::vector<std::string>& keys);
 std::vector<bool> present_keys(const Directory& directory, const std::vector<std::string>& keys);
+
+std::unique_ptr<LookupService> make_lookup_service(const Directory& directory);
+// Both release the GIL while they wait.
+std::optional<std::size_t> lookup_within(LookupService& service,
+                                         const std::vector<std::string>& keys, double patience_s);
+std::optional<std::vector<bool>> present_within(LookupService& service,
+                                                const std::vector<std::string>& keys,
+                                                double patience_s);
 
 }  // namespace lmkv::python

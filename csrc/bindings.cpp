@@ -18,6 +18,7 @@
 #include "engine/transfer_bench.hpp"
 #include "io/fault_engine.hpp"
 #include "store/directory.hpp"
+#include "store/lookup_service.hpp"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -124,6 +125,12 @@ void bind_directory(py::module_& m) {
       .def("set_out_of_service", &Directory::set_out_of_service, "roots"_a)
       .def("lookup", &lookup_keys, "keys"_a)
       .def("present", &present_keys, "keys"_a);
+
+  py::class_<LookupService>(m, "LookupService")
+      .def(py::init(&make_lookup_service), "directory"_a)
+      .def("lookup", &lookup_within, "keys"_a, "patience_s"_a)
+      .def("present", &present_within, "keys"_a, "patience_s"_a)
+      .def("given_up", &LookupService::given_up);
 }
 
 }  // namespace

@@ -211,18 +211,43 @@ class Engine:
 
 @final
 class Directory:
-    """Looks chunks up in ``<root>/v1/<namespace16>/r<rank>/``. Needs no Engine."""
+    """Looks chunks up in ``<root>/v1/<namespace16>/r<rank>/``. Needs no Engine.
+
+    Asks the filesystem on the caller's thread, without the GIL: not for an engine's step.
+    """
 
     def __init__(self, *, root: str, namespace: bytes, ranks: int) -> None: ...
     def lookup(self, keys: Sequence[bytes]) -> int:
         """How many of the leading ``keys`` have an entry in every rank's directory.
 
-        A hint, not a promise: what is found may be bad or gone when it is loaded. One batched
-        call, GIL released, one system call per key and rank.
+        A hint, not a promise: what is found may be bad or gone when it is loaded. One system
+        call per key and rank.
         """
 
     def present(self, keys: Sequence[bytes]) -> list[bool]:
         """For each of ``keys``, whether every rank's directory has an entry for it."""
+
+@final
+class LookupService:
+    """Looks chunks up for a thread that must not wait: threads of its own ask the ``Directory``.
+
+    What was there is taken for present for some seconds (ten at most), without another look.
+    Absence is told once and forgotten. Callable from any thread; the GIL is released.
+    """
+
+    def __init__(self, directory: Directory) -> None: ...
+    def lookup(self, keys: Sequence[bytes], patience_s: float) -> int | None:
+        """As ``Directory.lookup``, or None if that is not known within ``patience_s`` seconds.
+
+        Then ask again later: the filesystem is being asked. What it has not answered within a
+        second is taken for absent, and so is everything unknown while it hangs for longer.
+        """
+
+    def present(self, keys: Sequence[bytes], patience_s: float) -> list[bool] | None:
+        """As ``Directory.present``, with the patience of ``lookup``."""
+
+    def given_up(self) -> int:
+        """How many questions were taken for absent because the filesystem did not answer."""
 
 @final
 class Faults:

@@ -17,6 +17,8 @@
 #include <system_error>
 #include <utility>
 
+#include "common/unique_fd.hpp"
+
 namespace lmkv {
 namespace {
 
@@ -65,8 +67,15 @@ ChunkPaths::ChunkPaths(std::string root, const NamespaceDigest& namespace_digest
                         std::to_string(::getpid()) + "-") {}
 
 std::string ChunkPaths::chunk(const ChunkKey& key) const {
+  return rank_directory_ + "/" + chunk_below(key);
+}
+
+std::string ChunkPaths::chunk_below(const ChunkKey& key) {
   const std::string hex = key.hex();
-  return rank_directory_ + "/" + hex.substr(0, 3) + "/" + hex + ".kv";
+  std::string path;
+  path.reserve(hex.size() + 7);
+  path.append(hex, 0, 3).append("/").append(hex).append(".kv");
+  return path;
 }
 
 std::string ChunkPaths::unique_temporary() const {
@@ -107,34 +116,57 @@ void make_tree(const ChunkPaths& paths) {
 
 Directory::Directory(const std::vector<std::string>& roots, const NamespaceDigest& namespace_digest,
                      std::uint32_t ranks)
-    : stripes_(roots), roots_(roots.size()) {
+    : stripes_(roots),
+      roots_(roots.size()),
+      out_of_service_(std::make_shared<std::vector<std::atomic<bool>>>(roots.size())) {
   for (std::size_t i = 0; i < roots.size(); ++i) {
     for (std::uint32_t rank = 0; rank < ranks; ++rank) {
-      roots_[i].ranks.emplace_back(roots[i], namespace_digest, rank);
+      roots_[i].emplace_back(roots[i], namespace_digest, rank);
     }
   }
 }
 
 void Directory::set_out_of_service(const std::vector<std::size_t>& roots) {
-  for (Root& root : roots_) root.is_out = false;
-  for (const std::size_t index : roots) {
-    if (index < roots_.size()) roots_[index].is_out = true;
+  for (std::size_t i = 0; i < roots_.size(); ++i) {
+    const bool is_out = std::ranges::find(roots, i) != roots.end();
+    out_of_service_->at(i).store(is_out, std::memory_order_relaxed);
   }
 }
 
-bool Directory::present(const ChunkKey& key) const {
-  const Root& root = roots_[stripes_.of(key)];
-  if (root.is_out) return false;
-  return std::ranges::all_of(root.ranks, [&](const ChunkPaths& paths) {
-    struct stat ignored{};  // not faccessat: older seccomp profiles refuse it with these flags
-    return ::fstatat(AT_FDCWD, paths.chunk(key).c_str(), &ignored, AT_SYMLINK_NOFOLLOW) == 0;
+bool Directory::is_in(const std::vector<ChunkPaths>& ranks, std::vector<UniqueFd>& directories,
+                      const ChunkKey& key) {
+  if (directories.empty()) {
+    for (const ChunkPaths& paths : ranks) {
+      const int flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+      directories.emplace_back(::open(paths.rank_directory().c_str(), flags));
+    }
+  }
+  const std::string path = ChunkPaths::chunk_below(key);
+  // Not stat, which reads the attributes as well: over NFS, from the server. And no flags, which
+  // are another system call (faccessat2) that older seccomp profiles refuse.
+  return std::ranges::all_of(directories, [&](const UniqueFd& fd) {
+    return fd.get() >= 0 && ::faccessat(fd.get(), path.c_str(), F_OK, 0) == 0;
   });
 }
 
+std::vector<bool> Directory::present(std::span<const ChunkKey> keys, Until until) const {
+  // Paths below a descriptor have two parts to resolve, not all of the root's as well. Opened anew
+  // every time: a directory that was removed and made again is another one.
+  std::vector<std::vector<UniqueFd>> directories(roots_.size());
+  std::vector<bool> there;
+  there.reserve(keys.size());
+  for (const ChunkKey& key : keys) {
+    const std::size_t index = stripes_.of(key);
+    there.push_back(!out_of_service_->at(index).load(std::memory_order_relaxed) &&
+                    is_in(roots_[index], directories[index], key));
+    if (!there.back() && until == Until::kFirstAbsent) break;
+  }
+  return there;
+}
+
 std::size_t Directory::lookup(std::span<const ChunkKey> keys) const {
-  const auto absent =
-      std::find_if_not(keys.begin(), keys.end(), [&](const ChunkKey& key) { return present(key); });
-  return static_cast<std::size_t>(absent - keys.begin());
+  const std::vector<bool> there = present(keys, Until::kFirstAbsent);
+  return static_cast<std::size_t>(std::count(there.begin(), there.end(), true));
 }
 
 }  // namespace lmkv

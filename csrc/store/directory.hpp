@@ -1,13 +1,16 @@
 // Where chunks are in the tree under a root, and which of them are there.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "common/types.hpp"
+#include "common/unique_fd.hpp"
 #include "store/stripes.hpp"
 
 namespace lmkv {
@@ -19,11 +22,14 @@ class ChunkPaths {
   ChunkPaths(std::string root, const NamespaceDigest& namespace_digest, std::uint32_t rank);
 
   [[nodiscard]] std::string chunk(const ChunkKey& key) const;
+  // As chunk(), relative to rank_directory().
+  [[nodiscard]] static std::string chunk_below(const ChunkKey& key);
   // A name that no other writer has: host, process and a counter over a random start.
   [[nodiscard]] std::string unique_temporary() const;
   // Every directory that a store of `key` needs, outermost first, the root itself excluded.
   [[nodiscard]] std::vector<std::string> directories_for(const ChunkKey& key) const;
   [[nodiscard]] const std::string& root() const { return root_; }
+  [[nodiscard]] const std::string& rank_directory() const { return rank_directory_; }
   [[nodiscard]] const std::string& temporary_directory() const { return temporary_directory_; }
 
  private:
@@ -41,8 +47,11 @@ void make_root(const std::string& root);
 // The root, then the directories below it that every store needs (0700). As above.
 void make_tree(const ChunkPaths& paths);
 
-// Looks chunks up. A present entry is a hint: it may be bad, or gone, when it is loaded. One thread
-// at a time.
+enum class Until { kFirstAbsent, kEnd };
+
+// Looks chunks up. A present entry is a hint: it may be bad, or gone, when it is loaded. Any thread
+// may call it; copies share what is out of service, and nothing else changes. Blocks on the
+// filesystem.
 class Directory {
  public:
   Directory(const std::vector<std::string>& roots, const NamespaceDigest& namespace_digest,
@@ -51,18 +60,19 @@ class Directory {
   // These roots, by index, are not asked: nothing of theirs is there. Replaces what was set before.
   void set_out_of_service(const std::vector<std::size_t>& roots);
 
+  // Whether every rank has it, for each of `keys`, or for those up to the first absent one.
+  [[nodiscard]] std::vector<bool> present(std::span<const ChunkKey> keys, Until until) const;
   // Number of leading `keys` that every rank has.
   [[nodiscard]] std::size_t lookup(std::span<const ChunkKey> keys) const;
-  [[nodiscard]] bool present(const ChunkKey& key) const;
 
  private:
-  struct Root {
-    std::vector<ChunkPaths> ranks;
-    bool is_out = false;
-  };
+  // `directories`: those of the ranks, opened by the first call.
+  [[nodiscard]] static bool is_in(const std::vector<ChunkPaths>& ranks,
+                                  std::vector<UniqueFd>& directories, const ChunkKey& key);
 
   Stripes stripes_;
-  std::vector<Root> roots_;
+  std::vector<std::vector<ChunkPaths>> roots_;  // each with its ranks
+  std::shared_ptr<std::vector<std::atomic<bool>>> out_of_service_;
 };
 
 }  // namespace lmkv

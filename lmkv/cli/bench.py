@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lmkv._C import cuda_status
 from lmkv.bench import io as io_bench
+from lmkv.bench import lookup as lookup_bench
 from lmkv.bench import transfer as transfer_bench
 from lmkv.bench.memory import CudaMemory
 from lmkv.config import format_size
@@ -139,6 +140,41 @@ def io(
         console.print(
             f"With faults {fault}: {failed['store']} stores and {failed['load']} loads failed."
         )
+    _write(result, json_file)
+
+
+@app.command()
+def lookup(
+    path: Annotated[Path, typer.Option(help="A folder is made in it, and removed again.")],
+    chunks: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = lookup_bench.CHUNKS,
+    prefixes: Annotated[int, typer.Option(min=1, help="Prompts, each with its own files.")] = 40,
+    json_file: Annotated[
+        str, typer.Option("--json", metavar="FILE", help='Write the numbers there; "-": only them.')
+    ] = "",
+) -> None:
+    """How long it takes to find a prompt's chunks.
+
+    Files are made for as many prompts, and looked up as a scheduler does: by an engine that has
+    just started, after the kernel was made to forget all names (as root; that slows the whole
+    machine down for a moment) and without that; again; and prompts of which nothing is there. Exit
+    status: 2 for a directory that cannot be used.
+    """
+    console = Console(stderr=json_file == "-")
+    try:
+        result = lookup_bench.measure(path, chunks=chunks, prefixes=prefixes)
+    except (ConfigError, RuntimeError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    table = Table(title=f"{path}, prompts of {chunks} chunks")
+    for heading in ("", "Answer p50 us", "p99", "Scheduler held p50 us", "p99", "Keys/s"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, row in result.items():
+        if isinstance(row, dict):
+            cells = [row[key] for key in ("p50_us", "p99_us", "call_p50_us", "call_p99_us")]
+            kernel = f" (kernel's caches {row['kernel_cache']})" if "kernel_cache" in row else ""
+            numbers = [f"{cell:.0f}" for cell in cells]
+            table.add_row(name + kernel, *numbers, f"{row['keys_per_s']:.3g}")
+    console.print(table)
     _write(result, json_file)
 
 

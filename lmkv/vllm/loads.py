@@ -1,9 +1,9 @@
 """What is being loaded for which request, from its admission until all ranks are done."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lmkv.vllm.lookup import Chunk
+from lmkv.vllm.lookup import Run
 from lmkv.vllm.metadata import ChunkLoad, Load
 
 
@@ -12,13 +12,13 @@ class Found:
     """The answer to one waiting request, for a local hit of ``first_block`` blocks."""
 
     first_block: int
-    chunks: list[Chunk]
+    chunks: Run
     at: float
 
     @property
     def blocks(self) -> int:
         """Blocks that the request gains."""
-        return self.chunks[-1].end - self.first_block if self.chunks else 0
+        return self.chunks.end - self.first_block if self.chunks else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ class Loads:
     def __bool__(self) -> bool:
         return bool(self._loading)
 
-    def has_any(self, chunks: Iterable[Chunk]) -> bool:
+    def has_any(self, chunks: Run) -> bool:
         """Whether any of ``chunks`` is being loaded."""
-        return any(chunk.key in self._keys for chunk in chunks)
+        return bool(self._keys) and not self._keys.isdisjoint(chunks.keys)
 
     def begin(
         self, request_id: str, found: Found, block_ids: Sequence[int], used_at: float

@@ -1,24 +1,54 @@
 """Which of a prompt's chunks can be loaded: keys, the directory, and what is known of both."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
-from lmkv._C import Directory
+from lmkv._C import Directory, LookupService
 
 KEY_BYTES = 32
 
 # How long a chunk that failed to load is taken for absent, whatever the directory says.
 ABSENT_SECONDS = 60.0
 
+# How long all lookups of one step may wait for the filesystem, together. What is not known by then
+# is asked for again in the next step; meanwhile the engine decodes.
+WAIT_SECONDS = 0.001
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+T = TypeVar("T")
+
+
+class Chunk(NamedTuple):
     """Blocks ``[begin, end)`` of a request, counted from its first token, under one key."""
 
     key: bytes
     begin: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Chunks that follow one another, from block ``begin`` to block ``end`` of a request: whole
+    ones, of which the last may be a tail. There may be hundreds, so they are made when wanted.
+    """
+
+    keys: list[bytes] = field(default_factory=list)
+    begin: int = 0
+    end: int = 0
+    blocks_per_chunk: int = 1
+
+    def __bool__(self) -> bool:
+        return bool(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        begin = self.begin
+        for key in self.keys:
+            yield Chunk(key, begin, min(begin + self.blocks_per_chunk, self.end))
+            begin += self.blocks_per_chunk
 
 
 def chunk_key(block_hash: bytes) -> bytes:
@@ -29,48 +59,103 @@ def chunk_key(block_hash: bytes) -> bytes:
     return block_hash.ljust(KEY_BYTES, b"\0")  # xxhash has 16 bytes
 
 
+def chunk_keys(block_hashes: Sequence[bytes]) -> list[bytes]:
+    """``chunk_key`` of each of one engine's hashes, which are all of one length."""
+    if block_hashes and len(block_hashes[0]) == KEY_BYTES:
+        return list(block_hashes)
+    return [chunk_key(block_hash) for block_hash in block_hashes]
+
+
 class Lookup:
-    """Finds the chunks of a prompt. Scheduler thread only; blocks on one or two batched calls."""
+    """Finds the chunks of a prompt. Scheduler thread only. Waits for the filesystem for
+    ``WAIT_SECONDS`` between two calls of ``begin_step``, and no longer.
+    """
 
     def __init__(
         self,
         directory: Directory,
         blocks_per_chunk: int,
         tails: bool,
+        in_memory: Container[bytes] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._directory = directory
+        """``in_memory``: keys of chunks that are on their way to the directory, and can be loaded
+        before they are there.
+        """
+        self._service = LookupService(directory)
         self._blocks_per_chunk = blocks_per_chunk
         self._tails = tails
+        self._in_memory = in_memory
         self._clock = clock
         self._absent: dict[bytes, float] = {}
+        self._patience = WAIT_SECONDS
+        self._given_up = 0
 
-    def find(self, block_hashes: Sequence[bytes], first_block: int, limit: int) -> list[Chunk]:
+    def begin_step(self) -> None:
+        """Have the patience for another step."""
+        self._patience = WAIT_SECONDS
+
+    def find(self, block_hashes: Sequence[bytes], first_block: int, limit: int) -> Run | None:
         """The chunks that hold blocks ``[first_block, n)`` of a prompt, for the largest ``n``.
 
-        ``limit`` bounds ``n``. They follow one another; the first may begin before
-        ``first_block``; the last may be a tail. Empty if nothing beyond ``first_block`` is there.
+        ``limit`` bounds ``n``. The first chunk may begin before ``first_block``. Empty if nothing
+        beyond ``first_block`` is there; None if that is not known yet: to be asked again.
         """
         per_chunk = self._blocks_per_chunk
-        begins = range(first_block // per_chunk * per_chunk, limit - per_chunk + 1, per_chunk)
-        chunks = [self._chunk(block_hashes, begin, begin + per_chunk) for begin in begins]
-        chunks = chunks[: self._first_absent(chunks)]
-        if chunks:
-            del chunks[self._directory.lookup([chunk.key for chunk in chunks]) :]
-        boundary = chunks[-1].end if chunks else first_block // per_chunk * per_chunk
+        begin = first_block // per_chunk * per_chunk
+        keys = chunk_keys(block_hashes[begin + per_chunk - 1 : limit : per_chunk])
+        length = self._leading(keys[: self._first_absent(keys)])
+        if length is None:
+            return None
+        del keys[length:]
+        end = begin + length * per_chunk
         if self._tails:
             # Longest first: a longer tail holds all that a shorter one does.
-            ends = range(min(limit, boundary + per_chunk - 1), max(boundary, first_block), -1)
-            tails = [self._chunk(block_hashes, boundary, end) for end in ends]
-            present = self.present([tail.key for tail in tails])[:1]
-            chunks += [tail for tail in tails if tail.key in present]
-        return chunks
+            ends = range(min(limit, end + per_chunk - 1), max(end, first_block), -1)
+            tails = chunk_keys([block_hashes[tail_end - 1] for tail_end in ends])
+            present = self.present(tails)
+            if present is None:
+                return None
+            for tail, tail_end in zip(tails, ends, strict=True):
+                if tail in present or (tail in self._in_memory and not self._is_absent(tail)):
+                    keys.append(tail)
+                    end = tail_end
+                    break
+        return Run(keys, begin, end, per_chunk)
 
-    def present(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Those of ``keys`` that are in the directory. One batched call, none for no keys."""
+    def present(self, keys: Sequence[bytes]) -> list[bytes] | None:
+        """Those of ``keys`` that are in the directory; None if that is not known yet."""
         keys = [key for key in keys if not self._is_absent(key)]
-        there = self._directory.present(keys) if keys else []
-        return [key for key, found in zip(keys, there, strict=True) if found]
+        if not keys:
+            return []
+        there = self._ask(self._service.present, keys)
+        return None if there is None else [k for k, found in zip(keys, there, strict=True) if found]
+
+    def _leading(self, keys: list[bytes]) -> int | None:
+        """How many of ``keys`` are there one after the other; None if that is not known yet."""
+        length = 0
+        while length < len(keys):
+            found = self._ask(self._service.lookup, keys[length:] if length else keys)
+            if found is None:
+                return None
+            length += found
+            if length == len(keys) or keys[length] not in self._in_memory:
+                break
+            length += 1
+        return length
+
+    def _ask(self, question: Callable[[list[bytes], float], T], keys: list[bytes]) -> T:
+        begin = time.monotonic()
+        answer = question(keys, self._patience)
+        self._patience = max(0.0, self._patience - (time.monotonic() - begin))
+        return answer
+
+    def take_given_up(self) -> int:
+        """How many chunks were taken for absent, since the last call, because the filesystem did
+        not answer.
+        """
+        before, self._given_up = self._given_up, self._service.given_up()
+        return self._given_up - before
 
     def mark_absent(self, keys: Iterable[bytes]) -> None:
         """Take ``keys`` for absent for a while: they failed to load."""
@@ -81,15 +166,12 @@ class Lookup:
     def mark_stored(self, key: bytes) -> None:
         self._absent.pop(key, None)
 
-    def _chunk(self, block_hashes: Sequence[bytes], begin: int, end: int) -> Chunk:
-        return Chunk(chunk_key(block_hashes[end - 1]), begin, end)
-
     def _is_absent(self, key: bytes) -> bool:
         until = self._absent.get(key)
         return until is not None and until > self._clock()
 
-    def _first_absent(self, chunks: list[Chunk]) -> int:
+    def _first_absent(self, keys: list[bytes]) -> int:
         if not self._absent:
-            return len(chunks)
-        absent = (index for index, chunk in enumerate(chunks) if self._is_absent(chunk.key))
-        return next(absent, len(chunks))
+            return len(keys)
+        absent = (index for index, key in enumerate(keys) if self._is_absent(key))
+        return next(absent, len(keys))

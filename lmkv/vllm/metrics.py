@@ -48,6 +48,7 @@ ENGINE_COUNTERS = {
 SCHEDULER_COUNTERS = {
     "tokens_loaded": "Prompt tokens whose KV was loaded instead of computed.",
     "tokens_failed": "Prompt tokens whose KV should have been loaded and was computed.",
+    "lookups_given_up": "Chunks taken for absent because the filesystem did not say in time.",
 }
 
 COUNTERS = ENGINE_COUNTERS | SCHEDULER_COUNTERS

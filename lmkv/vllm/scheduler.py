@@ -1,7 +1,7 @@
 """The connector's scheduler side: what each request loads, what each step stores.
 
-Runs on the engine core's thread. The only calls that touch a disk are the batched lookups of
-waiting requests; they release the GIL.
+Runs on the engine core's thread. No call touches a disk: lookups are made by threads of the core,
+for which a step waits a millisecond at most.
 
 Some requests pass by, with nothing loaded and nothing stored: pooling requests, and those with a
 LoRA adapter. vLLM's block hashes tell adapters apart by name and path, which is enough within a
@@ -25,7 +25,7 @@ from lmkv.config import Config
 from lmkv.vllm import identity
 from lmkv.vllm.activity import ActivityLog
 from lmkv.vllm.loads import Found, Loads, Outcome
-from lmkv.vllm.lookup import Chunk, Lookup
+from lmkv.vllm.lookup import Lookup, Run
 from lmkv.vllm.metadata import Hello, StepMetadata, StepReport, Store
 from lmkv.vllm.metrics import LMKVStats
 from lmkv.vllm.stores import StorePlanner
@@ -120,7 +120,6 @@ class SchedulerSide:
         per_chunk = self._config.blocks_per_chunk(self._block_tokens)
         directory = Directory(root=self._config.path, namespace=namespaces.pop(), ranks=self._ranks)
         manager = self._manager
-        self._lookup = Lookup(directory, per_chunk, self._config.store_tail)
         self._stores = StorePlanner(
             manager.block_pool,
             lambda request_id: manager.get_blocks(request_id).blocks[0],
@@ -132,6 +131,7 @@ class SchedulerSide:
             # With speculation the last slot may hold a rejected draft's KV.
             unverified_tokens=1 if self._vllm_config.speculative_config else 0,
         )
+        self._lookup = Lookup(directory, per_chunk, self._config.store_tail, self._stores.in_memory)
 
     def _unequal_settings(self) -> str:
         """The first worker's settings that are not the scheduler's; "" if all are the same."""
@@ -144,8 +144,8 @@ class SchedulerSide:
 
     def matched_tokens(self, request: Request, computed_tokens: int) -> int | None:
         """Tokens beyond ``computed_tokens`` that can be loaded; None while another request is
-        loading some of them (they will be in vLLM's own prefix cache), or when this step has
-        seen enough lookups.
+        loading some of them (they will be in vLLM's own prefix cache), while the filesystem has
+        not answered, or when this step has seen enough lookups.
         """
         lookup, stores = self._lookup, self._stores
         if lookup is None or stores is None or self._passes_by(request):
@@ -159,7 +159,10 @@ class SchedulerSide:
             if not self._lookups_left:
                 return None
             self._lookups_left -= 1
-            found = Found(first_block, self._look_up(lookup, stores, request, first_block), now)
+            chunks = self._look_up(lookup, stores, request, first_block)
+            if chunks is None:
+                return None
+            found = Found(first_block, chunks, now)
             self._found[request.request_id] = found
             if self._loads.has_any(found.chunks):
                 return None
@@ -173,27 +176,33 @@ class SchedulerSide:
 
     def _look_up(
         self, lookup: Lookup, stores: StorePlanner, request: Request, first_block: int
-    ) -> list[Chunk]:
+    ) -> Run | None:
         hashes = request.block_hashes
         if self._stores_on:
             # Blocks in vLLM's prefix cache need not be in the directory: a store may have been
             # dropped, or they were generated. What this process stored or saw is known.
-            stores.know(lookup.present(stores.unknown(hashes, first_block)))
+            there = lookup.present(stores.unknown(hashes, first_block))
+            if there is None:
+                return None
+            stores.know(there)
         if not self._loads_on or request.skip_reading_prefix_cache:
             # All of it is computed; what vanished from the directory is to be stored then.
             keys = stores.keys_between(request, first_block, len(hashes))
             there = lookup.present(keys) if self._stores_on else []
+            if there is None:
+                return None
             stores.doubt(keys)
             stores.know(there)
-            return []
+            return Run()
         # At least the last token is left to compute: its logits are wanted.
         limit = min((request.num_tokens - 1) // self._block_tokens, len(hashes))
         chunks = lookup.find(hashes, first_block, limit)
+        if chunks is None:
+            return None
         # What was evicted is stored again when it is computed. The first miss ends the search,
         # so the chunks behind it are in doubt too.
-        found = chunks[-1].end if chunks else first_block
-        stores.doubt(stores.keys_between(request, found, limit))
-        stores.know(chunk.key for chunk in chunks)
+        stores.doubt(stores.keys_between(request, chunks.end if chunks else first_block, limit))
+        stores.know(chunks.keys)
         return chunks
 
     def admitted(self, request: Request, blocks: KVCacheBlocks, external_tokens: int) -> None:
@@ -231,13 +240,15 @@ class SchedulerSide:
             return
         self._loads.refuse(request_id, tokens, block_ids[found.first_block :])
         if self._lookup is not None:  # not to be promised again at once
-            self._lookup.mark_absent(chunk.key for chunk in found.chunks)
+            self._lookup.mark_absent(found.chunks.keys)
 
     # -- every step --------------------------------------------------------------------------
 
     def step(self, output: SchedulerOutput) -> StepMetadata:
         """Loads and stores of one step."""
         self._lookups_left = LOOKUPS_PER_STEP
+        if self._lookup is not None:
+            self._lookup.begin_step()
         stores: list[Store] = []
         # What a sibling of MultiConnector loads in this very step may turn out not to have come.
         if self._stores is not None and not output.has_sync_kv_loads:
@@ -280,6 +291,8 @@ class SchedulerSide:
             self._stats[name] = self._stats.get(name, 0) + count
 
     def take_stats(self) -> LMKVStats | None:
+        if self._lookup is not None:
+            self._count("lookups_given_up", self._lookup.take_given_up())
         stats, self._stats = self._stats, {}
         return LMKVStats(data=stats) if stats else None
 

@@ -3,6 +3,7 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -79,6 +80,8 @@ class StorePlanner:
         self._pinned: dict[int, Sequence[KVCacheBlock]] = {}
         self._storing: dict[int, bytes] = {}
         self._storing_keys: set[bytes] = set()
+        # Of these, what all ranks have gathered: they serve it from host memory.
+        self._in_memory: set[bytes] = set()
         self._gathered: dict[int, int] = {}
         self._ended: dict[int, int] = {}
         self._unstored: set[int] = set()
@@ -90,6 +93,11 @@ class StorePlanner:
     @property
     def unfinished_jobs(self) -> int:
         return len(self._storing)
+
+    @property
+    def in_memory(self) -> AbstractSet[bytes]:
+        """Keys of chunks that are not in the directory yet, but can be loaded. It changes."""
+        return self._in_memory
 
     def admit(self, request: Request, used_at: float) -> None:
         """Look at all chunks of a request that was given blocks, from its first token on.
@@ -252,14 +260,17 @@ class StorePlanner:
         self._unstored |= report.unstored
         for job in self._complete(self._gathered, report.gathered):
             self._unpin(job)
+            self._in_memory.add(self._storing[job])
         stored = []
         for job in self._complete(self._ended, report.ended):
             key = self._storing.pop(job)
             self._storing_keys.discard(key)
+            self._in_memory.discard(key)
             if early := self._used_early.pop(key, None):
                 self.use(key, *early)
             if job in self._unstored:
                 self._unstored.discard(job)
+                self.doubt([key])
             else:
                 stored.append(key)
         self.know(stored)

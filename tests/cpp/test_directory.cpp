@@ -52,6 +52,26 @@ TEST_F(DirectoryTest, LookupCountsTheLeadingRun) {
   EXPECT_EQ(directory.lookup(keys), 3U);
 }
 
+TEST_F(DirectoryTest, EachKeyIsToldUpToTheFirstHoleOrToTheEnd) {
+  const Directory directory({root.path()}, name, 1);
+  put(keys[0], 0);
+  put(keys[2], 0);
+  EXPECT_EQ(directory.present(keys, Until::kEnd), std::vector<bool>({true, false, true}));
+  EXPECT_EQ(directory.present(keys, Until::kFirstAbsent), std::vector<bool>({true, false}));
+  EXPECT_TRUE(directory.present({}, Until::kEnd).empty());
+}
+
+TEST_F(DirectoryTest, ATreeThatWasRemovedAndMadeAgainIsSeen) {
+  const Directory directory({root.path()}, name, 1);
+  put(keys[0], 0);
+  EXPECT_EQ(directory.lookup(keys), 1U);
+  std::filesystem::rename(root / "v1", root / "away");
+  EXPECT_EQ(directory.lookup(keys), 0U);
+  put(keys[0], 0);
+  put(keys[1], 0);
+  EXPECT_EQ(directory.lookup(keys), 2U);
+}
+
 TEST_F(DirectoryTest, AChunkCountsOnlyWhenEveryRankHasIt) {
   const Directory directory({root.path()}, name, 2);
   put(keys[0], 0);

@@ -90,7 +90,18 @@ TEST_P(RootsTest, ChunksAreSpreadAndLoadedFromEach) {
     EXPECT_EQ(bytes_of(ids({50, 51, 52, 53})), expected[k]);
   }
   const Directory directory(options.roots, options.namespace_digest, 1);
-  for (std::uint64_t k = 0; k < kChunks; ++k) EXPECT_TRUE(directory.present(key(k)));
+  std::vector<ChunkKey> keys;
+  for (std::uint64_t k = 0; k < kChunks; ++k) keys.push_back(key(k));
+  EXPECT_EQ(directory.lookup(keys), kChunks);
+
+  // What is out of service is not asked, also by copies that others made before.
+  Directory copy = directory;
+  Directory other = copy;
+  copy.set_out_of_service({1});
+  const std::vector<bool> there = other.present(keys, Until::kEnd);
+  for (std::uint64_t k = 0; k < kChunks; ++k) EXPECT_EQ(there[k], root_of(k) == 0);
+  copy.set_out_of_service({});
+  EXPECT_EQ(directory.lookup(keys), kChunks);
 }
 
 TEST_P(RootsTest, ARootThatCannotBeUsedAtStartIsLeftOutAndNamed) {

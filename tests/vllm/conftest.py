@@ -29,6 +29,12 @@ def tiny_model(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(autouse=True)
+def lookups_end_in_their_step(monkeypatch):
+    """On a busy machine a step would not wait long enough for the filesystem."""
+    monkeypatch.setattr("lmkv.vllm.lookup.WAIT_SECONDS", 30.0)
+
+
 @pytest.fixture
 def root(tmp_path):
     """The directory that the connector is given."""

@@ -49,22 +49,29 @@ class Worker:
     root: Path
     ranks: int = 1
     hold_stores: bool = False
+    hold_files: bool = False  # gathered, and not in the directory yet
     hold_loads: bool = False
     drop_stores: bool = False
     fail_chunks: set[int] = field(default_factory=set)
     loads: list = field(default_factory=list)
     stores: list = field(default_factory=list)
+    gathered: list = field(default_factory=list)
 
     def output(self, metadata: StepMetadata, _scheduled) -> KVConnectorOutput:
         report, output = StepReport(), KVConnectorOutput(finished_recving=set())
         if not self.hold_stores:
             for store in self.stores:
-                report.gathered[store.job] = report.ended[store.job] = self.ranks
+                report.gathered[store.job] = self.ranks
+            self.gathered += self.stores
+            self.stores = []
+        if not self.hold_files:
+            for store in self.gathered:
+                report.ended[store.job] = self.ranks
                 if self.drop_stores:
                     report.unstored.add(store.job)
                 else:
                     put(self.root, store.key, ranks=self.ranks)
-            self.stores = []
+            self.gathered = []
         if not self.hold_loads:
             for load in self.loads:
                 output.finished_recving.add(load.request_id)
@@ -228,6 +235,7 @@ class Engine:
             assert not self.side._stores._pinned
             assert not self.side._stores._storing
             assert not self.side._stores._gathered
+            assert not self.side._stores._in_memory
             assert not self.side._stores._ended
             assert not self.side._stores._unstored
 

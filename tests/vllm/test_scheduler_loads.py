@@ -121,6 +121,80 @@ def test_a_local_hit_inside_a_chunk_loads_the_blocks_behind_it(engine, root):
     engine.assert_at_rest()
 
 
+def storing(tiny_model, root, tokens=2 * CHUNK + BLOCK + 5, **worker):
+    """An engine that is storing a prompt of so many tokens, and has forgotten it itself."""
+    engine = Engine(tiny_model, root)
+    for name, value in worker.items():
+        setattr(engine.worker, name, value)
+    first = engine.request("first", tokens)
+    for _ in range(3):
+        engine.step()
+    assert first.is_finished()
+    assert not list(root.rglob("*.kv"))
+    engine.scheduler.reset_prefix_cache()
+    return engine
+
+
+def test_what_is_on_its_way_to_the_directory_is_loaded(tiny_model, root):
+    engine = storing(tiny_model, root, hold_files=True)
+    request = engine.request("a", 2 * CHUNK + BLOCK + 9)
+    _, metadata = engine.step()
+    assert [chunk.token_begin for chunk in metadata.loads[0].chunks] == [0, CHUNK, 2 * CHUNK]
+    assert request.num_computed_tokens == 2 * CHUNK + BLOCK
+    engine.worker.hold_files = False
+    engine.run()
+    engine.assert_at_rest()
+
+
+def test_a_gap_in_the_directory_is_bridged_by_what_is_on_its_way(tiny_model, root):
+    engine = storing(tiny_model, root, hold_files=True)
+    request = engine.request("a", 4 * CHUNK + 9)
+    put(root, key_of(request, PER_CHUNK), key_of(request, 3 * PER_CHUNK))
+    engine.step()
+    assert request.num_computed_tokens == 3 * CHUNK
+
+
+def test_what_is_not_gathered_yet_is_not_loaded(tiny_model, root):
+    engine = storing(tiny_model, root, hold_stores=True)
+    request = engine.request("a", 2 * CHUNK + 9)
+    assert not engine.side._lookup.find(request.block_hashes, 0, 2 * PER_CHUNK)
+
+
+@pytest.mark.parametrize("tokens", [2 * CHUNK + BLOCK + 9, 2 * BLOCK + 9])
+def test_what_failed_to_load_on_its_way_is_not_loaded_again(tiny_model, root, tokens):
+    engine = storing(tiny_model, root, tokens, hold_files=True)
+    engine.worker.fail_chunks = {0, 1, 2}
+    engine.request("a", tokens)
+    steps = [engine.step()[1] for _ in range(6)]
+    assert len([load for metadata in steps for load in metadata.loads]) == 1
+    engine.worker.hold_files = False
+    engine.run()
+    engine.assert_at_rest()
+
+
+def test_what_was_loaded_on_its_way_and_then_not_stored_is_stored_anew(tiny_model, root):
+    engine = storing(tiny_model, root, hold_files=True, drop_stores=True)
+    engine.request("a", 2 * CHUNK + BLOCK + 9)
+    engine.step()
+    engine.worker.hold_files = False
+    engine.run()
+    engine.worker.drop_stores = False
+    engine.request("b", 2 * CHUNK + BLOCK + 11)
+    assert len([s for metadata in engine.run() for s in metadata.stores]) == 3
+    engine.assert_at_rest()
+
+
+def test_what_is_loaded_on_its_way_counts_as_used_when_it_is_there(tiny_model, root):
+    engine = storing(tiny_model, root, hold_files=True)
+    engine.request("a", 2 * CHUNK + 9)
+    _, metadata = engine.step()
+    used_at = metadata.loads[0].used_at
+    engine.worker.hold_files = False
+    uses = [use for metadata in engine.run() for use in metadata.uses]
+    assert {use.used_at for use in uses} == {used_at}
+    assert [begin for use in uses for _, begin in use.chunks] == [0, CHUNK]
+
+
 def test_a_failed_chunk_is_computed_not_asked_for_again_and_stored_anew(engine, root):
     request = engine.request("a", 3 * CHUNK + 5)
     put(root, *(key_of(request, (i + 1) * PER_CHUNK) for i in range(3)))
@@ -164,7 +238,7 @@ def test_a_failed_load_is_forgiven_after_a_while(engine, root):
     request = engine.request("a", CHUNK + 5)
     put(root, key_of(request, PER_CHUNK))
     engine.side._lookup.mark_absent([key_of(request, PER_CHUNK)])
-    assert engine.side._lookup.find(request.block_hashes, 0, PER_CHUNK) == []
+    assert not engine.side._lookup.find(request.block_hashes, 0, PER_CHUNK)
     now[0] += 61
     assert len(engine.side._lookup.find(request.block_hashes, 0, PER_CHUNK)) == 1
 

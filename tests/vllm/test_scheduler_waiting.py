@@ -1,5 +1,7 @@
 """What requests wait for, and how often the directory is asked for them."""
 
+import time
+
 import pytest
 from scheduler_harness import BLOCK, CHUNK, PER_CHUNK, Engine, key_of, put
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -116,3 +118,45 @@ def test_a_burst_of_requests_is_looked_up_over_several_steps(engine, root, looku
         assert answers.count(None) == max(70 - already - 32, 0)
         engine.side.step(SchedulerOutput.make_empty())
     assert len(lookups) == 70
+
+
+def test_a_step_does_not_wait_for_the_filesystem(engine, root, monkeypatch):
+    monkeypatch.setattr("lmkv.vllm.lookup.WAIT_SECONDS", 0.0)
+    running = engine.request("running", 5, max_tokens=400)
+    while running.status == RequestStatus.WAITING:
+        engine.step()
+    request = engine.request("a", 2 * CHUNK + BLOCK + 5)
+    put(root, *(key_of(request, blocks) for blocks in (PER_CHUNK, 2 * PER_CHUNK)))
+    output, metadata = engine.step()
+    assert list(output.num_scheduled_tokens) == ["running"]
+    assert metadata.loads == []
+    for _ in range(300):
+        output, metadata = engine.step()
+        assert "running" in output.num_scheduled_tokens
+        if metadata.loads:
+            break
+        time.sleep(0.01)  # a step of a real engine
+    assert request.num_computed_tokens == 2 * CHUNK
+    engine.abort(running)
+    engine.run()
+    engine.assert_at_rest()
+
+
+def test_all_lookups_of_a_step_share_its_patience(engine, monkeypatch):
+    monkeypatch.setattr("lmkv.vllm.lookup.WAIT_SECONDS", 0.05)
+    lookup = engine.side._lookup
+    lookup.begin_step()
+    waits = []
+
+    def never_answers(keys, patience):
+        waits.append(patience)
+        time.sleep(min(patience, 0.02))
+
+    for _ in range(5):
+        assert lookup._ask(never_answers, []) is None
+    assert waits[0] == 0.05
+    assert sum(min(wait, 0.02) for wait in waits) < 0.08
+    assert waits[-1] == 0.0
+    engine.side.step(SchedulerOutput.make_empty())
+    lookup._ask(never_answers, [])
+    assert waits[-1] == 0.05
