@@ -1,11 +1,11 @@
 """Store and load through the whole core, both I/O engines in turn: GB/s, medians and spread.
 
-    python benchmarks/core_throughput.py DIR [--chunks 40] [--rounds 5] [--json FILE]
+    python benchmarks/core_throughput.py DIR [--chunks 40] [--rounds 5] [--direct-io off]
 
 Every round stores fresh random bytes and loads them with a new engine (so nothing is in host
-memory), checksums on, O_DIRECT where the filesystem takes it; the engines alternate within a round,
-since disks drift. GB are 1e9 bytes of KV. The KV cache is that of SmolLM2-135M in float32 with
-blocks of 32 tokens: 30 layers of 48 KiB, chunks of 11.8 MB.
+memory), checksums on, O_DIRECT where the filesystem takes it and it is not off; the engines
+alternate within a round, since disks drift. GB are 1e9 bytes of KV. The KV cache is that of
+SmolLM2-135M in float32 with blocks of 32 tokens: 30 layers of 48 KiB, chunks of 11.8 MB.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class PagedCache:
         for at in range(0, len(view), step):
             view[at : at + step] = os.urandom(min(step, len(view) - at))
 
-    def engine(self, root: Path, io_engine: str) -> Engine:
+    def engine(self, root: Path, io_engine: str, direct_io: str) -> Engine:
         """A new engine over this memory."""
         base, layer = ctypes.addressof(self._memory), self.blocks * PAGE_BYTES
         return Engine(
@@ -57,6 +57,7 @@ class PagedCache:
                 blocks_per_chunk=BLOCKS_PER_CHUNK,
                 host_memory=(self.blocks // BLOCKS_PER_CHUNK + 2) * (CHUNK_BYTES + (64 << 10)),
                 io_engine=io_engine,
+                direct_io=direct_io,
             )
         )
 
@@ -71,18 +72,20 @@ def finish(engine: Engine) -> None:
     engine.close()
 
 
-def one_round(cache: PagedCache, root: Path, io_engine: str, chunks: int) -> tuple[float, float]:
+def one_round(
+    cache: PagedCache, root: Path, io_engine: str, direct_io: str, chunks: int
+) -> tuple[float, float]:
     """GB/s of storing and of loading."""
     keys = [os.urandom(32) for _ in range(chunks)]
     ids = [list(range(i * BLOCKS_PER_CHUNK, (i + 1) * BLOCKS_PER_CHUNK)) for i in range(chunks)]
-    engine = cache.engine(root, io_engine)
+    engine = cache.engine(root, io_engine, direct_io)
     start = time.perf_counter()
     for key, blocks in zip(keys, ids, strict=True):
         engine.store(key, 0, blocks)
     finish(engine)
     stored = time.perf_counter() - start
 
-    engine = cache.engine(root, io_engine)
+    engine = cache.engine(root, io_engine, direct_io)
     start = time.perf_counter()
     pairs = zip(keys, ids, strict=True)
     engine.load([(key, 0, BLOCKS_PER_CHUNK, 0, blocks) for key, blocks in pairs])
@@ -103,6 +106,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="a folder is made in it, and removed again")
     parser.add_argument("--chunks", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--direct-io", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
@@ -113,7 +117,9 @@ def main() -> None:
         for _ in range(arguments.rounds):
             cache.refresh()
             for name in ENGINES:
-                rates[name].append(one_round(cache, root, name, arguments.chunks))
+                rates[name].append(
+                    one_round(cache, root, name, arguments.direct_io, arguments.chunks)
+                )
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
@@ -133,6 +139,7 @@ def main() -> None:
             "chunk_bytes": CHUNK_BYTES,
             "chunks": arguments.chunks,
             "rounds": arguments.rounds,
+            "direct_io": arguments.direct_io,
         }
         arguments.json.write_text(json.dumps({**about, "engines": results}, indent=2) + "\n")
 

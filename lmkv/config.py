@@ -149,7 +149,7 @@ class Config:
     io_engine: str = _setting(
         _one_of("auto", "io_uring", "threads"),
         "How files are read and written. `auto` takes io_uring where the kernel allows it and "
-        "threads elsewhere; the log says which and why.",
+        "direct I/O works, and threads elsewhere; the log says which and why.",
         default="auto",
     )
     direct_io: str = _setting(

@@ -179,7 +179,8 @@ def _examine_directory(found: Diagnosis, directory: Path, report: _C.RootReport)
 
 
 def _examine_io_engine(found: Diagnosis, build: _C.BuildInfo, report: _C.RootReport) -> None:
-    if report.error or report.io_engine == "io_uring":
+    # Through the page cache, threads are the better choice: nothing to mend.
+    if report.error or report.io_engine == "io_uring" or not report.direct_io:
         return
     if build.liburing:
         advice = (

@@ -165,7 +165,8 @@ class WorkerSide:
                 self._rank,
                 info["pin_error"],
             )
-        if self._config.io_engine == "auto" and info["io_engine"] == "threads" and not self._rank:
+        refused = info["io_engine"] == "threads" and info.get("direct_io") != "off"
+        if self._config.io_engine == "auto" and refused and not self._rank:
             logger.warning("lmkv: io_uring is not used, threads are: %s", info["io_engine_reason"])
 
     @property
