@@ -170,7 +170,7 @@ def check_transfer(transfer: Any) -> None:
     """``--kv-transfer-config`` as vLLM has read it."""
     assert transfer.kv_connector == "LMKVConnector"
     assert transfer.kv_load_failure_policy == "recompute"
-    assert Config.from_sources(transfer.kv_connector_extra_config, {}).path == "/mnt/kv"
+    assert Config.from_sources(transfer.kv_connector_extra_config, {}).path == ("/mnt/kv",)
 
 
 class _ExecutedError(Exception):
