@@ -215,9 +215,9 @@ class Engine:
         """What was chosen at start and why: ``device``, ``io_engine``, ``io_engine_reason``, ...
 
         Of several directories this is the first that can be used; what differs in the others is
-        under ``root<i>_...``. Why a directory is out of service is under ``root<i>_error`` (it could
-        not be used at start), ``root<i>_loads_out`` and ``root<i>_stores_out``, and ``roots_out``
-        has all of that in words.
+        under ``root<i>_...``. Why a directory is out of service is under ``root<i>_error`` (it
+        could not be used at start), ``root<i>_loads_out`` and ``root<i>_stores_out``, and
+        ``roots_out`` has all of that in words.
         """
 
     def drain(self, timeout_s: float) -> bool:

@@ -183,7 +183,7 @@ def test_several_directories_are_a_list_and_in_the_environment_a_path():
     assert Config.from_sources({}, {"LMKV_PATH": "/nvme0/kv:/nvme1/kv"}).path == both
     # What vLLM is told is one directory, whatever its name.
     assert Config.from_sources({"path": "/a:b"}, {}).path == ("/a:b",)
-    with pytest.raises(ConfigError, match="LMKV_PATH: .*absolute path, not ''"):
+    with pytest.raises(ConfigError, match=r"LMKV_PATH: .*absolute path, not ''"):
         Config.from_sources({}, {"LMKV_PATH": "/nvme0/kv:"})
 
 

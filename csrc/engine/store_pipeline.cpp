@@ -144,8 +144,7 @@ void StorePipeline::settle_space(const Job& job, const Status& status, FileWrite
   }
 }
 
-void StorePipeline::note_health(const Job& job, const Status& status,
-                                FileWrite::Outcome outcome) {
+void StorePipeline::note_health(const Job& job, const Status& status, FileWrite::Outcome outcome) {
   Root& root = *job.root;
   if (outcome != FileWrite::Outcome::kFailed) {
     root.trial_chunk.worked(job.identity.key, job.identity.file_bytes());

@@ -178,9 +178,7 @@ def _examine_gpu(found: Diagnosis, build: _C.BuildInfo, cuda: _C.CudaStatus) -> 
     )
 
 
-def _examine_directory(
-    found: Diagnosis, directory: Path, label: str, build: _C.BuildInfo
-) -> None:
+def _examine_directory(found: Diagnosis, directory: Path, label: str, build: _C.BuildInfo) -> None:
     from lmkv import _C
 
     found.facts["directory"] = label

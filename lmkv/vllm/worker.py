@@ -20,9 +20,9 @@ from lmkv._C import (
     EngineOptions,
     TransferOptions,
 )
-from lmkv.config import Config, format_size
+from lmkv.config import Config
 from lmkv.tuning import Tuning, load_tuning
-from lmkv.vllm import identity
+from lmkv.vllm import identity, notices
 from lmkv.vllm.activity import Throttle
 from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layout
 from lmkv.vllm.metadata import Hello, Load, StepMetadata, StepReport, Store, Use
@@ -129,7 +129,7 @@ class WorkerSide:
         self._unloadable = self._engine.roots_out_of_service()
         self._unstorable = len(left_out)
         self._hello = Hello(namespace.digest, config, roots_out=self._roots.update(info))
-        self._warn(info)
+        notices.slow(config, info, self._rank)
         if self._rank:
             return
         for root, path in enumerate(config.path):
@@ -139,49 +139,19 @@ class WorkerSide:
             if error is not None:
                 logger.warning("lmkv: could not write meta.json: %s", error)
         if identity.has_random_seed(self._vllm_config):
-            logger.warning(
-                "lmkv: the hash algorithm %s is seeded at random, so this engine's KV can be "
-                "shared with no other engine, nor with its own restart. Use "
-                "--prefix-caching-hash-algo sha256_cbor, or set PYTHONHASHSEED.",
-                self._vllm_config.cache_config.prefix_caching_hash_algo,
-            )
-        logger.info(
-            "lmkv: %s, namespace %s, io engine %s (%s), direct I/O %s (%s), chunks of %d tokens "
-            "(%d bytes), host memory %s for each of %d ranks, device %s, gather "
-            "by %s (%s), scatter by %s (%s)",
-            ", ".join(config.path),
-            namespace.short,
-            info["io_engine"],
-            info["io_engine_reason"],
-            info["direct_io"],
-            info["direct_io_reason"],
-            config.chunk_tokens,
-            layout.block_bytes * blocks_per_chunk,
-            format_size(config.host_memory),
-            self._vllm_config.parallel_config.world_size,
-            info["device"],
-            info["gather"],
-            info["gather_reason"],
-            info["scatter"],
-            info["scatter_reason"],
+            notices.random_seed(self._vllm_config.cache_config.prefix_caching_hash_algo)
+        notices.started(
+            config,
+            info,
+            namespace=namespace.short,
+            chunk_bytes=layout.block_bytes * blocks_per_chunk,
+            ranks=self._vllm_config.parallel_config.world_size,
         )
 
     def _transfer_options(self, device: torch.device) -> TransferOptions:
         """How to copy, with what was measured of this kind of GPU, if anything was."""
         tuning = load_tuning(torch.cuda.get_device_name(device)) if self._on_cuda else None
         return (tuning or Tuning()).options(self._config.transfer)
-
-    def _warn(self, info: Mapping[str, str]) -> None:
-        """Say what was found at start that makes everything slower than it need be."""
-        if info["pin_error"]:
-            logger.warning(
-                "lmkv: rank %d: host memory could not be pinned, so that copies to and from the "
-                "GPU are slow: %s",
-                self._rank,
-                info["pin_error"],
-            )
-        if self._config.io_engine == "auto" and info["io_engine"] == "threads" and not self._rank:
-            logger.warning("lmkv: io_uring is not used, threads are: %s", info["io_engine_reason"])
 
     @property
     def hello(self) -> Hello | None:
@@ -370,24 +340,5 @@ class WorkerSide:
         stats = self._deltas.take(totals)
         dropped = stats is not None and stats.data.get("stores_dropped_full")
         if dropped and self._full_lines.passes():
-            self._say_full(totals, self._engine.info())
+            notices.full(self._config, totals, self._engine.info(), self._rank)
         return stats
-
-    def _say_full(self, totals: Mapping[str, int], info: Mapping[str, str]) -> None:
-        refusals = {
-            path: reason
-            for root, path in enumerate(self._config.path)
-            if f"root{root}_error" not in info
-            and (reason := info.get(f"root{root}_last_refusal", info["last_refusal"]))
-        }
-        logger.warning(
-            "lmkv: rank %d: chunks are not stored in %s until there is room: %s (%s used, capacity "
-            "%s, %s of the disk to stay free); %d so far",
-            self._rank,
-            ", ".join(refusals),
-            "; ".join(dict.fromkeys(refusals.values())),
-            format_size(totals["store_bytes_used"]),
-            format_size(self._config.capacity) if self._config.capacity else "unlimited",
-            f"{self._config.free_space_floor:g} %",
-            totals["stores_dropped_full"],
-        )

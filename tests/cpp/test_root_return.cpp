@@ -64,8 +64,8 @@ TEST_P(RootReturn, ItIsTriedWhenItsTimeIsOverAndIsBack) {
   failing_ = false;
   poll_for(1s);
   EXPECT_EQ(opened_, 3) << "its time is not over";
-  EXPECT_EQ(engine->info().at("root0_loads_out"), engine->info().at("roots_out").substr(
-                                                      options.roots[0].size() + 10));
+  EXPECT_EQ(engine->info().at("root0_loads_out"),
+            engine->info().at("roots_out").substr(options.roots[0].size() + 10));
   EXPECT_TRUE(eventually([this] {
     EXPECT_TRUE(engine->poll().empty());
     return stat("loads_out_of_service") == 0;

@@ -35,6 +35,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from lmkv.vllm.metadata import Hello, StepMetadata, StepReport
+from lmkv.vllm.metrics import LMKVStats
 
 BLOCK = 32
 PER_CHUNK = 4
@@ -50,6 +51,7 @@ class Worker:
     ranks: int = 1
     hold_stores: bool = False
     hold_loads: bool = False
+    hold_cancelled: bool = False
     drop_stores: bool = False
     fail_chunks: set[int] = field(default_factory=set)
     loads: list = field(default_factory=list)
@@ -75,6 +77,11 @@ class Worker:
                 for index in failed:
                     output.invalid_block_ids.update(load.chunks[index].block_ids)
             self.loads = []
+        if not self.hold_cancelled:
+            for load in self.loads:
+                if load.request_id in metadata.cancelled:
+                    output.finished_recving.add(load.request_id)
+            self.loads = [load for load in self.loads if load.request_id not in metadata.cancelled]
         self.loads += metadata.loads
         self.stores += metadata.stores
         output.kv_connector_worker_meta = report or None
@@ -159,10 +166,12 @@ class Engine:
         )
 
     def _counting(self, take):
-        """``take``, the scheduler side's, with what it returns added up in ``counted``."""
+        """``take``, the scheduler side's, with what it returns added up in ``counted``; the last
+        value of a gauge counts.
+        """
         stats = take()
-        for name, count in (stats.data if stats else {}).items():
-            self.counted[name] = self.counted.get(name, 0) + count
+        if stats:
+            LMKVStats(data=self.counted).aggregate(stats)
         return stats
 
     def request(self, name, tokens, max_tokens=1, lora=None, **params):
