@@ -87,15 +87,17 @@ class EngineOptions:
     """Everything an :class:`Engine` needs. Keyword arguments only; sizes are in bytes.
 
     ``segments`` is the layout of the paged KV cache: ``(base address, block stride, bytes)`` of
-    each dense run inside every block. ``device`` is ``"host"`` or ``"cuda:<n>"``. ``capacity``
-    is what everything below ``root`` may take together (0: no limit), ``free_space_floor`` the
-    percentage of the filesystem that stays free.
+    each dense run inside every block. ``device`` is ``"host"`` or ``"cuda:<n>"``. ``root`` is one
+    directory or several, over which chunks are spread by key and path; ``io_threads``, the depths
+    and limits hold for each. ``capacity`` is what everything below it may take together (0: no
+    limit), ``free_space_floor`` the percentage of the filesystem that stays free. A load that takes
+    longer than ``load_timeout`` seconds is given up (0: by how fast loads are).
     """
 
     def __init__(
         self,
         *,
-        root: str,
+        root: str | list[str],
         namespace: bytes,
         rank: int,
         segments: Sequence[tuple[int, int, int]],
@@ -113,6 +115,7 @@ class EngineOptions:
         transfer: TransferOptions = ...,
         capacity: int = 0,
         free_space_floor: float = 5.0,
+        load_timeout: float = 0.0,
     ) -> None: ...
 
 class CompletionKind(Enum):
@@ -137,10 +140,11 @@ class Completion:
 
 @final
 class Engine:
-    """Moves chunks between a paged KV cache and a directory. One per worker process.
+    """Moves chunks between a paged KV cache and one or several directories. One per worker process.
 
     Construction may block on the disk (it makes directories and probes the filesystem) and
-    raises ConfigError. All other methods but ``drain`` and ``close`` return in microseconds.
+    raises ConfigError. A directory of several that cannot be used then is left out for good, and
+    ``info`` says so. All other methods but ``drain`` and ``close`` return in microseconds.
     They may be called from one thread at a time.
     """
 
@@ -181,6 +185,13 @@ class Engine:
         ids or counts that cannot be.
         """
 
+    def cancel(self, job: int) -> None:
+        """Give up what is left of a load that nobody waits for any more.
+
+        LOADED follows, at once unless the device is writing to blocks of it: then, when it is done.
+        What was not loaded is among the ``failed_chunks``. Nothing for a job that has ended.
+        """
+
     def touch(self, chunks: Sequence[tuple[bytes, int]], used_at: float | None = None) -> None:
         """Count chunks, ``(key, token_begin)``, as used though nothing is loaded of them.
 
@@ -189,24 +200,43 @@ class Engine:
         """
 
     def poll(self) -> list[Completion]:
-        """Completions since the last call, oldest first. Never blocks."""
+        """Completions since the last call, oldest first. Never blocks.
+
+        It also gives up loads whose time is over, and tries a directory that is out of service.
+        """
 
     def stats(self) -> dict[str, int]:
         """Counters since start, and gauges (``slabs_*``, ``*_in_flight``, ``store_bytes_used``,
-        ``store_capacity``).
+        ``store_capacity``, ``loads_out_of_service``, ``stores_out_of_service``): sums over the
+        directories.
         """
 
     def info(self) -> dict[str, str]:
-        """What was chosen at start and why: ``device``, ``io_engine``, ``io_engine_reason``, ..."""
+        """What was chosen at start and why: ``device``, ``io_engine``, ``io_engine_reason``, ...
+
+        Of several directories this is the first that can be used; what differs in the others is
+        under ``root<i>_...``. Why a directory is out of service is under ``root<i>_error`` (it
+        could not be used at start), ``root<i>_loads_out`` and ``root<i>_stores_out``, and
+        ``roots_out`` has all of that in words.
+        """
 
     def drain(self, timeout_s: float) -> bool:
         """Block (GIL released) until no job is in flight; False if ``timeout_s`` passed first."""
 
-    def close(self) -> None:
+    def roots_out_of_service(self) -> list[int]:
+        """Indices of directories from which nothing can be loaded: do not look chunks up there.
+
+        Those that failed again and again, or hang, are tried by ``poll`` and come back.
+        """
+
+    def close(self, timeout_s: float = ...) -> bool:
         """Finish what is on the device or at the kernel, and drop what is queued.
 
-        Stores are dropped and loads fail from then on. The memory is freed with the object. A
-        housekeeping thread that hangs in a system call is left behind after two seconds.
+        Blocks, with the GIL released, for ``timeout_s`` at most (for as long as it takes, if left
+        out). Stores are dropped and loads fail from then on. The memory is freed with the object.
+        False if a disk has not answered in time: the kernel may still write to the memory, so the
+        object then stays for as long as the process. A housekeeping thread that hangs in a system
+        call is left behind after two seconds.
         """
 
 @final
@@ -214,9 +244,15 @@ class Directory:
     """Looks chunks up in ``<root>/v1/<namespace16>/r<rank>/``. Needs no Engine.
 
     Asks the filesystem on the caller's thread, without the GIL: not for an engine's step.
+    ``root`` is one directory or several, as for an Engine. Any thread; copies that a
+    :class:`LookupService` makes share what is out of service.
     """
 
-    def __init__(self, *, root: str, namespace: bytes, ranks: int) -> None: ...
+    def __init__(self, *, root: str | list[str], namespace: bytes, ranks: int) -> None: ...
+    def set_out_of_service(self, roots: Sequence[int]) -> None:
+        """These directories, by index, are not asked: nothing of theirs is there. The last call
+        counts.
+        """
     def lookup(self, keys: Sequence[bytes]) -> int:
         """How many of the leading ``keys`` have an entry in every rank's directory.
 

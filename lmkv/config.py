@@ -24,6 +24,9 @@ _KUBERNETES = re.compile(
     r"LMKV_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)"
 )
 
+# Seconds; the core has the same bound.
+LONGEST_LOAD_TIMEOUT = 86_400
+
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?\s*", re.IGNORECASE)
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%?\s*")
 _TRUE = frozenset({"true", "1", "yes", "on"})
@@ -85,11 +88,36 @@ def _parse_text(value: object) -> str:
     return value
 
 
+def _parse_number(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?\s*", value):
+        return float(value)
+    raise ConfigError(f"expected a number, not {value!r}")
+
+
+def split_paths(text: str) -> list[str]:
+    """The directories in ``text``, which are separated by ":" as in PATH."""
+    return text.split(os.pathsep)
+
+
 def _parse_path(value: object) -> str:
-    text = os.path.expanduser(os.fspath(value) if isinstance(value, os.PathLike) else str(value))
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"expected an absolute path, not {value!r}")
+    text = os.path.expanduser(os.fspath(value))
     if not os.path.isabs(text):
         raise ConfigError(f"expected an absolute path, not {value!r}")
     return os.path.normpath(text)
+
+
+def _parse_paths(value: object) -> tuple[str, ...]:
+    listed = value if isinstance(value, list | tuple) else [value]
+    paths = tuple(_parse_path(one) for one in listed)
+    if not paths:
+        raise ConfigError("expected a directory or a list of directories, not an empty list")
+    if twice := sorted({path for path in paths if paths.count(path) > 1}):
+        raise ConfigError(f"{twice[0]} is named twice")
+    return paths
 
 
 def _one_of(*choices: str) -> Callable[[object], str]:
@@ -101,8 +129,16 @@ def _one_of(*choices: str) -> Callable[[object], str]:
     return parse
 
 
-def _setting(parse: Callable[[object], Any], doc: str, unit: str = "", **default: Any) -> Any:
-    return field(metadata={"parse": parse, "unit": unit, "doc": doc}, **default)
+def _setting(
+    parse: Callable[[object], Any],
+    doc: str,
+    unit: str = "",
+    from_text: Callable[[str], object] = str,
+    **default: Any,
+) -> Any:
+    """``from_text``: what a text of the environment is, before it is parsed."""
+    metadata = {"parse": parse, "unit": unit, "doc": doc, "from_text": from_text}
+    return field(metadata=metadata, **default)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +148,15 @@ class Config:
     Each field carries its unit and meaning; ``settings_table`` prints them.
     """
 
-    path: str = _setting(
-        _parse_path,
+    path: tuple[str, ...] = _setting(
+        _parse_paths,
         "Directory that holds the chunks; engines that name the same one share them. Required, "
-        "absolute; `~` is expanded. It is created (mode 0700) when it is missing.",
+        "absolute; `~` is expanded. It is created (mode 0700) when it is missing. A list of "
+        'directories, `["/nvme0/kv", "/nvme1/kv"]`, spreads the chunks evenly over them; in the '
+        'environment they are separated by ":" as in `PATH`, so that one with a ":" in its name '
+        "can only be given in a list. Engines that share name the same set by the same paths: a "
+        "path decides which chunks lie there.",
+        from_text=split_paths,
     )
     chunk_tokens: int = _setting(
         _parse_int,
@@ -135,14 +176,15 @@ class Config:
         parse_size,
         "What everything below `path` may take together, whoever wrote it: the least recently "
         "used chunks are evicted. 0: no limit but `free_space_floor`. Of engines with different "
-        "limits over one directory the smallest wins.",
+        "limits over one directory the smallest wins. With several directories it holds for each.",
         unit="bytes",
         default=0,
     )
     free_space_floor: float = _setting(
         _parse_percent,
         "How much of the filesystem stays free: below that nothing is stored, and no more is "
-        "evicted than this engine has stored since it started. 0 switches it off.",
+        "evicted than this engine has stored since it started. 0 switches it off. With several "
+        "directories it holds for each.",
         unit="percent",
         default=5.0,
     )
@@ -158,7 +200,19 @@ class Config:
         "it does not.",
         default="auto",
     )
-    io_threads: int = _setting(_parse_int, "I/O threads of each worker.", unit="threads", default=1)
+    io_threads: int = _setting(
+        _parse_int,
+        "I/O threads of each worker, for each directory.",
+        unit="threads",
+        default=1,
+    )
+    load_timeout: float = _setting(
+        _parse_number,
+        "A load that takes longer is given up, and its tokens are computed. 0: by how fast loads "
+        "are, from 5 s to a minute; it is for a directory that hangs, not for one that is slow.",
+        unit="seconds",
+        default=0.0,
+    )
     transfer: str = _setting(
         _one_of("auto", "copy_engine", "kernel_staged", "kernel_mapped"),
         "How blocks are copied between a GPU and host memory: by its copy engines, by a kernel "
@@ -192,6 +246,7 @@ class Config:
             ("capacity", 0, 1 << 60),
             ("free_space_floor", 0, 90),
             ("io_threads", 1, 64),
+            ("load_timeout", 0, LONGEST_LOAD_TIMEOUT),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -218,7 +273,7 @@ class Config:
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
             if name not in known or variable != _environment_name(name):
                 raise _unknown(variable, [_environment_name(name) for name in known])
-            values[name] = _parse(known[name], variable, text)
+            values[name] = _parse(known[name], variable, known[name].metadata["from_text"](text))
         for name, value in extra_config.items():
             if name not in known:
                 raise _unknown(name, list(known))
@@ -233,7 +288,7 @@ class Config:
     def differences(self, other: "Config") -> list[str]:
         """What ``other`` has set otherwise, as ``"name: mine, not theirs"``."""
         return [
-            f"{spec.name}: {mine!r}, not {theirs!r}"
+            f"{spec.name}: {_shown(mine)}, not {_shown(theirs)}"
             for spec in fields(self)
             if (mine := getattr(self, spec.name)) != (theirs := getattr(other, spec.name))
         ]
@@ -270,6 +325,10 @@ def _default_text(spec: "Field[Any]") -> str:
     if isinstance(default, bool):
         return str(default).lower()
     return str(default) or '""'
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
 
 
 def _environment_name(name: str) -> str:

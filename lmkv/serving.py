@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -16,14 +17,17 @@ def server_command(model: str) -> list[str]:
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
 
 
-def kv_transfer_config(directory: Path | str, **settings: str | bool) -> str:
-    """The value of vLLM's `--kv-transfer-config` that gives an engine lmkv over `directory`."""
+def kv_transfer_config(directory: Path | str | Sequence[str], **settings: str | bool) -> str:
+    """The value of vLLM's `--kv-transfer-config` that gives an engine lmkv over `directory`, or
+    over several.
+    """
+    path = str(directory) if isinstance(directory, str | Path) else list(directory)
     return json.dumps(
         {
             "kv_connector": "LMKVConnector",
             "kv_connector_module_path": "lmkv.vllm",
             "kv_role": "kv_both",
             "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"path": str(directory), **settings},
+            "kv_connector_extra_config": {"path": path, **settings},
         }
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class Depths:
     store_depth: int = 32 * MIB
 
     def __post_init__(self) -> None:
-        for depth in (self.load_depth, self.store_depth):
+        depths: tuple[object, ...] = (self.load_depth, self.store_depth)  # as a file had them
+        for depth in depths:
             if not isinstance(depth, int) or not MIB <= depth <= 1 << 40:
                 raise ConfigError(f"a depth must be from 1 MiB to 1 TiB, not {depth!r}")
 
@@ -82,6 +84,19 @@ def load_depths(path: str) -> Depths | None:
         return Depths(**_read()["disks"][mount_of(path)])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def depths_of(paths: Iterable[str]) -> Depths:
+    """The largest depths that were measured of any of these directories' disks, or the defaults:
+    directories that chunks are spread over are mostly of one kind.
+    """
+    measured = [depths for path in paths if (depths := load_depths(path)) is not None]
+    if not measured:
+        return Depths()
+    return Depths(
+        load_depth=max(depths.load_depth for depths in measured),
+        store_depth=max(depths.store_depth for depths in measured),
+    )
 
 
 def save_depths(path: str, depths: Depths) -> Path:

@@ -9,7 +9,7 @@ from lmkv.config import NOT_SETTINGS, Config, format_size, parse_size, settings_
 def test_defaults_apply_when_only_the_path_is_given():
     config = Config.from_sources({"path": "/cache"}, {})
     assert config == Config(
-        path="/cache",
+        path=("/cache",),
         chunk_tokens=256,
         host_memory=2 * 2**30,
         capacity=0,
@@ -17,6 +17,7 @@ def test_defaults_apply_when_only_the_path_is_given():
         io_engine="auto",
         direct_io="auto",
         io_threads=1,
+        load_timeout=0.0,
         store_generated=False,
         store_tail=True,
         namespace="",
@@ -28,7 +29,11 @@ def test_extra_config_wins_over_the_environment():
         {"path": "/extra", "store_tail": False},
         {"LMKV_PATH": "/env", "LMKV_IO_THREADS": "3", "LMKV_STORE_TAIL": "true", "PATH": "/bin"},
     )
-    assert (config.path, config.io_threads, config.store_tail) == ("/extra", 3, False)
+    assert (config.path, config.io_threads, config.store_tail) == (
+        ("/extra",),
+        3,
+        False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ def test_an_unknown_setting_names_the_nearest_known_one(extra, environ, message)
 
 
 def test_variables_of_other_parts_of_lmkv_are_no_settings():
-    assert Config.from_sources({"path": "/c"}, dict.fromkeys(NOT_SETTINGS, "x")).path == "/c"
+    assert Config.from_sources({"path": "/c"}, dict.fromkeys(NOT_SETTINGS, "x")).path == ("/c",)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,8 @@ def test_variables_of_other_parts_of_lmkv_are_no_settings():
     ],
 )
 def test_what_kubernetes_sets_for_a_service_of_the_name_is_no_setting(variable):
-    assert Config.from_sources({"path": "/c"}, {variable: "tcp://10.0.0.1:8000"}).path == "/c"
+    config = Config.from_sources({"path": "/c"}, {variable: "tcp://10.0.0.1:8000"})
+    assert config.path == ("/c",)
 
 
 @pytest.mark.parametrize("variable", ["LMKV_PORTS", "LMKV_PORT_NUMBER", "LMKV_SERVICE_NAME"])
@@ -98,10 +104,10 @@ def test_what_only_resembles_it_is_an_error(variable):
 
 
 def test_differences_are_said_by_name():
-    one = Config(path="/c")
+    one = Config(path=("/c",))
     assert one.differences(one) == []
-    assert one.differences(Config(path="/d", store_tail=False)) == [
-        "path: '/c', not '/d'",
+    assert one.differences(Config(path=("/c", "/d"), store_tail=False)) == [
+        "path: '/c', not '/c', '/d'",
         "store_tail: True, not False",
     ]
 
@@ -111,6 +117,11 @@ def test_differences_are_said_by_name():
     [
         ({}, "path: missing.*LMKV_PATH"),
         ({"path": "cache"}, "path: .*absolute"),
+        ({"path": ["/c", "cache"]}, "path: .*absolute.*'cache'"),
+        ({"path": ["/c", 7]}, "path: .*absolute.*7"),
+        ({"path": ["/c", "/c/../c/"]}, "path: /c is named twice"),
+        ({"path": []}, "path: .*empty list"),
+        ({"path": {"/c": 1}}, "path: .*absolute"),
         ({"path": "/c", "chunk_tokens": 0}, "chunk_tokens"),
         ({"path": "/c", "chunk_tokens": "many"}, "chunk_tokens: .*whole number"),
         ({"path": "/c", "chunk_tokens": True}, "chunk_tokens"),
@@ -126,6 +137,11 @@ def test_differences_are_said_by_name():
         ({"path": "/c", "io_engine": "uring"}, "io_engine: .*auto, io_uring, threads"),
         ({"path": "/c", "direct_io": True}, "direct_io: .*auto, on, off"),
         ({"path": "/c", "io_threads": 0}, "io_threads"),
+        ({"path": "/c", "load_timeout": -1}, "load_timeout"),
+        ({"path": "/c", "load_timeout": 86_401}, "load_timeout"),
+        ({"path": "/c", "load_timeout": float("nan")}, "load_timeout"),
+        ({"path": "/c", "load_timeout": "soon"}, "load_timeout: .*number"),
+        ({"path": "/c", "load_timeout": True}, "load_timeout: .*number"),
         ({"path": "/c", "store_tail": "maybe"}, "store_tail: .*true or false"),
         ({"path": "/c", "namespace": "a\nb"}, "namespace"),
         ({"path": "/c", "namespace": 7}, "namespace: .*text"),
@@ -148,24 +164,44 @@ def test_truth_is_read_from_the_environment(text, value):
     ("value", "percent"), [(5, 5), (0, 0), (2.5, 2.5), ("10", 10), ("2.5 %", 2.5), ("7%", 7)]
 )
 def test_percentages_are_read(value, percent):
-    assert Config(path="/c").free_space_floor == 5
+    assert Config(path=("/c",)).free_space_floor == 5
     assert Config.from_sources({"path": "/c", "free_space_floor": value}, {}) == Config(
-        path="/c", free_space_floor=percent
+        path=("/c",), free_space_floor=percent
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(0, 0), (86_400, 86_400), (2.5, 2.5), ("10", 10), ("0.5", 0.5)]
+)
+def test_times_are_read(value, seconds):
+    assert Config.from_sources({"path": "/c", "load_timeout": value}, {}).load_timeout == seconds
+
+
+def test_several_directories_are_a_list_and_in_the_environment_a_path():
+    both = ("/nvme0/kv", "/nvme1/kv")
+    assert Config.from_sources({"path": ["/nvme0/kv/", "/nvme1/kv"]}, {}).path == both
+    assert Config.from_sources({}, {"LMKV_PATH": "/nvme0/kv:/nvme1/kv"}).path == both
+    # What vLLM is told is one directory, whatever its name.
+    assert Config.from_sources({"path": "/a:b"}, {}).path == ("/a:b",)
+    with pytest.raises(ConfigError, match=r"LMKV_PATH: .*absolute path, not ''"):
+        Config.from_sources({}, {"LMKV_PATH": "/nvme0/kv:"})
 
 
 def test_the_home_directory_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
-    assert Config.from_sources({"path": "~/kv/"}, {}).path == "/somewhere/kv"
+    assert Config.from_sources({"path": ["~/kv/", "~/b"]}, {}).path == (
+        "/somewhere/kv",
+        "/somewhere/b",
+    )
 
 
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Config(path="/c").path = "/d"
+        Config(path=("/c",)).path = ("/d",)
 
 
 def test_a_chunk_is_a_whole_number_of_blocks():
-    config = Config(path="/c", chunk_tokens=96)
+    config = Config(path=("/c",), chunk_tokens=96)
     assert config.blocks_per_chunk(32) == 3
     with pytest.raises(ConfigError, match=r"block size.*use 64"):
         config.blocks_per_chunk(64)

@@ -72,7 +72,7 @@ def test_the_flag_for_vllm_serve_is_one_that_lmkv_takes(name: str) -> None:
     config = json.loads(words[words.index("--kv-transfer-config") + 1])
     assert config["kv_connector"] == "LMKVConnector"
     assert config["kv_load_failure_policy"] == "recompute"
-    assert Config.from_sources(config["kv_connector_extra_config"], {}).path == "/mnt/kv"
+    assert Config.from_sources(config["kv_connector_extra_config"], {}).path == ("/mnt/kv",)
 
 
 def numbers() -> dict[str, Any]:

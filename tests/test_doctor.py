@@ -58,6 +58,43 @@ def test_the_directory_of_the_environment_is_the_default(
     assert run_json()[1]["facts"]["directory"] == str(tmp_path)
 
 
+def test_each_of_several_directories_is_tried(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    code, found = run_json(str(one), str(other))
+    assert code == 0
+    facts = found["facts"]
+    assert facts["directory 1"] == f"{one} (created by this check)"
+    assert facts["directory 2"] == f"{other} (created by this check)"
+    assert {"filesystem 1", "filesystem 2", "I/O engine 2", "O_DIRECT 2"} <= facts.keys()
+    assert "directory" not in facts
+    assert one.is_dir()
+    assert other.is_dir()
+
+
+def test_the_environment_separates_directories_as_path_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMKV_PATH", f"{tmp_path}/a:{tmp_path}/b")
+    facts = run_json()[1]["facts"]
+    assert [facts[f"directory {n}"].split()[0] for n in (1, 2)] == [
+        f"{tmp_path}/a",
+        f"{tmp_path}/b",
+    ]
+
+
+def test_one_of_several_that_cannot_be_used_is_a_note_and_all_of_them_are_a_problem(
+    tmp_path: Path,
+) -> None:
+    code, found = run_json(str(tmp_path), "/proc/lmkv")
+    assert code == 0
+    assert found["usable"] is True
+    (note,) = [note for note in found["notes"] if "/proc/lmkv" in note]
+    assert "cannot be used" in note
+    code, found = run_json("/proc/lmkv", "/proc/other")
+    assert code == 1
+    assert len(found["problems"]) == 2
+
+
 def test_a_file_in_place_of_the_directory_is_a_problem_with_advice(tmp_path: Path) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("not a directory")

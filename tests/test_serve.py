@@ -161,6 +161,16 @@ def test_a_relative_directory_is_meant_from_here() -> None:
     assert transfer(command)["kv_connector_extra_config"]["path"] == str(Path.cwd() / "kv")
 
 
+def test_several_directories_are_separated_as_in_path() -> None:
+    _, command = executed("m", "--dir", "/nvme0/kv:kv")
+    paths = ["/nvme0/kv", str(Path.cwd() / "kv")]
+    assert transfer(command)["kv_connector_extra_config"] == {"path": paths}
+    _, command = executed("m", LMKV_PATH="/nvme0/kv:/nvme1/kv")
+    assert transfer(command)["kv_connector_extra_config"] == {"path": ["/nvme0/kv", "/nvme1/kv"]}
+    assert "error: path: /mnt/kv is named twice" in refused("m", "--dir", "/mnt/kv:/mnt/kv/")
+    assert "a name is empty in" in refused("m", "--dir", "/mnt/kv:")
+
+
 def test_the_directory_is_required() -> None:
     assert "Missing option '--dir'" in refused("m")
     assert "name a directory" in refused("m", "--dir", "")

@@ -5,7 +5,10 @@
 namespace lmkv {
 
 Engine::Engine(const EngineOptions& options, EngineParts parts)
-    : context_(options, std::move(parts)), loads_(context_), stores_(context_, loads_) {}
+    : context_(options, std::move(parts)),
+      loads_(context_),
+      stores_(context_, loads_),
+      trials_(context_, loads_) {}
 
 Engine::~Engine() {
   // False only for a time that overflows: there is none.
@@ -34,6 +37,7 @@ void Engine::touch(const std::vector<UsedChunk>& chunks, UseTime used_at) {
 
 std::vector<Completion> Engine::poll() {
   loads_.give_up_late();
+  trials_.begin_due();
   return context_.jobs.poll();
 }
 

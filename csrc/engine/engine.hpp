@@ -13,6 +13,7 @@
 #include "engine/engine_options.hpp"
 #include "engine/jobs.hpp"
 #include "engine/load_pipeline.hpp"
+#include "engine/root_trials.hpp"
 #include "engine/store_pipeline.hpp"
 #include "store/use_stamp.hpp"
 
@@ -45,7 +46,7 @@ class Engine {
   void touch(const std::vector<UsedChunk>& chunks,
              UseTime used_at = std::chrono::system_clock::now());
   // Also gives up the loads whose time is over (EngineOptions::load_timeout): they are among what
-  // is returned now or by a later call.
+  // is returned now or by a later call. And tries roots that are out of service.
   std::vector<Completion> poll();
 
   [[nodiscard]] std::map<std::string, std::uint64_t> stats() const;
@@ -64,6 +65,7 @@ class Engine {
   EngineContext context_;
   LoadPipeline loads_;
   StorePipeline stores_;
+  RootTrials trials_;
   bool stopped_ = false;
 };
 

@@ -174,9 +174,11 @@ void LoadPipeline::verify(std::shared_ptr<ChunkLoad> load, const Status& read_st
 }
 
 void LoadPipeline::note_health(const ChunkLoad& load, const Status& status) {
+  if (status.is_ok()) load.root->trial_chunk.worked(load.identity.key, load.identity.file_bytes());
   if (status.is_ok() || status.kind() == StatusKind::kMissing) {
     load.root->loads.succeeded();
   } else if (status.error_number() != 0) {
+    load.root->trial_chunk.failed(load.identity.key, load.identity.file_bytes());
     load.root->loads.failed(status.message());
   }
 }
@@ -230,6 +232,10 @@ void LoadPipeline::end(const std::shared_ptr<ChunkLoad>& load, const Status& sta
 }
 
 void LoadPipeline::count_failed(const Status& status) {
+  if (status.kind() == StatusKind::kCancelled) {
+    context_.stats.loads_cancelled.fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
   context_.stats.loads_failed.fetch_add(1, std::memory_order_relaxed);
   if (status.kind() == StatusKind::kMissing) {
     context_.stats.chunks_missing.fetch_add(1, std::memory_order_relaxed);

@@ -19,6 +19,8 @@ class RootHealth {
 
   // Whether to go ahead; true once for a trial.
   [[nodiscard]] bool admits(Clock::time_point now = Clock::now());
+  // Out, and the time for a trial has come: admits() would let it begin.
+  [[nodiscard]] bool is_trial_due(Clock::time_point now = Clock::now()) const;
   void succeeded();
   // `why`: for people.
   void failed(const std::string& why, Clock::time_point now = Clock::now());

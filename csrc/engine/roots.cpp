@@ -86,25 +86,22 @@ std::map<std::string, std::uint64_t> Roots::stats() const {
 std::map<std::string, std::string> Roots::info() const {
   std::map<std::string, std::string> all;
   std::string out;
-  const auto add_out = [&](std::size_t i, const std::string& what, const std::string& why) {
+  const auto add_out = [&](std::size_t i, const std::string& what, const std::string& name,
+                           const std::string& why) {
+    if (why.empty()) return;
     out += (out.empty() ? "" : "; ") + paths_[i] + what + why;
+    all["root" + std::to_string(i) + name] = why;
   };
   for (std::size_t i = 0; i < roots_.size(); ++i) {
     if (roots_[i] == nullptr) {
-      add_out(i, ": ", errors_[i]);
+      add_out(i, ": ", "_error", errors_[i]);
       continue;
     }
-    const std::string loads = roots_[i]->loads.reason();
-    const std::string stores = roots_[i]->stores.reason();
-    if (!loads.empty()) add_out(i, " (loads): ", loads);
-    if (!stores.empty()) add_out(i, " (stores): ", stores);
-    std::map<std::string, std::string> own = roots_[i]->info();
-    if (all.empty()) {
-      all = std::move(own);
-      continue;
-    }
-    for (const auto& [name, value] : own) {
-      if (all[name] != value) all["root" + std::to_string(i) + "_" + name] = value;
+    add_out(i, " (loads): ", "_loads_out", roots_[i]->loads.reason());
+    add_out(i, " (stores): ", "_stores_out", roots_[i]->stores.reason());
+    for (const auto& [name, value] : roots_[i]->info()) {
+      const auto [first, is_first] = all.try_emplace(name, value);
+      if (!is_first && first->second != value) all["root" + std::to_string(i) + "_" + name] = value;
     }
   }
   all["roots_out"] = out;

@@ -12,6 +12,7 @@
 #include "common/types.hpp"
 #include "engine/engine_options.hpp"
 #include "engine/root_health.hpp"
+#include "engine/trial_chunk.hpp"
 #include "io/direct_file.hpp"
 #include "store/directory.hpp"
 #include "store/housekeeper.hpp"
@@ -28,6 +29,7 @@ class Root {
   const ChunkPaths paths;
   RootHealth loads;
   RootHealth stores;
+  TrialChunk trial_chunk;  // of loads
   // Slabs of stores on their way to it.
   std::atomic<std::size_t> slabs_of_stores{0};
 
@@ -64,7 +66,8 @@ class Roots {
   // Sums over the roots; "loads_out_of_service" and "stores_out_of_service" count roots.
   [[nodiscard]] std::map<std::string, std::uint64_t> stats() const;
   // Of the first root that can be used; of the others "root<i>_<key>" where it differs. Beside
-  // these "roots_out": paths and reasons of those that are out of service, or "".
+  // these "roots_out": paths and reasons of those that are out of service, or ""; and of each root
+  // that is out "root<i>_error" (at start, for good), "root<i>_loads_out" or "root<i>_stores_out".
   [[nodiscard]] std::map<std::string, std::string> info() const;
   // Indices of roots whose loads are out of service.
   [[nodiscard]] std::vector<std::size_t> out_of_service() const;

@@ -22,7 +22,8 @@ struct Stats {
   Counter chunks_loaded{0};       // into the KV cache, from memory or the directory
   Counter bytes_loaded{0};        // read from the directory and verified
   Counter memory_hits{0};         // chunks loaded that were still in a slab
-  Counter loads_failed{0};        // chunks not loaded, for any reason
+  Counter loads_cancelled{0};     // chunks not loaded: nobody waited for them any more
+  Counter loads_failed{0};        // chunks not loaded, for any other reason
   Counter loads_timed_out{0};     // of these: given up after load_timeout
   Counter chunks_missing{0};      // of these: gone between lookup and load
   Counter chunks_bad{0};          // of these: not what was asked for, or damaged
@@ -40,6 +41,7 @@ struct Stats {
             {"chunks_loaded", chunks_loaded},
             {"bytes_loaded", bytes_loaded},
             {"memory_hits", memory_hits},
+            {"loads_cancelled", loads_cancelled},
             {"loads_failed", loads_failed},
             {"loads_timed_out", loads_timed_out},
             {"chunks_missing", chunks_missing},

@@ -134,7 +134,7 @@ void StorePipeline::write(std::shared_ptr<Job> job) {
   request.done = [this, job = std::move(job)](const Status& status, FileWrite::Outcome outcome) {
     context_.writing.end();
     settle_space(*job, status, outcome);
-    note_health(*job->root, status, outcome);
+    note_health(*job, status, outcome);
     end(job, status, outcome);
   };
   root.files().write(std::move(request));
@@ -149,8 +149,12 @@ void StorePipeline::settle_space(const Job& job, const Status& status, FileWrite
   }
 }
 
-void StorePipeline::note_health(Root& root, const Status& status, FileWrite::Outcome outcome) {
-  if (outcome != FileWrite::Outcome::kFailed) return root.stores.succeeded();
+void StorePipeline::note_health(const Job& job, const Status& status, FileWrite::Outcome outcome) {
+  Root& root = *job.root;
+  if (outcome != FileWrite::Outcome::kFailed) {
+    root.trial_chunk.worked(job.identity.key, job.identity.file_bytes());
+    return root.stores.succeeded();
+  }
   // A full disk is the ledger's business.
   if (status.error_number() == ENOSPC || status.error_number() == EDQUOT) return;
   if (status.kind() == StatusKind::kIo) root.stores.failed(status.message());

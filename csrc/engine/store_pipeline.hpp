@@ -29,7 +29,7 @@ class StorePipeline {
   void gathered(std::shared_ptr<Job> job, Status status);
   void write(std::shared_ptr<Job> job);
   void settle_space(const Job& job, const Status& status, FileWrite::Outcome outcome);
-  void note_health(Root& root, const Status& status, FileWrite::Outcome outcome);
+  void note_health(const Job& job, const Status& status, FileWrite::Outcome outcome);
   void count(const Job& job, const Status& status, FileWrite::Outcome outcome);
   void end(const std::shared_ptr<Job>& job, const Status& status, FileWrite::Outcome outcome);
 

@@ -41,8 +41,8 @@ def calibrate(
             for depth in depths_mib:
                 size = depth * MIB
                 work.settings = replace(settings, load_depth=size, store_depth=size)
-                seconds["store"][depth].append(work.store()[0])
-                seconds["load"][depth].append(work.load()[0])
+                seconds["store"][depth].append(work.store().seconds)
+                seconds["load"][depth].append(work.load().seconds)
                 shutil.rmtree(work.root / "lmkv" / "v1", ignore_errors=True)
     finally:
         work.remove()

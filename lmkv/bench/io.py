@@ -94,7 +94,8 @@ class Workload:
             hashlib.sha256(f"{self._number} {i}".encode()).digest() for i in range(self.count)
         ]
         engine = self.engine()
-        slots = engine.stats()["slabs_total"] - 1
+        slabs = engine.stats()["slabs_total"]
+        slots = slabs - slabs // 4  # of which stores may hold so many
         blocks = list(range(BLOCKS_PER_CHUNK))
         jobs = Jobs(engine, CompletionKind.STORED, self._faults)
         with Stopwatch() as watch:
@@ -107,8 +108,7 @@ class Workload:
                     jobs.dropped()
             while jobs.in_flight:
                 jobs.wait()
-        self.injected.update(jobs.close())
-        return Run(watch.seconds, watch.cpu_seconds, jobs.failed)
+        return self._run(watch, jobs)
 
     def load(self) -> Run:
         """From the first load to the last chunk verified."""
@@ -123,8 +123,15 @@ class Workload:
                 jobs.wait()
         if engine.stats()["memory_hits"]:
             raise RuntimeError("a chunk was in memory: nothing was measured")
+        return self._run(watch, jobs)
+
+    def _run(self, watch: Stopwatch, jobs: Jobs) -> Run:
+        engine = jobs.engine
+        # Random bytes in every page of every store are the measurement's, not an engine's work.
+        own = int(engine.info()["bench_cpu_microseconds"]) / 1e6
+        checksums = engine.stats()["checksum_microseconds"] / 1e6
         self.injected.update(jobs.close())
-        return Run(watch.seconds, watch.cpu_seconds, jobs.failed)
+        return Run(watch.seconds, watch.cpu_seconds - own, checksums, jobs.failed)
 
     def remove(self) -> None:
         """All files."""
@@ -154,10 +161,13 @@ class Stopwatch:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One way, once: wall clock and CPU seconds, and how many chunks an injected fault stopped."""
+    """One way, once: wall clock and CPU seconds, the latter without the measurement's own work,
+    the threads' time in checksums, and how many chunks an injected fault stopped.
+    """
 
     seconds: float
     cpu_seconds: float
+    checksum_seconds: float
     failed: int
 
 
@@ -165,7 +175,7 @@ class Jobs:
     """Jobs of one engine that end with ``kind``."""
 
     def __init__(self, engine: Engine, kind: CompletionKind, faults: Faults | None) -> None:
-        self._engine, self._kind, self._faults = engine, kind, faults
+        self.engine, self._kind, self._faults = engine, kind, faults
         self._last = time.monotonic()
         self.in_flight = 0
         self.failed = 0
@@ -173,7 +183,7 @@ class Jobs:
     def wait(self) -> None:
         """Take what has ended since the last look; a little later if nothing has."""
         ended = 0
-        for completion in self._engine.poll():
+        for completion in self.engine.poll():
             if completion.error and self._faults is None:
                 raise RuntimeError(completion.error)
             if completion.kind is self._kind:
@@ -192,7 +202,7 @@ class Jobs:
     def dropped(self) -> None:
         """Count a store that the engine did not take, as after an injected ENOSPC."""
         if self._faults is None:
-            raise RuntimeError(f"a store was dropped: {self._engine.stats()}")
+            raise RuntimeError(f"a store was dropped: {self.engine.stats()}")
         self.failed += 1
 
     def close(self) -> dict[str, int]:
@@ -200,7 +210,7 @@ class Jobs:
         if self._faults is not None:
             self._faults.change("")
             self._faults.release()
-        self._engine.close()
+        self.engine.close()
         return {} if self._faults is None else self._faults.counts()
 
 
@@ -228,8 +238,9 @@ class Fio:
             "fio", "--name=lmkv", f"--directory={self._folder}", f"--rw={kind}",
             f"--bs={request}", f"--filesize={work.chunk_bytes}", f"--nrfiles={work.count}",
             f"--size={work.bytes_total}", f"--iodepth={max(1, depth_bytes // request)}",
-            "--ioengine=io_uring", f"--direct={int(self._direct)}",
-            "--file_service_type=sequential", "--openfiles=64", "--randrepeat=0",
+            "--ioengine=io_uring", "--fixedbufs", "--registerfiles",
+            f"--direct={int(self._direct)}",
+            "--file_service_type=sequential", f"--openfiles={work.count}", "--randrepeat=0",
             "--refill_buffers", "--invalidate=1", "--output-format=json",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -319,6 +330,10 @@ def _measure_size(settings: Settings, mib: int, count: int, rounds: int) -> dict
             "ratio": statistics.median([a / b for a, b in zip(rates, fio_rates, strict=True)]),
             "gbps_range": [min(rates), max(rates)],
             "fio_gbps_range": [min(fio_rates), max(fio_rates)],
+            "cpu_s_per_gb": statistics.median(r.cpu_seconds for r in runs[name])
+            / (work.bytes_total / 1e9),
+            # Of the time that the whole took, how long one thread was busy with them.
+            "checksum_share": statistics.median(r.checksum_seconds / r.seconds for r in runs[name]),
             "failed": sum(r.failed for r in runs[name]),
         }
     return row

@@ -17,10 +17,11 @@ from lmkv._C import cuda_status
 from lmkv.bench import io as io_bench
 from lmkv.bench import lookup as lookup_bench
 from lmkv.bench import transfer as transfer_bench
+from lmkv.bench.depth import calibrate as calibrate_depths
 from lmkv.bench.memory import CudaMemory
 from lmkv.config import format_size
 from lmkv.errors import ConfigError
-from lmkv.tuning import Tuning, load_tuning, save_tuning
+from lmkv.tuning import Tuning, load_tuning, save_depths, save_tuning
 
 app = typer.Typer(
     help="Measure parts of lmkv against the limit of this machine.", no_args_is_help=True
@@ -108,6 +109,12 @@ def io(
             metavar="SPEC", help='Faults of the disk under lmkv, as in "eio:0.01,delay:20ms:0.1".'
         ),
     ] = "",
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Find how many bytes in flight this disk wants; engines use it."
+        ),
+    ] = False,
     json_file: Annotated[
         str, typer.Option("--json", metavar="FILE", help='Write the numbers there; "-": only them.')
     ] = "",
@@ -116,18 +123,24 @@ def io(
 
     Chunks go from slabs to files and back, checksums on; fio writes and reads files of the same
     sizes, with as many bytes in flight, in turn. Fresh random bytes, O_DIRECT where the filesystem
-    has it. With faults, chunks that fail are counted, and rates are those of the others. Exit
-    status: 2 without fio, or for a directory that cannot be used.
+    has it. With --calibrate several depths are measured instead, without fio. With faults, chunks
+    that fail are counted, and rates are those of the others. Exit status: 2 without fio, or for a
+    directory that cannot be used.
     """
     console = Console(stderr=json_file == "-")
     table = Table(title=f"{path}")
     for heading in ("Chunk", "Store GB/s", "fio", "Ratio", "Load GB/s", "fio", "Ratio", "CPU s/GB"):
         table.add_column(heading, justify="right")
+    settings = io_bench.Settings(path=path, io_engine=io_engine, io_threads=io_threads, fault=fault)
+    moved = int(gigabytes * 1e9)
     try:
+        if calibrate:
+            _calibrate_io(settings, console, moved, rounds)
+            return
         result = io_bench.measure(
-            io_bench.Settings(path=path, io_engine=io_engine, io_threads=io_threads, fault=fault),
+            settings,
             chunks_mib=chunk_mib or io_bench.CHUNKS_MIB,
-            bytes_total=int(gigabytes * 1e9),
+            bytes_total=moved,
             rounds=rounds,
             each=partial(_add_io, table),
         )
@@ -176,6 +189,23 @@ def lookup(
             table.add_row(name + kernel, *numbers, f"{row['keys_per_s']:.3g}")
     console.print(table)
     _write(result, json_file)
+
+
+def _calibrate_io(settings: io_bench.Settings, console: Console, moved: int, rounds: int) -> None:
+    table = Table(title=f"{settings.path}")
+    for heading in ("In flight", "Store GB/s", "Load GB/s"):
+        table.add_column(heading, justify="right")
+
+    def add(row: dict[str, Any]) -> None:
+        rates = (row["store_gbps"], row["load_gbps"])
+        table.add_row(f"{row['depth_mib']} MiB", *(f"{rate:.2f}" for rate in rates))
+
+    depths = calibrate_depths(settings, bytes_total=moved, rounds=rounds, each=add)
+    console.print(table)
+    console.print(
+        f"{format_size(depths.load_depth)} of loads, {format_size(depths.store_depth)} of stores: "
+        f"kept in {save_depths(str(settings.path), depths)}"
+    )
 
 
 def _add_io(table: Table, row: dict[str, Any]) -> None:

@@ -12,7 +12,6 @@ import platform
 import resource
 import shutil
 import tempfile
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,18 +46,19 @@ class Diagnosis:
 
 
 def doctor(
-    directory: Annotated[
-        Path | None,
+    directories: Annotated[
+        list[Path] | None,
         typer.Argument(
-            metavar="[DIR]",
-            envvar="LMKV_PATH",
-            help="The directory that is to hold the chunks; a temporary one if left out.",
+            metavar="[DIR]...",
+            envvar="LMKV_PATH",  # separated by ":", which click does for paths
+            help="What is to hold the chunks: a directory, or several, as engines are given them; "
+            "a temporary one if left out.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Say what this machine, and DIR, can do for lmkv. Exit code 1 if lmkv cannot work."""
-    diagnosis = examine(directory)
+    """Say what this machine, and each DIR, can do for lmkv. Exit code 1 if lmkv cannot work."""
+    diagnosis = examine(*directories or ())
     if as_json:
         typer.echo(json.dumps({"usable": diagnosis.usable, **asdict(diagnosis)}, indent=2))
     else:
@@ -66,8 +66,11 @@ def doctor(
     raise typer.Exit(0 if diagnosis.usable else 1)
 
 
-def examine(directory: Path | None) -> Diagnosis:
-    """Look at everything; blocks on the disk for the one small file that the probe writes."""
+def examine(*directories: Path) -> Diagnosis:
+    """Look at everything; blocks on the disk for the one small file that each probe writes.
+
+    Without a directory a temporary one is tried.
+    """
     found = Diagnosis()
     found.facts["lmkv"] = __version__
     found.facts["Python"] = f"{platform.python_version()} ({platform.machine()})"
@@ -85,20 +88,38 @@ def examine(directory: Path | None) -> Diagnosis:
     build = _C.build_info()
     _examine_build(found, build)
     _examine_gpu(found, build, _C.cuda_status())
-    with ExitStack() as stack:
-        if directory is not None:
-            directory = Path(os.path.expanduser(directory))
-        label = str(directory)
-        if directory is None:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lmkv-")))
-            label = f"{directory} (temporary; name yours: lmkv doctor DIR)"
-        elif not os.path.lexists(directory):
-            label += " (created by this check)"
-        found.facts["directory"] = label
-        report = _C.probe_root(str(directory))
-        _examine_directory(found, directory, report)
-        _examine_io_engine(found, build, report)
+    if not directories:
+        with tempfile.TemporaryDirectory(prefix="lmkv-") as temporary:
+            label = f"{temporary} (temporary; name yours: lmkv doctor DIR)"
+            _examine_directory(found, Path(temporary), label, build)
+        return found
+    examined = [_examine_named(directory, build) for directory in directories]
+    _gather(found, examined)
     return found
+
+
+def _examine_named(directory: Path, build: _C.BuildInfo) -> Diagnosis:
+    found = Diagnosis()
+    directory = Path(os.path.expanduser(directory))
+    made = "" if os.path.lexists(directory) else " (created by this check)"
+    _examine_directory(found, directory, f"{directory}{made}", build)
+    return found
+
+
+def _gather(found: Diagnosis, examined: list[Diagnosis]) -> None:
+    """Add what was found of each directory; of several, facts are numbered in their order."""
+    works = any(one.usable for one in examined)
+    for number, one in enumerate(examined, 1):
+        suffix = f" {number}" if len(examined) > 1 else ""
+        found.facts |= {f"{name}{suffix}": fact for name, fact in one.facts.items()}
+        found.notes += [note for note in one.notes if note not in found.notes]
+        if works:  # an engine leaves the others out
+            found.notes += [
+                f"{problem} Until then its chunks are computed, and not stored."
+                for problem in one.problems
+            ]
+        else:
+            found.problems += one.problems
 
 
 def _examine_vllm(found: Diagnosis) -> None:
@@ -157,7 +178,11 @@ def _examine_gpu(found: Diagnosis, build: _C.BuildInfo, cuda: _C.CudaStatus) -> 
     )
 
 
-def _examine_directory(found: Diagnosis, directory: Path, report: _C.RootReport) -> None:
+def _examine_directory(found: Diagnosis, directory: Path, label: str, build: _C.BuildInfo) -> None:
+    from lmkv import _C
+
+    found.facts["directory"] = label
+    report = _C.probe_root(str(directory))
     if report.error:
         found.problems.append(
             f"{directory} cannot be used: {report.error}. Choose a directory on a local disk or a "
@@ -171,6 +196,7 @@ def _examine_directory(found: Diagnosis, directory: Path, report: _C.RootReport)
     found.facts["I/O engine"] = _chosen(report.io_engine, report.io_engine_reason)
     found.facts["O_DIRECT"] = _chosen("yes" if report.direct_io else "no", report.direct_io_reason)
     _examine_namespaces(found, directory)
+    _examine_io_engine(found, build, report)
     if space.free < LOW_SPACE_BYTES:
         found.notes.append(
             f"Only {_size(space.free)} are free under {directory}: stores stop when it is full "

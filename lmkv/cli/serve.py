@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lmkv.config import ENVIRONMENT_PREFIX, Config
+from lmkv.config import ENVIRONMENT_PREFIX, Config, split_paths
 from lmkv.errors import ConfigError
 from lmkv.serving import kv_transfer_config, server_command
 
@@ -73,12 +73,13 @@ def serve(
             metavar="DIR",
             envvar="LMKV_PATH",
             show_default=False,
-            help="Directory that holds the chunks; engines that name the same one share them.",
+            help="Directory that holds the chunks; engines that name the same one share them. "
+            'Several are separated by ":", as in PATH; engines that share name the same set.',
         ),
     ],
     **settings: str | bool | None,
 ) -> None:
-    """Serve MODEL with vLLM and lmkv over the directory DIR.
+    """Serve MODEL with vLLM and lmkv over the directory DIR, or over several.
 
     This is `vllm serve` with --kv-transfer-config written for you. All words
     that are not listed below are vLLM's and are passed on as they are:
@@ -101,10 +102,12 @@ def serve(
             )
     if not directory:
         raise typer.BadParameter("name a directory", param_hint="--dir")
-    directory = os.path.abspath(os.path.expanduser(directory))
+    if not all(split_paths(directory)):
+        raise typer.BadParameter(f"a name is empty in {directory!r}", param_hint="--dir")
+    paths = [os.path.abspath(os.path.expanduser(one)) for one in split_paths(directory)]
     given = {name: value for name, value in settings.items() if value is not None}
     try:
-        Config.from_sources({"path": directory, **given}, os.environ)
+        Config.from_sources({"path": paths, **given}, os.environ)
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
@@ -115,7 +118,7 @@ def serve(
             err=True,
         )
         raise typer.Exit(1)
-    transfer = kv_transfer_config(directory, **given)
+    transfer = kv_transfer_config(paths if len(paths) > 1 else paths[0], **given)
     typer.echo(f"lmkv: vLLM starts with {FLAG} {shlex.quote(transfer)}")
     command = [*server_command(model), FLAG, transfer, *context.args]
     sys.stdout.flush()

@@ -36,6 +36,7 @@ class _Loading:
     # Tokens that the request gains up to the end of each chunk.
     tokens: list[int]
     failed: set[int]
+    cancelled: bool = False
 
 
 class Loads:
@@ -46,6 +47,7 @@ class Loads:
         self._loading: dict[str, _Loading] = {}
         self._keys: set[bytes] = set()
         self._new: list[Load] = []
+        self._cancelled: list[str] = []
 
     def __bool__(self) -> bool:
         return bool(self._loading)
@@ -90,11 +92,26 @@ class Loads:
         new, self._new = self._new, []
         return new
 
+    def cancel(self, request_id: str) -> None:
+        """Nobody waits for this load any more. It ends all the same; nothing of it counts."""
+        if loading := self._loading.get(request_id):
+            loading.cancelled = True
+            self._cancelled.append(request_id)
+
+    def take_cancelled(self) -> list[str]:
+        """The requests whose loads were cancelled since the last call, for the workers."""
+        cancelled, self._cancelled = self._cancelled, []
+        return cancelled
+
     def note_failed(self, failed_chunks: Mapping[str, set[int]]) -> None:
-        """Ranks could not load these chunks, by index; the loads have not ended yet."""
+        """Ranks could not load these chunks, by index; the loads have not ended yet.
+
+        Of a cancelled load they may just not have come: nothing is known of them.
+        """
         for request_id, indices in failed_chunks.items():
-            if request_id in self._loading:
-                self._loading[request_id].failed |= indices
+            loading = self._loading.get(request_id)
+            if loading is not None and not loading.cancelled:
+                loading.failed |= indices
 
     def end(self, request_id: str) -> Outcome | None:
         """All ranks are done with a request's load; None if there was none."""
@@ -105,4 +122,6 @@ class Loads:
         first_failed = min(loading.failed, default=len(loading.tokens))
         gained = loading.tokens[first_failed - 1] if first_failed else 0
         failed = [key for index, key in enumerate(loading.keys) if index in loading.failed]
+        if loading.cancelled:
+            return Outcome(0, 0, failed)
         return Outcome(gained, loading.tokens[-1] - gained, failed)

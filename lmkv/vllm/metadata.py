@@ -11,6 +11,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from lmkv.config import Config
 
 
+@dataclass(frozen=True, slots=True)
+class RootsOut:
+    """Directories, by index, that one rank cannot load from, and that it cannot store to."""
+
+    loads: frozenset[int] = frozenset()
+    stores: frozenset[int] = frozenset()
+
+
 @dataclass(slots=True)
 class Hello(KVConnectorHandshakeMetadata):
     """What one worker found out while it started: the namespace, or why it serves nothing.
@@ -21,6 +29,7 @@ class Hello(KVConnectorHandshakeMetadata):
     namespace: bytes
     config: Config
     refusal: str = ""
+    roots_out: RootsOut = field(default_factory=RootsOut)
 
 
 @dataclass(slots=True)
@@ -82,6 +91,8 @@ class StepMetadata(KVConnectorMetadata):
     loads: list[Load] = field(default_factory=list)
     stores: list[Store] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
+    # Requests that ended while their loads are under way: nobody waits for the rest.
+    cancelled: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -96,14 +107,19 @@ class StepReport(KVConnectorWorkerMetadata):
     unstored: set[int] = field(default_factory=set)
     # Indices, in Load.chunks, of chunks that did not arrive.
     failed_chunks: dict[str, set[int]] = field(default_factory=dict)
+    # By rank, where it has changed.
+    roots_out: dict[int, RootsOut] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.hellos or self.gathered or self.ended or self.failed_chunks)
+        return bool(
+            self.hellos or self.gathered or self.ended or self.failed_chunks or self.roots_out
+        )
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "StepReport":
         """Add another rank's report of the same step to this one."""
         assert isinstance(other, StepReport)
         self.hellos.update(other.hellos)
+        self.roots_out.update(other.roots_out)
         for counts, more in ((self.gathered, other.gathered), (self.ended, other.ended)):
             for job, count in more.items():
                 counts[job] = counts.get(job, 0) + count

@@ -22,9 +22,12 @@ ENGINE_COUNTERS = {
     "stores_already_present": "Stores that found the chunk in the directory.",
     "stores_dropped": "Stores dropped because no host memory was free.",
     "stores_dropped_full": "Stores dropped because the directory or the disk was full.",
+    "stores_dropped_out_of_service": "Stores dropped because their directory was out of service.",
     "stores_failed": "Stores that failed on the disk.",
     "gathers_failed": "Stores that failed while copying from the KV cache.",
-    "loads_failed": "Chunks that were to be loaded and were not, for any reason.",
+    "loads_cancelled": "Chunks that were to be loaded for requests that ended before.",
+    "loads_failed": "Chunks that were to be loaded and were not, for any other reason.",
+    "loads_timed_out": "Of these, chunks of loads that took too long.",
     "chunks_missing": "Of these, chunks that were gone.",
     "chunks_bad": "Of these, chunks whose files were not what was asked for, or damaged.",
     "chunks_bad_removed": "Bad files that were removed.",
@@ -54,13 +57,20 @@ SCHEDULER_COUNTERS = {
 COUNTERS = ENGINE_COUNTERS | SCHEDULER_COUNTERS
 
 # Gauges of the C++ engine: the last value that any rank said, since all see the same directory.
-GAUGES = {
-    "store_bytes_used": "Bytes that all chunks in the directory take, whoever wrote them.",
-    "store_capacity": "The capacity that is set for the directory; 0 is none.",
+ENGINE_GAUGES = {
+    "store_bytes_used": "Bytes that all chunks in all directories take, whoever wrote them.",
+    "store_capacity": "The capacity that is set, summed over the directories; 0 is none.",
 }
 
+# Gauges of the scheduler's side: it knows what each rank says.
+SCHEDULER_GAUGES = {
+    "loads_out_of_service": "Directories that a rank does not load from, because they fail.",
+    "stores_out_of_service": "Directories that a rank does not store to, because they fail.",
+}
 
-EXPORTED = COUNTERS.keys() | GAUGES.keys()
+GAUGES = ENGINE_GAUGES | SCHEDULER_GAUGES
+
+_FROM_ENGINE = ENGINE_COUNTERS.keys() | ENGINE_GAUGES.keys()
 
 _MICRO = "_microseconds"
 
@@ -90,7 +100,7 @@ class LMKVStats(KVConnectorStats):
         return {name: count for name, count in self.data.items() if count}
 
     def is_empty(self) -> bool:
-        return not any(self.data.values())
+        return not self.data  # a gauge that fell to 0 is news
 
 
 class Deltas:
@@ -106,7 +116,7 @@ class Deltas:
         data = {
             name: total if name in GAUGES else total - self._last.get(name, 0)
             for name, total in totals.items()
-            if name in EXPORTED and total != self._last.get(name, 0)
+            if name in _FROM_ENGINE and total != self._last.get(name, 0)
         }
         self._last = totals
         return LMKVStats(data=data) if data else None

@@ -26,7 +26,7 @@ from lmkv.vllm import identity
 from lmkv.vllm.activity import ActivityLog
 from lmkv.vllm.loads import Found, Loads, Outcome
 from lmkv.vllm.lookup import Lookup, Run
-from lmkv.vllm.metadata import Hello, StepMetadata, StepReport, Store
+from lmkv.vllm.metadata import Hello, RootsOut, StepMetadata, StepReport, Store
 from lmkv.vllm.metrics import LMKVStats
 from lmkv.vllm.stores import StorePlanner
 
@@ -61,6 +61,9 @@ class SchedulerSide:
         self._hellos: dict[int, Hello] = {}
         self._refusal = ""
         self._block_tokens = 0
+        self._directory: Directory | None = None
+        self._roots_out: dict[int, RootsOut] = {}  # by rank
+        self._any_out = RootsOut()  # of any of them
         self._lookup: Lookup | None = None
         self._stores: StorePlanner | None = None
         self._manager: KVCacheManager | None = None
@@ -102,6 +105,7 @@ class SchedulerSide:
         """Workers' findings, by rank; starts serving when all of them have come."""
         if self._lookup is None and not self._refusal:
             self._hellos.update(hellos)
+            self._roots_out.update((rank, hello.roots_out) for rank, hello in hellos.items())
             self._start()
 
     def _start(self) -> None:
@@ -118,7 +122,10 @@ class SchedulerSide:
             self._refuse("; ".join(sorted(refusals)))
             return
         per_chunk = self._config.blocks_per_chunk(self._block_tokens)
-        directory = Directory(root=self._config.path, namespace=namespaces.pop(), ranks=self._ranks)
+        self._directory = Directory(
+            root=list(self._config.path), namespace=namespaces.pop(), ranks=self._ranks
+        )
+        self._note_roots()
         manager = self._manager
         self._stores = StorePlanner(
             manager.block_pool,
@@ -131,7 +138,25 @@ class SchedulerSide:
             # With speculation the last slot may hold a rejected draft's KV.
             unverified_tokens=1 if self._vllm_config.speculative_config else 0,
         )
-        self._lookup = Lookup(directory, per_chunk, self._config.store_tail, self._stores.in_memory)
+        self._lookup = Lookup(
+            self._directory, per_chunk, self._config.store_tail, self._stores.in_memory
+        )
+
+    def _note_roots(self) -> None:
+        """Ask nothing of a directory that any rank cannot load from: it may hang, and a prefix is
+        only loaded if all ranks have it.
+        """
+        out = RootsOut(
+            frozenset().union(*(out.loads for out in self._roots_out.values())),
+            frozenset().union(*(out.stores for out in self._roots_out.values())),
+        )
+        if self._directory is None or out == self._any_out:
+            return
+        self._any_out = out
+        self._stats["loads_out_of_service"] = len(out.loads)
+        self._stats["stores_out_of_service"] = len(out.stores)
+        self._directory.set_out_of_service(sorted(out.loads))
+        self._found.clear()
 
     def _unequal_settings(self) -> str:
         """The first worker's settings that are not the scheduler's; "" if all are the same."""
@@ -256,13 +281,17 @@ class SchedulerSide:
         if stores:
             self._linger_until = time.monotonic() + STORE_LINGER_SECONDS
         uses = self._stores.take_uses() if self._stores is not None else []
-        return StepMetadata(self._loads.take_new(), stores, uses)
+        cancelled = self._loads.take_cancelled()
+        return StepMetadata(self._loads.take_new(), stores, uses, cancelled)
 
     def settle(self, output: KVConnectorOutput) -> None:
         """What the workers report of the step."""
         report = output.kv_connector_worker_meta
         if isinstance(report, StepReport):
             self.greet(report.hellos)
+            if report.roots_out:
+                self._roots_out.update(report.roots_out)
+                self._note_roots()
             self._loads.note_failed(report.failed_chunks)
             if self._stores is not None and self._lookup is not None:
                 before = self._stores.unfinished_jobs
@@ -299,9 +328,10 @@ class SchedulerSide:
     # -- ends --------------------------------------------------------------------------------
 
     def finished(self, request_id: str) -> None:
-        """The request ended, perhaps before it was ever admitted. A load goes on: vLLM keeps
-        its blocks until the workers have reported it.
+        """The request ended, perhaps before it was ever admitted. A load that is under way is
+        given up; vLLM keeps its blocks until the workers have reported that it has ended.
         """
+        self._loads.cancel(request_id)
         self._found.pop(request_id, None)
         self._used_at.pop(request_id, None)
         if self._stores is not None:

@@ -20,18 +20,22 @@ from lmkv._C import (
     EngineOptions,
     TransferOptions,
 )
-from lmkv.config import Config, format_size
-from lmkv.tuning import Tuning, load_tuning
-from lmkv.vllm import identity
+from lmkv.config import Config
+from lmkv.tuning import Tuning, depths_of, load_tuning
+from lmkv.vllm import identity, notices
 from lmkv.vllm.activity import Throttle
 from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layout
 from lmkv.vllm.metadata import Hello, Load, StepMetadata, StepReport, Store, Use
 from lmkv.vllm.metrics import Deltas, LMKVStats
+from lmkv.vllm.roots import RootWatch
 
 logger = init_logger("vllm.lmkv")
 
 # How long a worker that is shut down waits for stores that are under way.
 SHUTDOWN_SECONDS = 3.0
+
+# And, after that, for a disk to answer.
+CLOSE_SECONDS = 1.0
 
 
 class WorkerSide:
@@ -52,6 +56,10 @@ class WorkerSide:
         self._planned: Sequence[Store] = ()  # by this step, and not submitted yet
         self._stores: dict[int, int] = {}  # the engine's jobs to the scheduler's
         self._loads: dict[int, Load] = {}
+        self._cancelled: set[int] = set()  # of the engine's jobs
+        self._roots = RootWatch(config.path, self._rank)
+        self._unloadable: list[int] = []  # directories, as the engine last said
+        self._unstorable = 0
         self._report = StepReport()
         self._finished_loads: set[str] = set()
         self._failed_blocks: set[int] = set()
@@ -96,9 +104,10 @@ class WorkerSide:
         blocks_per_chunk = config.blocks_per_chunk(block_tokens)
         namespace = identity.make_namespace(self._vllm_config, config, layout, order, block_tokens)
         self._on_cuda = layout.device.type == "cuda"
+        depths = depths_of(config.path)
         self._engine = Engine(
             EngineOptions(
-                root=config.path,
+                root=list(config.path),
                 namespace=namespace.digest,
                 rank=self._rank,
                 segments=layout.segments(),
@@ -110,45 +119,36 @@ class WorkerSide:
                 io_engine=config.io_engine,
                 direct_io=config.direct_io,
                 io_threads=config.io_threads,
+                load_depth=depths.load_depth,
+                store_depth=depths.store_depth,
                 transfer=self._transfer_options(layout.device),
                 capacity=config.capacity,
                 free_space_floor=config.free_space_floor,
+                load_timeout=config.load_timeout,
             )
         )
-        self._hello = Hello(namespace.digest, config)
         info = self._engine.info()
-        self._warn(info)
+        left_out = self._roots.left_out(info)
+        self._unloadable = self._engine.roots_out_of_service()
+        self._unstorable = len(left_out)
+        self._hello = Hello(namespace.digest, config, roots_out=self._roots.update(info))
+        notices.slow(config, info, self._rank)
         if self._rank:
             return
-        error = namespace.write_meta(config.path, identity.about(self._vllm_config))
-        if error is not None:
-            logger.warning("lmkv: could not write meta.json: %s", error)
+        for root, path in enumerate(config.path):
+            if root in left_out:
+                continue
+            error = namespace.write_meta(path, identity.about(self._vllm_config))
+            if error is not None:
+                logger.warning("lmkv: could not write meta.json: %s", error)
         if identity.has_random_seed(self._vllm_config):
-            logger.warning(
-                "lmkv: the hash algorithm %s is seeded at random, so this engine's KV can be "
-                "shared with no other engine, nor with its own restart. Use "
-                "--prefix-caching-hash-algo sha256_cbor, or set PYTHONHASHSEED.",
-                self._vllm_config.cache_config.prefix_caching_hash_algo,
-            )
-        logger.info(
-            "lmkv: %s, namespace %s, io engine %s (%s), direct I/O %s (%s), chunks of %d tokens "
-            "(%d bytes), host memory %s for each of %d ranks, device %s, gather "
-            "by %s (%s), scatter by %s (%s)",
-            config.path,
-            namespace.short,
-            info["io_engine"],
-            info["io_engine_reason"],
-            info["direct_io"],
-            info["direct_io_reason"],
-            config.chunk_tokens,
-            layout.block_bytes * blocks_per_chunk,
-            format_size(config.host_memory),
-            self._vllm_config.parallel_config.world_size,
-            info["device"],
-            info["gather"],
-            info["gather_reason"],
-            info["scatter"],
-            info["scatter_reason"],
+            notices.random_seed(self._vllm_config.cache_config.prefix_caching_hash_algo)
+        notices.started(
+            config,
+            info,
+            namespace=namespace.short,
+            chunk_bytes=layout.block_bytes * blocks_per_chunk,
+            ranks=self._vllm_config.parallel_config.world_size,
         )
 
     def _transfer_options(self, device: torch.device) -> TransferOptions:
@@ -156,29 +156,22 @@ class WorkerSide:
         tuning = load_tuning(torch.cuda.get_device_name(device)) if self._on_cuda else None
         return (tuning or Tuning()).options(self._config.transfer)
 
-    def _warn(self, info: Mapping[str, str]) -> None:
-        """Say what was found at start that makes everything slower than it need be."""
-        if info["pin_error"]:
-            logger.warning(
-                "lmkv: rank %d: host memory could not be pinned, so that copies to and from the "
-                "GPU are slow: %s",
-                self._rank,
-                info["pin_error"],
-            )
-        refused = info["io_engine"] == "threads" and info.get("direct_io") != "off"
-        if self._config.io_engine == "auto" and refused and not self._rank:
-            logger.warning("lmkv: io_uring is not used, threads are: %s", info["io_engine_reason"])
-
     @property
     def hello(self) -> Hello | None:
         return self._hello
 
     def shutdown(self) -> None:
         """Finish stores that are under way, for a while, and stop the engine."""
-        if self._engine is not None:
-            self._engine.drain(SHUTDOWN_SECONDS)
-            self._engine.close()
-            self._engine = None
+        if self._engine is None:
+            return
+        engine, self._engine = self._engine, None
+        engine.drain(SHUTDOWN_SECONDS)
+        if not engine.close(CLOSE_SECONDS):
+            logger.warning(
+                "lmkv: rank %d: a disk does not answer; the process ends without it, and what was "
+                "being stored may be missing",
+                self._rank,
+            )
 
     # -- every step ----------------------------------------------------------------------
 
@@ -215,8 +208,18 @@ class WorkerSide:
         self._counters_moved = True
 
     def start_loads(self, metadata: StepMetadata) -> None:
-        """Queue the step's loads; they write to their blocks behind the compute stream's work."""
+        """Queue the step's loads; they write to their blocks behind the compute stream's work.
+        Give up those that nobody waits for any more.
+        """
         self._use(metadata.uses)
+        self._begin_loads(metadata)
+        if self._engine is not None and metadata.cancelled:
+            for job, load in self._loads.items():
+                if load.request_id in metadata.cancelled:
+                    self._cancelled.add(job)
+                    self._engine.cancel(job)
+
+    def _begin_loads(self, metadata: StepMetadata) -> None:
         if not metadata.loads:
             return
         stream = self._stream()
@@ -256,20 +259,39 @@ class WorkerSide:
         if self._engine is not None:
             for completion in self._engine.poll():
                 self._counters_moved = True
-                if completion.error and self._error_lines.passes():
-                    what = completion.kind.name.lower()
-                    logger.warning(
-                        "lmkv: rank %d: a chunk was not %s: %s", self._rank, what, completion.error
-                    )
                 if completion.kind is CompletionKind.LOADED:
-                    load = self._loads.pop(completion.job)
-                    self._load_ended(load, completion.failed_chunks)
+                    self._loaded(completion)
                 else:
                     self._stored(completion)
+            unloadable = self._engine.roots_out_of_service()
+            if unloadable != self._unloadable:
+                self._unloadable = unloadable
+                self._watch_roots()
         finished, self._finished_loads = self._finished_loads, set()
         return finished
 
+    def _watch_roots(self) -> None:
+        assert self._engine is not None
+        self._report.roots_out[self._rank] = self._roots.update(self._engine.info())
+
+    def _say_failed(self, completion: Completion) -> None:
+        if completion.error and self._error_lines.passes():
+            what = completion.kind.name.lower()
+            logger.warning(
+                "lmkv: rank %d: a chunk was not %s: %s", self._rank, what, completion.error
+            )
+
+    def _loaded(self, completion: Completion) -> None:
+        load = self._loads.pop(completion.job)
+        if completion.job in self._cancelled:  # its request is gone, and its blocks are nobody's
+            self._cancelled.discard(completion.job)
+            self._finished_loads.add(load.request_id)
+            return
+        self._say_failed(completion)
+        self._load_ended(load, completion.failed_chunks)
+
     def _stored(self, completion: Completion) -> None:
+        self._say_failed(completion)
         if completion.kind is CompletionKind.GATHERED:
             self._report.gathered[self._stores[completion.job]] = 1
             return
@@ -315,21 +337,11 @@ class WorkerSide:
                 self._rank,
                 self._engine.info()["device_failure"],
             )
+        if totals["stores_out_of_service"] != self._unstorable:
+            self._unstorable = totals["stores_out_of_service"]
+            self._watch_roots()
         stats = self._deltas.take(totals)
         dropped = stats is not None and stats.data.get("stores_dropped_full")
         if dropped and self._full_lines.passes():
-            self._say_full(totals, self._engine.info()["last_refusal"])
+            notices.full(self._config, totals, self._engine.info(), self._rank)
         return stats
-
-    def _say_full(self, totals: Mapping[str, int], reason: str) -> None:
-        logger.warning(
-            "lmkv: rank %d: chunks are not stored in %s until there is room: %s (%s used, capacity "
-            "%s, %s of the disk to stay free); %d so far",
-            self._rank,
-            self._config.path,
-            reason,
-            format_size(totals["store_bytes_used"]),
-            format_size(self._config.capacity) if self._config.capacity else "unlimited",
-            f"{self._config.free_space_floor:g} %",
-            totals["stores_dropped_full"],
-        )

@@ -13,6 +13,7 @@ from lmkv.errors import ConfigError
 from lmkv.tuning import (
     Depths,
     Tuning,
+    depths_of,
     load_depths,
     load_tuning,
     mount_of,
@@ -55,6 +56,18 @@ def test_depths_are_kept_for_all_paths_of_a_disk(
     assert load_depths(str(tmp_path / "not there" / "yet")) == depths
     assert load_depths("/proc/kv") is None, "another filesystem"
     assert load_tuning("A GPU") == Tuning()
+
+
+def test_the_largest_of_several_disks_counts_and_defaults_without_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = str(tmp_path / "kv")
+    assert depths_of([path, "/proc/kv"]) == Depths()
+    save_depths(path, Depths(load_depth=8 * MIB, store_depth=4 * MIB))
+    assert depths_of([path, "/proc/kv"]) == Depths(load_depth=8 * MIB, store_depth=4 * MIB)
+    save_depths("/proc/kv", Depths(load_depth=2 * MIB, store_depth=16 * MIB))
+    assert depths_of([path, "/proc/kv"]) == Depths(load_depth=8 * MIB, store_depth=16 * MIB)
 
 
 def test_a_mount_point_is_found_above_what_is_not_there() -> None:

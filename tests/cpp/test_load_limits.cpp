@@ -91,6 +91,8 @@ TEST_P(LoadLimits, ACancelledLoadEndsAtOnce) {
   EXPECT_EQ(bytes_of(ids({20, 21, 22, 23, 24, 25, 26, 27})), before);
   EXPECT_TRUE(engine->poll().empty());
   EXPECT_EQ(stat("loads_timed_out"), 0U);
+  EXPECT_EQ(stat("loads_cancelled"), 3U);
+  EXPECT_EQ(stat("loads_failed"), 0U) << "nobody misses them";
 }
 
 TEST_P(LoadLimits, ACancelledLoadEndsWhenWhatTheDeviceHasOfItIsDone) {

@@ -28,7 +28,7 @@ TITLES = {
     "lmkv-b": "vLLM w/ lmkv B",
 }
 ANSWER_MS = 120_000
-CHUNK_TOKENS = Config(path="/unused").chunk_tokens
+CHUNK_TOKENS = Config(path=("/unused",)).chunk_tokens
 
 
 @dataclass

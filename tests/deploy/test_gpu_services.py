@@ -78,7 +78,7 @@ def test_vllm_and_lmkv_read_an_lmkv_engines_command(
     transfer = found.kv_transfer_config
     assert transfer.kv_load_failure_policy == "recompute"
     config = Config.from_sources(transfer.kv_connector_extra_config, service["environment"])
-    assert config.path == "/mnt/kv"
+    assert config.path == ("/mnt/kv",)
     assert config.host_memory == 3 << 30
 
 

@@ -35,6 +35,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from lmkv.vllm.metadata import Hello, StepMetadata, StepReport
+from lmkv.vllm.metrics import LMKVStats
 
 BLOCK = 32
 PER_CHUNK = 4
@@ -51,6 +52,7 @@ class Worker:
     hold_stores: bool = False
     hold_files: bool = False  # gathered, and not in the directory yet
     hold_loads: bool = False
+    hold_cancelled: bool = False
     drop_stores: bool = False
     fail_chunks: set[int] = field(default_factory=set)
     loads: list = field(default_factory=list)
@@ -72,6 +74,13 @@ class Worker:
                 else:
                     put(self.root, store.key, ranks=self.ranks)
             self.gathered = []
+        self._load(metadata, report, output)
+        self.loads += metadata.loads
+        self.stores += metadata.stores
+        output.kv_connector_worker_meta = report or None
+        return output
+
+    def _load(self, metadata: StepMetadata, report: StepReport, output: KVConnectorOutput) -> None:
         if not self.hold_loads:
             for load in self.loads:
                 output.finished_recving.add(load.request_id)
@@ -82,10 +91,11 @@ class Worker:
                 for index in failed:
                     output.invalid_block_ids.update(load.chunks[index].block_ids)
             self.loads = []
-        self.loads += metadata.loads
-        self.stores += metadata.stores
-        output.kv_connector_worker_meta = report or None
-        return output
+        if not self.hold_cancelled:
+            for load in self.loads:
+                if load.request_id in metadata.cancelled:
+                    output.finished_recving.add(load.request_id)
+            self.loads = [load for load in self.loads if load.request_id not in metadata.cancelled]
 
 
 class Engine:
@@ -166,10 +176,12 @@ class Engine:
         )
 
     def _counting(self, take):
-        """``take``, the scheduler side's, with what it returns added up in ``counted``."""
+        """``take``, the scheduler side's, with what it returns added up in ``counted``; the last
+        value of a gauge counts.
+        """
         stats = take()
-        for name, count in (stats.data if stats else {}).items():
-            self.counted[name] = self.counted.get(name, 0) + count
+        if stats:
+            LMKVStats(data=self.counted).aggregate(stats)
         return stats
 
     def request(self, name, tokens, max_tokens=1, lora=None, **params):

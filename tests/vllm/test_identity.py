@@ -44,7 +44,7 @@ def config(tiny_model, root):
 
 
 def digest(vllm_config, where=None, order="HNC", block_tokens=32, **settings):
-    config = Config(path="/c", **settings)
+    config = Config(path=("/c",), **settings)
     return identity.make_namespace(
         vllm_config, config, where or layout(), order, block_tokens
     ).digest
@@ -257,7 +257,7 @@ def test_a_random_hash_seed_makes_the_namespace_the_engines_own(config, monkeypa
 
 
 def test_the_facts_are_readable(config):
-    namespace = identity.make_namespace(config, Config(path="/c"), layout(), "HNC", 32)
+    namespace = identity.make_namespace(config, Config(path=("/c",)), layout(), "HNC", 32)
     facts = json.loads(json.dumps(namespace.facts))
     assert facts["pages"] == ["2 x 1x2x32x32 float32"]
     assert facts["block_bytes"] == 8192

@@ -33,6 +33,15 @@ def test_gauges_are_said_when_they_change_and_the_last_value_counts():
     assert stats.reduce() == {"store_bytes_used": 5}
 
 
+def test_what_ranks_may_see_otherwise_is_not_said_by_one_of_them():
+    assert Deltas().take({"loads_out_of_service": 1, "stores_out_of_service": 1}) is None
+
+
+def test_a_gauge_that_falls_to_nothing_is_news():
+    assert not LMKVStats(data={"loads_out_of_service": 0}).is_empty()
+    assert LMKVStats(data={}).is_empty()
+
+
 def test_stats_of_ranks_add_up_and_survive_the_way_to_the_logger():
     stats = LMKVStats(data={"chunks_stored": 1}).aggregate(
         LMKVStats(data={"chunks_stored": 2, "tokens_loaded": 64})

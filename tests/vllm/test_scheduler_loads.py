@@ -258,7 +258,7 @@ def test_a_bad_chunk_that_stays_in_the_directory_is_not_taken_for_stored(engine,
 def test_an_abort_during_a_load_keeps_the_blocks_until_it_ends(engine, root):
     request = engine.request("a", 2 * CHUNK)
     put(root, key_of(request, PER_CHUNK))
-    engine.worker.hold_loads = True
+    engine.worker.hold_loads = engine.worker.hold_cancelled = True
     engine.step()
     free = engine.free_blocks
     engine.abort(request)

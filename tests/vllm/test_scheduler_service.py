@@ -5,7 +5,7 @@ from scheduler_harness import BLOCK, CHUNK, PER_CHUNK, Engine, key_of, put, seco
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from lmkv import ConfigError
-from lmkv.vllm.metadata import StepReport
+from lmkv.vllm.metadata import RootsOut, StepReport
 
 
 def touched(engine):
@@ -35,10 +35,12 @@ def test_reports_of_ranks_add_up():
     first = StepReport(gathered={1: 1, 2: 1}, failed_chunks={"a": {0}})
     second = StepReport(
         hellos={1: "hello"}, gathered={1: 1}, ended={1: 1}, unstored={1},
-        failed_chunks={"a": {2}, "b": {1}},
+        failed_chunks={"a": {2}, "b": {1}}, roots_out={1: RootsOut(frozenset({0}))},
     )  # fmt: skip
+    assert StepReport(roots_out={0: RootsOut()}), "all are back"
     both = first.aggregate(second)
     assert both.gathered == {1: 2, 2: 1}
+    assert both.roots_out == {1: RootsOut(frozenset({0}))}
     assert both.failed_chunks == {"a": {0, 2}, "b": {1}}
     assert (both.ended, both.unstored, list(both.hellos)) == ({1: 1}, {1}, [1])
     assert not StepReport()
@@ -50,6 +52,7 @@ def test_reports_of_ranks_add_up():
         ({"namespace": b"other"}, "the ranks differ"),
         ({"namespace": b"", "refusal": "a reason"}, "a reason"),
         ({"chunk_tokens": 64}, "rank 1 has chunk_tokens: 64, not 128"),
+        ({"path": ("/a", "/b")}, "rank 1 has path: '/a', '/b', not '"),
         ({"store_tail": False, "io_threads": 2}, "io_threads: 2, not 1; store_tail: False"),
     ],
 )

@@ -10,7 +10,9 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from worker_harness import LAYERS, RealWorker, checked_prompt, files, run
 
 from lmkv import ConfigError
+from lmkv.config import Config
 from lmkv.vllm.metadata import StepMetadata
+from lmkv.vllm.notices import slow
 from lmkv.vllm.worker import WorkerSide
 
 
@@ -304,11 +306,9 @@ def test_the_first_line_says_how_files_are_read_and_why(make, lines):
         ({}, None),
     ],
 )
-def test_what_makes_it_slow_is_warned_of_at_start(make, lines, found, warning):
-    side = make(extra={"direct_io": "off"}).worker.connector.worker_side
-    before = len(lines())
-    side._warn({"pin_error": "", "io_engine": "io_uring", **found})
-    said = lines()[before:]
+def test_what_makes_it_slow_is_warned_of_at_start(lines, found, warning):
+    slow(Config(path=("/c",)), {"pin_error": "", "io_engine": "io_uring", **found}, 0)
+    said = lines()
     assert [line for line in said if warning in line] if warning else said == []
 
 

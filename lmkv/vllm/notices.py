@@ -1,0 +1,79 @@
+"""What a worker says in the log of how it started, and of a directory that is full."""
+
+from collections.abc import Mapping
+
+from vllm.logger import init_logger
+
+from lmkv.config import Config, format_size
+
+logger = init_logger("vllm.lmkv")
+
+
+def started(
+    config: Config, info: Mapping[str, str], *, namespace: str, chunk_bytes: int, ranks: int
+) -> None:
+    """The first line: where, and what was chosen why."""
+    logger.info(
+        "lmkv: %s, namespace %s, io engine %s (%s), direct I/O %s (%s), chunks of %d tokens "
+        "(%d bytes), host memory %s for each of %d ranks, device %s, gather "
+        "by %s (%s), scatter by %s (%s)",
+        ", ".join(config.path),
+        namespace,
+        info["io_engine"],
+        info["io_engine_reason"],
+        info["direct_io"],
+        info["direct_io_reason"],
+        config.chunk_tokens,
+        chunk_bytes,
+        format_size(config.host_memory),
+        ranks,
+        info["device"],
+        info["gather"],
+        info["gather_reason"],
+        info["scatter"],
+        info["scatter_reason"],
+    )
+
+
+def random_seed(algorithm: str) -> None:
+    logger.warning(
+        "lmkv: the hash algorithm %s is seeded at random, so this engine's KV can be "
+        "shared with no other engine, nor with its own restart. Use "
+        "--prefix-caching-hash-algo sha256_cbor, or set PYTHONHASHSEED.",
+        algorithm,
+    )
+
+
+def slow(config: Config, info: Mapping[str, str], rank: int) -> None:
+    """What was found at start that makes everything slower than it need be."""
+    if info["pin_error"]:
+        logger.warning(
+            "lmkv: rank %d: host memory could not be pinned, so that copies to and from the "
+            "GPU are slow: %s",
+            rank,
+            info["pin_error"],
+        )
+    refused = info["io_engine"] == "threads" and info.get("direct_io") != "off"
+    if config.io_engine == "auto" and refused and not rank:
+        logger.warning("lmkv: io_uring is not used, threads are: %s", info["io_engine_reason"])
+
+
+def full(config: Config, totals: Mapping[str, int], info: Mapping[str, str], rank: int) -> None:
+    """Which directories refuse chunks for want of space, and why."""
+    refusals = {
+        path: reason
+        for root, path in enumerate(config.path)
+        if f"root{root}_error" not in info
+        and (reason := info.get(f"root{root}_last_refusal", info["last_refusal"]))
+    }
+    logger.warning(
+        "lmkv: rank %d: chunks are not stored in %s until there is room: %s (%s used, capacity "
+        "%s, %s of the disk to stay free); %d so far",
+        rank,
+        ", ".join(refusals),
+        "; ".join(dict.fromkeys(refusals.values())),
+        format_size(totals["store_bytes_used"]),
+        format_size(config.capacity) if config.capacity else "unlimited",
+        f"{config.free_space_floor:g} %",
+        totals["stores_dropped_full"],
+    )
