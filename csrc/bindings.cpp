@@ -130,6 +130,7 @@ void bind_directory(py::module_& m) {
       .def(py::init(&make_lookup_service), "directory"_a)
       .def("lookup", &lookup_within, "keys"_a, "patience_s"_a)
       .def("present", &present_within, "keys"_a, "patience_s"_a)
+      .def("forget", &LookupService::forget)
       .def("given_up", &LookupService::given_up);
 }
 

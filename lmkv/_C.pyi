@@ -282,6 +282,9 @@ class LookupService:
     def present(self, keys: Sequence[bytes], patience_s: float) -> list[bool] | None:
         """As ``Directory.present``, with the patience of ``lookup``."""
 
+    def forget(self) -> None:
+        """Drop all that is known, as when a directory goes out of service."""
+
     def given_up(self) -> int:
         """How many questions were taken for absent because the filesystem did not answer."""
 

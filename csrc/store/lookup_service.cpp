@@ -27,8 +27,9 @@ constexpr std::chrono::microseconds kSlowSlice{250};
 struct Batch {
   std::vector<ChunkKey> keys;
   Until until = Until::kEnd;
-  std::size_t next = 0;  // the first that no thread has taken
-  std::size_t end = 0;   // behind the last that matters: all, or up to the first absent one
+  std::uint64_t generation = 0;  // answers to questions of an older one are dropped
+  std::size_t next = 0;          // the first that no thread has taken
+  std::size_t end = 0;           // behind the last that matters: all, or up to the first absent one
 
   [[nodiscard]] bool taken() const { return next >= keys.size(); }
 };
@@ -139,6 +140,16 @@ class LookupService::Worker {
     ended_.wait_for(lock, options_.given_up_after, [this] { return running_ == 0; });
   }
 
+  void forget() {
+    const std::lock_guard lock(mutex_);
+    ++generation_;
+    recent_ = Seen{Clock::now(), {}};
+    older_ = Seen{};
+    questions_.clear();
+    batches_.clear();
+    answered_.notify_all();  // who waits asks anew
+  }
+
   std::uint64_t given_up() const {
     const std::lock_guard lock(mutex_);
     return given_up_;
@@ -198,6 +209,7 @@ class LookupService::Worker {
   void ask(std::span<const ChunkKey> keys, Until until, Clock::time_point now) {
     auto batch = std::make_shared<Batch>();
     batch->until = until;
+    batch->generation = generation_;
     for (const ChunkKey& key : keys) {
       if (known(key, now) != Known::kUnasked) continue;
       questions_[key] = Question{now};
@@ -216,6 +228,7 @@ class LookupService::Worker {
   }
 
   void record(Batch& batch, std::span<const ChunkKey> slice, const std::vector<bool>& there) {
+    if (batch.generation != generation_) return;
     const Clock::time_point now = Clock::now();
     turn_over(now);
     for (std::size_t i = 0; i < slice.size(); ++i) {
@@ -252,6 +265,7 @@ class LookupService::Worker {
   Seen recent_;
   Seen older_;
   std::multiset<Clock::time_point> working_since_;  // of threads that are in a system call
+  std::uint64_t generation_ = 0;
   std::uint64_t given_up_ = 0;
   unsigned running_ = 0;
   bool slow_ = false;  // as the last slice was
@@ -273,6 +287,8 @@ std::optional<std::vector<bool>> LookupService::present(std::span<const ChunkKey
                                                         Seconds patience) {
   return worker_->present(keys, patience);
 }
+
+void LookupService::forget() { worker_->forget(); }
 
 std::uint64_t LookupService::given_up() const { return worker_->given_up(); }
 

@@ -50,6 +50,9 @@ class LookupService {
   [[nodiscard]] std::optional<std::vector<bool>> present(std::span<const ChunkKey> keys,
                                                          Seconds patience);
 
+  // Drops all that is known: what was seen before is not believed any more.
+  void forget();
+
   // How many times a question was given up.
   [[nodiscard]] std::uint64_t given_up() const;
 

@@ -150,6 +150,10 @@ class Lookup:
         self._patience = max(0.0, self._patience - (time.monotonic() - begin))
         return answer
 
+    def forget(self) -> None:
+        """Ask the filesystem again for everything."""
+        self._service.forget()
+
     def take_given_up(self) -> int:
         """How many chunks were taken for absent, since the last call, because the filesystem did
         not answer.

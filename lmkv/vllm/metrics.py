@@ -18,6 +18,7 @@ ENGINE_COUNTERS = {
     "bytes_loaded": "Bytes read from the directory and verified.",
     "writing_microseconds": "Time during which at least one chunk was being written.",
     "reading_microseconds": "Time during which at least one chunk was being read.",
+    "checksum_microseconds": "Time that threads spent in checksums, summed over them.",
     "memory_hits": "Chunks loaded that were still in host memory.",
     "stores_already_present": "Stores that found the chunk in the directory.",
     "stores_dropped": "Stores dropped because no host memory was free.",

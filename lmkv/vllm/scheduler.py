@@ -156,6 +156,8 @@ class SchedulerSide:
         self._stats["loads_out_of_service"] = len(out.loads)
         self._stats["stores_out_of_service"] = len(out.stores)
         self._directory.set_out_of_service(sorted(out.loads))
+        if self._lookup is not None:
+            self._lookup.forget()
         self._found.clear()
 
     def _unequal_settings(self) -> str:

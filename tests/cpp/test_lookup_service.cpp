@@ -153,6 +153,27 @@ TEST_F(LookupServiceTest, WhatWasThereIsNotAskedForAgain) {
   filesystem->hold(false);
 }
 
+TEST_F(LookupServiceTest, WhatIsForgottenIsAskedForAgainAndLateAnswersDoNotCount) {
+  put(4);
+  LookupService lookups = service();
+  EXPECT_EQ(lookups.lookup(keys, kLong), 4U);
+  for (const ChunkKey& key : keys) filesystem->remove(key);
+  EXPECT_EQ(lookups.lookup(std::span(keys).first(4), kNow), 4U) << "it is believed";
+  lookups.forget();
+  EXPECT_EQ(lookups.lookup(keys, kLong), 0U);
+
+  put(4);
+  filesystem->hold(true);
+  const std::size_t asked = filesystem->asked();
+  EXPECT_EQ(lookups.lookup(std::span(keys).first(4), kNow), std::nullopt);
+  filesystem->await_waiting(1);
+  lookups.forget();
+  filesystem->hold(false);  // the old question is answered: all are there
+  while (filesystem->asked() < asked + 4) std::this_thread::sleep_for(1ms);
+  for (const ChunkKey& key : keys) filesystem->remove(key);
+  EXPECT_EQ(lookups.lookup(std::span(keys).first(4), kLong), 0U);
+}
+
 TEST_F(LookupServiceTest, WhatWasThereIsNotBelievedForEver) {
   put(keys.size());
   LookupOptions options;
