@@ -135,7 +135,9 @@ class ThreadEngine final : public IoEngine {
       if (pausing_.empty()) {
         wake_.wait(lock);
       } else {
-        wake_.wait_until(lock, pausing_.begin()->first);
+        // A copy: another thread may take the pause away while this one waits.
+        const Clock::time_point due = pausing_.begin()->first;
+        wake_.wait_until(lock, due);
       }
     }
   }
