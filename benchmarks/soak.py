@@ -214,7 +214,7 @@ class Driver:
                 if name.startswith("stores_dropped") or name in STORES_THAT_ENDED
             ),
             "stores_well": stats["chunks_stored"] + stats["stores_already_present"],
-            "loads": stats["chunks_loaded"] + stats["loads_failed"],
+            "loads": stats["chunks_loaded"] + stats["loads_failed"] + stats["loads_cancelled"],
             "loads_well": stats["chunks_loaded"],
         }  # fmt: skip
         for name, count in added.items():
@@ -227,13 +227,14 @@ class Driver:
         since = {name: count - self._before[name] for name, count in stats.items()}
         if faultless and not close and (
             since["stores_failed"]
-            or since["loads_failed"] != since["chunks_missing"] + since["chunks_bad"]
+            or since["loads_failed"]
+            != since["chunks_missing"] + since["chunks_bad"] + since["loads_refused"]
         ):  # fmt: skip
             self._fail(f"{self.name}: failures without a fault: {since}")
         self.totals.update({name: since[name] for name in (
             "chunks_stored", "stores_already_present", "stores_failed", "stores_dropped",
             "stores_dropped_full", "chunks_loaded", "memory_hits", "loads_failed", "chunks_missing",
-            "chunks_bad", "chunks_touched", "touches_failed", "chunks_evicted",
+            "chunks_bad", "loads_refused", "loads_timed_out", "chunks_touched", "touches_failed", "chunks_evicted",
         )})  # fmt: skip
         self._before = stats
         if close:

@@ -15,10 +15,9 @@ class CountedTime {
   CountedTime& operator=(const CountedTime&) = delete;
   ~CountedTime() {
     const auto took = std::chrono::steady_clock::now() - begun_;
-    nanoseconds_.fetch_add(
-        static_cast<std::uint64_t>(
-            std::chrono::duration_cast<std::chrono::nanoseconds>(took).count()),
-        std::memory_order_relaxed);
+    nanoseconds_.fetch_add(static_cast<std::uint64_t>(
+                               std::chrono::duration_cast<std::chrono::nanoseconds>(took).count()),
+                           std::memory_order_relaxed);
   }
 
  private:

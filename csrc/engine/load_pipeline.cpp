@@ -239,6 +239,8 @@ void LoadPipeline::count_failed(const Status& status) {
   context_.stats.loads_failed.fetch_add(1, std::memory_order_relaxed);
   if (status.kind() == StatusKind::kMissing) {
     context_.stats.chunks_missing.fetch_add(1, std::memory_order_relaxed);
+  } else if (status.kind() == StatusKind::kOutOfService) {
+    context_.stats.loads_refused.fetch_add(1, std::memory_order_relaxed);
   } else if (status.kind() == StatusKind::kTimedOut) {
     context_.stats.loads_timed_out.fetch_add(1, std::memory_order_relaxed);
   }

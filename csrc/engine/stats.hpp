@@ -25,6 +25,7 @@ struct Stats {
   Counter loads_cancelled{0};     // chunks not loaded: nobody waited for them any more
   Counter loads_failed{0};        // chunks not loaded, for any other reason
   Counter loads_timed_out{0};     // of these: given up after load_timeout
+  Counter loads_refused{0};       // of these: not tried, the directory being out of service
   Counter chunks_missing{0};      // of these: gone between lookup and load
   Counter chunks_bad{0};          // of these: not what was asked for, or damaged
   Counter chunks_bad_removed{0};  // bad files that are gone now
@@ -43,6 +44,7 @@ struct Stats {
             {"memory_hits", memory_hits},
             {"loads_cancelled", loads_cancelled},
             {"loads_failed", loads_failed},
+            {"loads_refused", loads_refused},
             {"loads_timed_out", loads_timed_out},
             {"chunks_missing", chunks_missing},
             {"chunks_bad", chunks_bad},

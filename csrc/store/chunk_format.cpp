@@ -1,11 +1,11 @@
 #include "store/chunk_format.hpp"
 
-#include <xxhash.h>
-
 #include <array>
 #include <bit>
 #include <cstring>
 #include <type_traits>
+
+#include "common/checksum.hpp"
 
 namespace lmkv {
 namespace {
@@ -36,13 +36,13 @@ static_assert(sizeof(Header) == kHeaderBytes && std::is_trivially_copyable_v<Hea
 
 std::uint64_t header_checksum(Header header) {
   header.header_checksum = 0;
-  return XXH3_64bits(&header, sizeof header);
+  return xxh3(&header, sizeof header);
 }
 
 std::uint64_t block_checksum(std::span<const std::byte> slab, const ChunkIdentity& identity,
                              std::size_t block) {
   const std::byte* begin = slab.data() + kHeaderBytes + block * identity.block_bytes;
-  return XXH3_64bits(begin, identity.block_bytes);
+  return xxh3(begin, identity.block_bytes);
 }
 
 Header header_of(const ChunkIdentity& identity) {

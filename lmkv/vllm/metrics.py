@@ -29,6 +29,7 @@ ENGINE_COUNTERS = {
     "loads_cancelled": "Chunks that were to be loaded for requests that ended before.",
     "loads_failed": "Chunks that were to be loaded and were not, for any other reason.",
     "loads_timed_out": "Of these, chunks of loads that took too long.",
+    "loads_refused": "Of these, chunks whose directory was out of service.",
     "chunks_missing": "Of these, chunks that were gone.",
     "chunks_bad": "Of these, chunks whose files were not what was asked for, or damaged.",
     "chunks_bad_removed": "Bad files that were removed.",

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <deque>
 #include <filesystem>
 #include <memory>
 #include <mutex>
@@ -52,7 +53,7 @@ class FileLanes : public ::testing::TestWithParam<IoEngineChoice> {
     files = std::make_unique<FileIo>(*engine, options);
   }
   void read(const std::string& name, std::uint64_t group) {
-    files->read({directory / name, buffer.data(), kFileBytes,
+    files->read({directory / name, sinks.emplace_back(kFileBytes).data(), kFileBytes,
                  [this, name](const Status& status) {
                    const std::lock_guard lock(mutex);
                    ++ended;
@@ -89,6 +90,7 @@ class FileLanes : public ::testing::TestWithParam<IoEngineChoice> {
 
   test::TemporaryDirectory directory;
   test::PageBuffer buffer{kFileBytes};
+  std::deque<test::PageBuffer> sinks;  // one a read
   FileIoOptions options;
   std::mutex mutex;
   std::size_t ended = 0;            // reads; guarded by mutex, as the next

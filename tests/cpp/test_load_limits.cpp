@@ -177,6 +177,7 @@ TEST_P(LoadLimits, ADirectoryThatHangsIsTakenOutOfServiceAndComesBack) {
   ASSERT_EQ(refused.size(), 1U);
   EXPECT_NE(refused[0].error.find("out of service"), std::string::npos);
   EXPECT_EQ(disk->held(), held);
+  EXPECT_EQ(stat("loads_refused"), 1U);
   EXPECT_EQ(stat("stores_out_of_service"), 0U);
 
   disk->release();
