@@ -234,7 +234,8 @@ class Driver:
         self.totals.update({name: since[name] for name in (
             "chunks_stored", "stores_already_present", "stores_failed", "stores_dropped",
             "stores_dropped_full", "chunks_loaded", "memory_hits", "loads_failed", "chunks_missing",
-            "chunks_bad", "loads_refused", "loads_timed_out", "chunks_touched", "touches_failed", "chunks_evicted",
+            "chunks_bad", "loads_refused", "loads_timed_out",
+            "chunks_touched", "touches_failed", "chunks_evicted",
         )})  # fmt: skip
         self._before = stats
         if close:

@@ -70,8 +70,7 @@ void bind_engine(py::module_& m) {
            "io_threads"_a = defaults.io_threads, "request_bytes"_a = defaults.request_bytes,
            "load_depth"_a = defaults.load_depth, "store_depth"_a = defaults.store_depth,
            "transfer"_a = transfer, "capacity"_a = defaults.capacity,
-           "free_space_floor"_a = defaults.free_space_floor,
-           "load_timeout"_a = 0.0);
+           "free_space_floor"_a = defaults.free_space_floor, "load_timeout"_a = 0.0);
 
   py::native_enum<CompletionKind>(m, "CompletionKind", "enum.Enum")
       .value("GATHERED", CompletionKind::kGathered)
