@@ -1,5 +1,9 @@
 #include <gtest/gtest.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include <set>
 
@@ -83,6 +87,19 @@ TEST_F(DirectoryTest, AChunkCountsOnlyWhenEveryRankHasIt) {
 TEST_F(DirectoryTest, AnotherNamespaceSeesNothing) {
   put(keys[0], 0);
   EXPECT_EQ(Directory({root.path()}, digest_of<NamespaceDigest>(2), 1).lookup(keys), 0U);
+}
+
+TEST_F(DirectoryTest, OnExt4ChunksAreSpreadOverTheDisk) {
+  struct statfs filesystem{};
+  ASSERT_EQ(::statfs(root.path().c_str(), &filesystem), 0);
+  if (filesystem.f_type != EXT4_SUPER_MAGIC) GTEST_SKIP() << "not on ext4";
+  const ChunkPaths paths(root.path(), name, 0);
+  make_tree(paths);
+  make_tree(paths);  // it may be there already
+  const UniqueFd opened(::open(paths.rank_directory().c_str(), O_RDONLY | O_CLOEXEC));
+  int flags = 0;
+  ASSERT_EQ(::ioctl(opened.get(), FS_IOC_GETFLAGS, &flags), 0);
+  EXPECT_NE(flags & FS_TOPDIR_FL, 0);
 }
 
 TEST_F(DirectoryTest, TheTreeIsTheOwnersAlone) {
