@@ -342,25 +342,23 @@ std::vector<bool> present_keys(const Directory& directory, const std::vector<std
   return directory.present(converted, Until::kEnd);
 }
 
-std::unique_ptr<LookupService> make_lookup_service(const Directory& directory) {
-  return std::make_unique<LookupService>([directory](std::span<const ChunkKey> keys, Until until) {
-    return directory.present(keys, until);
-  });
+std::unique_ptr<StripedLookup> make_lookup_service(const Directory& directory) {
+  return std::make_unique<StripedLookup>(directory);
 }
 
-std::optional<std::size_t> lookup_within(LookupService& service,
+std::optional<std::size_t> lookup_within(StripedLookup& service,
                                          const std::vector<std::string>& keys, double patience_s) {
   const std::vector<ChunkKey> converted = keys_from(keys);
   const pybind11::gil_scoped_release release;
-  return service.lookup(converted, LookupService::Seconds(patience_s));
+  return service.lookup(converted, StripedLookup::Seconds(patience_s));
 }
 
-std::optional<std::vector<bool>> present_within(LookupService& service,
+std::optional<std::vector<bool>> present_within(StripedLookup& service,
                                                 const std::vector<std::string>& keys,
                                                 double patience_s) {
   const std::vector<ChunkKey> converted = keys_from(keys);
   const pybind11::gil_scoped_release release;
-  return service.present(converted, LookupService::Seconds(patience_s));
+  return service.present(converted, StripedLookup::Seconds(patience_s));
 }
 
 }  // namespace lmkv::python

@@ -17,7 +17,7 @@
 #include "engine/transfer_bench.hpp"
 #include "io/fault_engine.hpp"
 #include "store/directory.hpp"
-#include "store/lookup_service.hpp"
+#include "store/striped_lookup.hpp"
 
 namespace lmkv::python {
 
@@ -101,11 +101,11 @@ std::unique_ptr<Directory> make_directory(const RootsArgument& root,
 std::size_t lookup_keys(const Directory& directory, const std::vector<std::string>& keys);
 std::vector<bool> present_keys(const Directory& directory, const std::vector<std::string>& keys);
 
-std::unique_ptr<LookupService> make_lookup_service(const Directory& directory);
+std::unique_ptr<StripedLookup> make_lookup_service(const Directory& directory);
 // Both release the GIL while they wait.
-std::optional<std::size_t> lookup_within(LookupService& service,
+std::optional<std::size_t> lookup_within(StripedLookup& service,
                                          const std::vector<std::string>& keys, double patience_s);
-std::optional<std::vector<bool>> present_within(LookupService& service,
+std::optional<std::vector<bool>> present_within(StripedLookup& service,
                                                 const std::vector<std::string>& keys,
                                                 double patience_s);
 

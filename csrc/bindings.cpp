@@ -18,7 +18,7 @@
 #include "engine/transfer_bench.hpp"
 #include "io/fault_engine.hpp"
 #include "store/directory.hpp"
-#include "store/lookup_service.hpp"
+#include "store/striped_lookup.hpp"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -125,12 +125,12 @@ void bind_directory(py::module_& m) {
       .def("lookup", &lookup_keys, "keys"_a)
       .def("present", &present_keys, "keys"_a);
 
-  py::class_<LookupService>(m, "LookupService")
+  py::class_<StripedLookup>(m, "LookupService", py::release_gil_before_calling_cpp_dtor())
       .def(py::init(&make_lookup_service), "directory"_a)
       .def("lookup", &lookup_within, "keys"_a, "patience_s"_a)
       .def("present", &present_within, "keys"_a, "patience_s"_a)
-      .def("forget", &LookupService::forget)
-      .def("given_up", &LookupService::given_up);
+      .def("forget", &StripedLookup::forget, py::call_guard<py::gil_scoped_release>())
+      .def("given_up", &StripedLookup::given_up, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

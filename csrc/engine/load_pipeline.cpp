@@ -20,6 +20,7 @@ struct LoadPipeline::Job {
   std::mutex mutex;
   std::vector<Stage> stages;               // of its chunks; guarded by mutex, as all below
   std::vector<std::uint64_t> bytes;        // of its chunks that count in bytes_left_
+  std::vector<Root*> roots;                // of its chunks
   std::size_t chunks_left = 0;             // not ended
   std::vector<std::size_t> failed_chunks;  // ascending once the job is complete
   std::string error;
@@ -37,6 +38,28 @@ struct LoadPipeline::ChunkLoad {
   std::optional<Slab> filling;
   std::optional<SharedSlab> verified;
 };
+
+LoadPipeline::LoadPipeline(EngineContext& context)
+    : context_(context),
+      patience_(context.options.load_timeout),
+      most_reading_(std::max<std::size_t>(
+          2, 2 * context.options.load_depth / slab_bytes_of(context.options))) {
+  for (Root* root : context.roots->usable()) queues_.push_back({root, {}, 0});
+}
+
+LoadPipeline::RootQueue& LoadPipeline::queue_of(const Root& root) {
+  return *std::ranges::find(queues_, &root, &RootQueue::root);
+}
+
+LoadPipeline::RootQueue* LoadPipeline::next_readable() {
+  for (std::size_t i = 0; i < queues_.size(); ++i) {
+    RootQueue& queue = queues_[(next_queue_ + i) % queues_.size()];
+    if (queue.waiting.empty() || queue.reading >= most_reading_) continue;
+    next_queue_ = (next_queue_ + i + 1) % queues_.size();
+    return &queue;
+  }
+  return nullptr;
+}
 
 std::vector<std::shared_ptr<LoadPipeline::ChunkLoad>> LoadPipeline::make_loads(
     std::vector<LoadChunk> chunks, const std::shared_ptr<Job>& job) const {
@@ -65,6 +88,7 @@ JobId LoadPipeline::begin(std::vector<LoadChunk> chunks, std::uintptr_t stream, 
   std::uint64_t bytes = 0;
   for (const std::shared_ptr<ChunkLoad>& load : loads) {
     job->bytes.push_back(load->identity.file_bytes());
+    job->roots.push_back(load->root);
     bytes += load->identity.file_bytes();
   }
   job->stages.assign(loads.size(), Stage::kWaiting);
@@ -103,14 +127,14 @@ void LoadPipeline::start(std::shared_ptr<ChunkLoad> load) {
   }
   {
     const std::lock_guard lock(mutex_);
-    waiting_.push(load->job->number(), load);
+    queue_of(*load->root).waiting.push(load->job->number(), load);
   }
   start_waiting();
 }
 
 bool LoadPipeline::is_waiting() const {
   const std::lock_guard lock(mutex_);
-  return !waiting_.empty();
+  return std::ranges::any_of(queues_, [](const RootQueue& q) { return !q.waiting.empty(); });
 }
 
 void LoadPipeline::start_waiting() {
@@ -120,10 +144,12 @@ void LoadPipeline::start_waiting() {
     {
       // In one piece: a slab that was taken and not used would be missed by whoever waits for it.
       const std::lock_guard lock(mutex_);
-      if (waiting_.empty()) return;
+      RootQueue* const queue = next_readable();
+      if (queue == nullptr) return;
       slab = context_.pool->try_acquire();
       if (!slab) return;
-      load = waiting_.pop();
+      load = queue->waiting.pop();
+      ++queue->reading;
     }
     read(std::move(load), std::move(*slab));
   }
@@ -140,6 +166,11 @@ void LoadPipeline::read(std::shared_ptr<ChunkLoad> load, Slab slab) {
   context_.reading.begin();
   request.done = [this, load = std::move(load)](const Status& status) {
     context_.reading.end();
+    {
+      const std::lock_guard lock(mutex_);
+      --queue_of(*load->root).reading;
+    }
+    start_waiting();  // before the checksums: the disk need not wait for them
     verify(load, status);
   };
   files.read(std::move(request));
@@ -258,7 +289,8 @@ void LoadPipeline::finish(Job& job) {
 
 // ---- Giving up
 
-void LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Status& status) {
+std::set<Root*> LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Status& status) {
+  std::set<Root*> roots;
   std::size_t ended = 0;
   std::uint64_t bytes = 0;
   bool is_last = false;
@@ -269,9 +301,10 @@ void LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Status& status
       job->stages[i] = Stage::kEnded;
       job->failed_chunks.push_back(i);
       bytes += job->bytes[i];
+      if (job->roots[i] != nullptr) roots.insert(job->roots[i]);
       ++ended;
     }
-    if (ended == 0) return;
+    if (ended == 0) return roots;
     if (job->error.empty()) job->error = status.message();
     job->chunks_left -= ended;
     is_last = job->chunks_left == 0;
@@ -281,11 +314,24 @@ void LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Status& status
   std::vector<std::shared_ptr<ChunkLoad>> unread;
   {
     const std::lock_guard lock(mutex_);
-    unread = waiting_.remove(job->number());
+    for (const Root* root : roots) {
+      for (std::shared_ptr<ChunkLoad>& load : queue_of(*root).waiting.remove(job->number())) {
+        unread.push_back(std::move(load));
+      }
+    }
   }
-  unread.clear();
-  for (Root* root : context_.roots->usable()) root->files().cancel(job->number());
+  for (Root* root : roots) root->files().cancel(job->number());
   if (is_last) finish(*job);
+  return roots;
+}
+
+void LoadPipeline::refuse_waiting(Root& root) {
+  std::vector<std::shared_ptr<ChunkLoad>> refused;
+  {
+    const std::lock_guard lock(mutex_);
+    refused = queue_of(root).waiting.clear();
+  }
+  for (const std::shared_ptr<ChunkLoad>& load : refused) end(load, Status::out_of_service());
 }
 
 void LoadPipeline::cancel(JobId id) {
@@ -317,11 +363,10 @@ std::vector<std::shared_ptr<LoadPipeline::Job>> LoadPipeline::take_late(Clock::t
 void LoadPipeline::give_up_late(Clock::time_point now) {
   patience_.observe(context_.stats.bytes_loaded, context_.reading.microseconds());
   for (const std::shared_ptr<Job>& job : take_late(now)) {
-    give_up(job, Status::timed_out("a load took longer than its time"));
-    for (Root* root : context_.roots->usable()) {
-      if (root->files().read_bytes_in_flight() > 0) {
-        root->loads.stalled(job->begun, "reads take too long", now);
-      }
+    for (Root* root : give_up(job, Status::timed_out("a load took longer than its time"))) {
+      if (root->files().read_bytes_in_flight() == 0) continue;
+      root->loads.stalled(job->begun, "reads take too long", now);
+      if (root->loads.is_out()) refuse_waiting(*root);
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <unordered_map>
 #include <vector>
 
@@ -24,8 +25,7 @@ class LoadPipeline {
  public:
   using Clock = std::chrono::steady_clock;
 
-  explicit LoadPipeline(EngineContext& context)
-      : context_(context), patience_(context.options.load_timeout) {}
+  explicit LoadPipeline(EngineContext& context);
 
   // Engine's thread, as the next two.
   JobId begin(std::vector<LoadChunk> chunks, std::uintptr_t stream, UseTime used_at);
@@ -46,6 +46,7 @@ class LoadPipeline {
   enum class Stage : std::uint8_t { kWaiting, kScattering, kEnded };
   struct Job;
   struct ChunkLoad;
+  struct RootQueue;
 
   std::vector<std::shared_ptr<ChunkLoad>> make_loads(std::vector<LoadChunk> chunks,
                                                      const std::shared_ptr<Job>& job) const;
@@ -58,16 +59,29 @@ class LoadPipeline {
   void count_failed(const Status& status);
   void finish(Job& job);
 
-  void give_up(const std::shared_ptr<Job>& job, const Status& status);
+  // Returns the roots that it was waiting for.
+  std::set<Root*> give_up(const std::shared_ptr<Job>& job, const Status& status);
+  void refuse_waiting(Root& root);
+  // Caller holds mutex_.
+  [[nodiscard]] RootQueue& queue_of(const Root& root);
+  [[nodiscard]] RootQueue* next_readable();
   std::vector<std::shared_ptr<Job>> take_late(Clock::time_point now);
 
   EngineContext& context_;
   LoadPatience patience_;
+  const std::size_t most_reading_;  // chunks of one root: a disk that hangs has not all the slabs
   std::atomic<std::uint64_t> bytes_left_{0};  // to be read, of all jobs under way
 
   // Of all below; never held across I/O or callbacks. The pool's lock is inside it.
   mutable std::mutex mutex_;
-  FairQueue<std::shared_ptr<ChunkLoad>> waiting_;  // for a slab, by job
+  // Of one root: what waits for a slab, by job, and how many are being read.
+  struct RootQueue {
+    Root* root;
+    FairQueue<std::shared_ptr<ChunkLoad>> waiting;
+    std::size_t reading = 0;
+  };
+  std::vector<RootQueue> queues_;
+  std::size_t next_queue_ = 0;  // whose turn it is
   std::unordered_map<std::uint64_t, std::shared_ptr<Job>> jobs_;
   Clock::time_point next_deadline_ = Clock::time_point::max();
 };

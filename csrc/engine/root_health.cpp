@@ -20,6 +20,11 @@ bool RootHealth::admits(Clock::time_point now) {
   return true;
 }
 
+bool RootHealth::may_admit(Clock::time_point now) const {
+  const std::lock_guard lock(mutex_);
+  return !out_ || now >= again_;
+}
+
 bool RootHealth::is_trial_due(Clock::time_point now) const {
   const std::lock_guard lock(mutex_);
   return out_ && now >= again_;

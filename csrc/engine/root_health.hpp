@@ -17,6 +17,8 @@ class RootHealth {
  public:
   using Clock = std::chrono::steady_clock;
 
+  // Whether admits() would say yes, which it then says to one.
+  [[nodiscard]] bool may_admit(Clock::time_point now = Clock::now()) const;
   // Whether to go ahead; true once for a trial.
   [[nodiscard]] bool admits(Clock::time_point now = Clock::now());
   // Out, and the time for a trial has come: admits() would let it begin.

@@ -12,9 +12,7 @@ namespace {
 void count_one(Stats::Counter& counter) { counter.fetch_add(1, std::memory_order_relaxed); }
 
 // Stores hold no more of the slabs than this, so that loads find some whatever the disk does.
-std::size_t most_slabs_of_a_root(std::size_t slabs, std::size_t roots) {
-  return std::max<std::size_t>(1, (slabs - slabs / 4) / std::max<std::size_t>(1, roots));
-}
+std::size_t most_slabs_of(std::size_t slabs) { return slabs - std::max<std::size_t>(1, slabs / 4); }
 
 // Of a root's stores on their way.
 class SlabShare {
@@ -46,8 +44,9 @@ struct StorePipeline::Job {
 StorePipeline::StorePipeline(EngineContext& context, LoadPipeline& loads)
     : context_(context),
       loads_(loads),
-      most_slabs_(
-          most_slabs_of_a_root(context.pool->counts().total, context.roots->usable().size())) {}
+      most_slabs_(most_slabs_of(context.pool->counts().total)),
+      most_slabs_of_a_root_(
+          std::max<std::size_t>(1, most_slabs_ / context.roots->usable().size())) {}
 
 std::optional<JobId> StorePipeline::begin(const ChunkKey& key, std::uint64_t token_begin,
                                           std::vector<BlockId> blocks, std::uintptr_t stream,
@@ -65,6 +64,11 @@ std::optional<JobId> StorePipeline::begin(const ChunkKey& key, std::uint64_t tok
       count_one(context_.stats.stores_dropped);
       return std::nullopt;
     }
+  }
+  // Last: a trial that is admitted has to reach the disk.
+  if (!job->root->stores.admits()) {
+    count_one(context_.stats.stores_dropped_out_of_service);
+    return std::nullopt;
   }
   job->share.emplace(*job->root);
   const JobId id = job->id = context_.jobs.begin();
@@ -90,15 +94,24 @@ bool StorePipeline::may_begin(const Job& job) {
   Stats::Counter* dropped = nullptr;
   if (context_.closed || !context_.device->failure().empty()) {
     dropped = &stats.stores_dropped;
-  } else if (job.root == nullptr || !job.root->stores.admits()) {
+  } else if (job.root == nullptr || !job.root->stores.may_admit()) {
     dropped = &stats.stores_dropped_out_of_service;
-  } else if (job.root->slabs_of_stores.load(std::memory_order_relaxed) >= most_slabs_) {
+  } else if (!has_share(*job.root)) {
     dropped = &stats.stores_dropped;
   } else if (!job.root->space().has_room(job.identity.file_bytes())) {
     dropped = &stats.stores_dropped_full;
   }
   if (dropped != nullptr) count_one(*dropped);
   return dropped == nullptr;
+}
+
+bool StorePipeline::has_share(const Root& root) const {
+  std::size_t all = 0;
+  for (const Root* each : context_.roots->usable()) {
+    all += each->slabs_of_stores.load(std::memory_order_relaxed);
+  }
+  return all < most_slabs_ &&
+         root.slabs_of_stores.load(std::memory_order_relaxed) < most_slabs_of_a_root_;
 }
 
 void StorePipeline::gathered(std::shared_ptr<Job> job, Status status) {
@@ -153,7 +166,9 @@ void StorePipeline::note_health(const Job& job, const Status& status, FileWrite:
   Root& root = *job.root;
   if (outcome != FileWrite::Outcome::kFailed) {
     root.trial_chunk.worked(job.identity.key, job.identity.file_bytes());
-    return root.stores.succeeded();
+    // A file that was there says nothing of writing.
+    if (outcome == FileWrite::Outcome::kWritten) root.stores.succeeded();
+    return;
   }
   // A full disk is the ledger's business.
   if (status.error_number() == ENOSPC || status.error_number() == EDQUOT) return;

@@ -26,6 +26,7 @@ class StorePipeline {
   struct Job;
 
   [[nodiscard]] bool may_begin(const Job& job);
+  [[nodiscard]] bool has_share(const Root& root) const;
   void gathered(std::shared_ptr<Job> job, Status status);
   void write(std::shared_ptr<Job> job);
   void settle_space(const Job& job, const Status& status, FileWrite::Outcome outcome);
@@ -35,8 +36,9 @@ class StorePipeline {
 
   EngineContext& context_;
   LoadPipeline& loads_;
-  // Of one root's stores: a disk that hangs must not have all slabs.
+  // Of all stores, and of one root's: a disk that hangs must not have all slabs.
   std::size_t most_slabs_;
+  std::size_t most_slabs_of_a_root_;
 };
 
 }  // namespace lmkv

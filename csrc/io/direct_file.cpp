@@ -11,8 +11,9 @@
 namespace lmkv {
 namespace {
 
-// EAGAIN storms end: a file that needs more than this many retries, two seconds of them, has
-// failed. The first are made at once, the others after pauses that grow, so that no thread spins.
+// EAGAIN storms end: an operation that needs more than this many retries, two seconds of them,
+// has failed. The first are made at once, the others after pauses that grow, so that no thread
+// spins.
 constexpr int kMaxRetries = 200;
 constexpr int kRetriesAtOnce = 4;
 constexpr long kFirstPauseNs = 100'000;
@@ -62,7 +63,7 @@ bool FileTask::retry(Operation& operation, int result) {
   if (result != -EINTR && result != -EAGAIN) return false;
   // Linux has let go of the descriptor even then: it may be somebody else's by now (close(2)).
   if (operation.kind == OperationKind::kClose) return false;
-  const int before = retries_.fetch_add(1, std::memory_order_relaxed);
+  const int before = operation.retries++;
   if (before >= kMaxRetries) return false;
   if (before >= kRetriesAtOnce) {
     const int doublings = std::min(before - kRetriesAtOnce, kPauseDoublings);
@@ -211,7 +212,7 @@ void FileIo::finish(FileTask* finished) {
     lane_of(*task).bytes_in_flight -= task->bytes();
     if (task->lane() == FileTask::Lane::kTouch) --touches_running_;
   }
-  start_admissible();  // before the report, which verifies checksums: the disk need not wait for it
+  start_admissible();  // before the report, which verifies checksums
   task->report();
   const std::lock_guard lock(mutex_);
   --running_;

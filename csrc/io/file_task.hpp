@@ -70,7 +70,6 @@ class FileTask : public OperationHandler {
   Operation step_;
   OperationKind step_kind_{};  // while step_ pauses before a retry, as pieces_kind_
   Continuation next_;
-  std::atomic<int> retries_{0};
 
   std::vector<Operation> pieces_;
   OperationKind pieces_kind_{};

@@ -62,6 +62,7 @@ struct Operation {
   struct statx* status = nullptr;  // type, size and modification time
   std::int64_t modified_ns = 0;    // since the epoch
   timespec pause{};
+  int retries = 0;  // so far, after EINTR or EAGAIN (the submitter's own count)
 };
 
 inline constexpr unsigned kStatMask = STATX_TYPE | STATX_SIZE | STATX_MTIME;

@@ -60,6 +60,8 @@ class Directory {
   // These roots, by index, are not asked: nothing of theirs is there. Replaces what was set before.
   void set_out_of_service(const std::vector<std::size_t>& roots);
 
+  [[nodiscard]] const Stripes& stripes() const { return stripes_; }
+
   // Whether every rank has it, for each of `keys`, or for those up to the first absent one.
   [[nodiscard]] std::vector<bool> present(std::span<const ChunkKey> keys, Until until) const;
   // Number of leading `keys` that every rank has.

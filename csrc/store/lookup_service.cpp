@@ -60,7 +60,8 @@ class LookupService::Worker {
   Worker(Ask filesystem, const LookupOptions& options)
       : filesystem_(std::move(filesystem)), options_(options), recent_{Clock::now(), {}} {}
 
-  std::optional<std::size_t> lookup(std::span<const ChunkKey> keys, Seconds patience) {
+  std::optional<std::size_t> lookup(std::span<const ChunkKey> keys, Seconds patience,
+                                    Absence absence) {
     const Clock::time_point deadline = after(patience);
     std::unique_lock lock(mutex_);
     for (std::size_t run = 0;;) {
@@ -70,13 +71,16 @@ class LookupService::Worker {
       switch (known(keys[run], now)) {
         case Known::kUnasked: ask(keys.subspan(run), Until::kFirstAbsent, now); break;
         case Known::kOpen: break;
-        default: tell(keys[run], now); return run;
+        default:
+          if (absence == Absence::kForget) tell(keys[run], now);
+          return run;
       }
       if (!wait(lock, deadline)) return std::nullopt;
     }
   }
 
-  std::optional<std::vector<bool>> present(std::span<const ChunkKey> keys, Seconds patience) {
+  std::optional<std::vector<bool>> present(std::span<const ChunkKey> keys, Seconds patience,
+                                           Absence absence) {
     const Clock::time_point deadline = after(patience);
     std::unique_lock lock(mutex_);
     for (;;) {
@@ -91,12 +95,21 @@ class LookupService::Worker {
       if (!open && unasked.empty()) {
         std::vector<bool> there;
         there.reserve(keys.size());
-        for (const ChunkKey& key : keys) there.push_back(tell(key, now));
+        for (const ChunkKey& key : keys) {
+          there.push_back(absence == Absence::kForget ? tell(key, now)
+                                                      : known(key, now) == Known::kPresent);
+        }
         return there;
       }
       ask(unasked, Until::kEnd, now);
       if (!wait(lock, deadline)) return std::nullopt;
     }
+  }
+
+  void told(std::span<const ChunkKey> keys) {
+    const std::lock_guard lock(mutex_);
+    const Clock::time_point now = Clock::now();
+    for (const ChunkKey& key : keys) tell(key, now);
   }
 
   // A thread's life.
@@ -121,6 +134,11 @@ class LookupService::Worker {
       slow_ = Clock::now() - *started > kSlowSlice;
       working_since_.erase(started);
       record(*batch, slice, there);
+      std::vector<Seen> garbage = std::exchange(garbage_, {});
+      if (garbage.empty()) continue;
+      lock.unlock();  // to free it takes milliseconds
+      garbage.clear();
+      lock.lock();
     }
     if (--running_ == 0) ended_.notify_all();
   }
@@ -143,8 +161,8 @@ class LookupService::Worker {
   void forget() {
     const std::lock_guard lock(mutex_);
     ++generation_;
-    recent_ = Seen{Clock::now(), {}};
-    older_ = Seen{};
+    garbage_.push_back(std::exchange(recent_, Seen{Clock::now(), {}}));
+    garbage_.push_back(std::exchange(older_, Seen{}));
     questions_.clear();
     batches_.clear();
     answered_.notify_all();  // who waits asks anew
@@ -169,12 +187,12 @@ class LookupService::Worker {
     return recent_.has(key, now, longest_believed()) || older_.has(key, now, longest_believed());
   }
 
-  // Forgets a half of what is remembered when it is half as old as it may be, or too much. Only our
-  // own threads do this: to free it takes milliseconds.
+  // Forgets a half of what is remembered when it is half as old as it may be, or too much.
   void turn_over(Clock::time_point now) {
     if (now - recent_.since <= options_.believed && recent_.keys.size() < options_.remembered / 2) {
       return;
     }
+    garbage_.push_back(std::move(older_));
     older_ = std::exchange(recent_, Seen{now, {}});
     std::erase_if(questions_, [&](const auto& entry) {  // answers that nobody came back for
       return entry.second.absent && now - entry.second.at > longest_believed();
@@ -264,6 +282,7 @@ class LookupService::Worker {
   std::unordered_map<ChunkKey, Question, ChunkKeyHash> questions_;
   Seen recent_;
   Seen older_;
+  std::vector<Seen> garbage_;                       // for our own threads to free
   std::multiset<Clock::time_point> working_since_;  // of threads that are in a system call
   std::uint64_t generation_ = 0;
   std::uint64_t given_up_ = 0;
@@ -279,14 +298,17 @@ LookupService::LookupService(Ask filesystem, const LookupOptions& options)
 
 LookupService::~LookupService() { worker_->stop(); }
 
-std::optional<std::size_t> LookupService::lookup(std::span<const ChunkKey> keys, Seconds patience) {
-  return worker_->lookup(keys, patience);
+std::optional<std::size_t> LookupService::lookup(std::span<const ChunkKey> keys, Seconds patience,
+                                                 Absence absence) {
+  return worker_->lookup(keys, patience, absence);
 }
 
 std::optional<std::vector<bool>> LookupService::present(std::span<const ChunkKey> keys,
-                                                        Seconds patience) {
-  return worker_->present(keys, patience);
+                                                        Seconds patience, Absence absence) {
+  return worker_->present(keys, patience, absence);
 }
+
+void LookupService::told(std::span<const ChunkKey> keys) { worker_->told(keys); }
 
 void LookupService::forget() { worker_->forget(); }
 

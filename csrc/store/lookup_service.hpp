@@ -26,6 +26,9 @@ struct LookupOptions {
   std::size_t remembered = 1 << 17;
 };
 
+// What becomes of an absence when it is told: forgotten, or kept until told().
+enum class Absence { kForget, kKeep };
+
 // Threads that ask a filesystem, and what they found. Presence is remembered for a while; absence
 // only until it was told once, so that a chunk is found as soon as another engine has stored it.
 // Any thread may call; no lock is held across a system call.
@@ -44,11 +47,16 @@ class LookupService {
 
   // As Directory::lookup, but nullopt when that is not known within `patience`: ask again later.
   // A question given up ends the run.
-  [[nodiscard]] std::optional<std::size_t> lookup(std::span<const ChunkKey> keys, Seconds patience);
+  [[nodiscard]] std::optional<std::size_t> lookup(std::span<const ChunkKey> keys, Seconds patience,
+                                                  Absence absence = Absence::kForget);
 
   // As Directory::present for each of `keys`, with the same patience. Given up is absent.
   [[nodiscard]] std::optional<std::vector<bool>> present(std::span<const ChunkKey> keys,
-                                                         Seconds patience);
+                                                         Seconds patience,
+                                                         Absence absence = Absence::kForget);
+
+  // These answers were used: of those that were kept, absences are forgotten.
+  void told(std::span<const ChunkKey> keys);
 
   // Drops all that is known: what was seen before is not believed any more.
   void forget();

@@ -95,7 +95,7 @@ class Workload:
         ]
         engine = self.engine()
         slabs = engine.stats()["slabs_total"]
-        slots = slabs - slabs // 4  # of which stores may hold so many
+        slots = slabs - max(1, slabs // 4)  # of which stores may hold so many
         blocks = list(range(BLOCKS_PER_CHUNK))
         jobs = Jobs(engine, CompletionKind.STORED, self._faults)
         with Stopwatch() as watch:

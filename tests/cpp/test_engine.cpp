@@ -128,7 +128,7 @@ TEST_P(EngineTest, GatheredIsNotReportedBeforeTheCopy) {
 }
 
 TEST_P(EngineTest, WithoutAFreeSlabAStoreIsDroppedAndCounted) {
-  options.host_memory = 2 * (kHeaderBytes + round_up_to_page(kBlocksPerChunk * kLayers * kPage));
+  options.host_memory = 3 * (kHeaderBytes + round_up_to_page(kBlocksPerChunk * kLayers * kPage));
   start();
   device->hold();
   EXPECT_TRUE(engine->store(key(1), 0, ids({1, 2, 3, 4}), 0));

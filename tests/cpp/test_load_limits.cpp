@@ -162,6 +162,18 @@ TEST_P(LoadLimits, StoresToADiskThatHangsLeaveSlabsForLoads) {
   EXPECT_EQ(stat("chunks_stored"), accepted);
 }
 
+TEST_P(LoadLimits, OfTwoSlabsStoresLeaveOne) {
+  options.host_memory = 2 * slab_bytes_of(options);
+  start();
+  disk->hold(OperationKind::kWrite);
+  EXPECT_TRUE(engine->store(key(100), 0, ids({0, 1, 2, 3}), 0));
+  EXPECT_FALSE(engine->store(key(101), 0, ids({0, 1, 2, 3}), 0));
+  engine->load({chunk(1, ids({30, 31, 32, 33}))}, 0);
+  EXPECT_TRUE(eventually([this] { return stat("chunks_loaded") == 1; }));
+  disk->release();
+  finish();
+}
+
 TEST_P(LoadLimits, ADirectoryThatHangsIsTakenOutOfServiceAndComesBack) {
   options.load_timeout = 50ms;
   start();

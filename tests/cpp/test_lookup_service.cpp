@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "store/lookup_service.hpp"
+#include "store/striped_lookup.hpp"
 #include "support.hpp"
 
 namespace lmkv {
@@ -321,6 +322,39 @@ TEST_F(LookupServiceTest, ManyCallersAtOnceGetTheRightAnswers) {
     });
   }
   for (std::thread& caller : callers) caller.join();
+}
+
+TEST_F(LookupServiceTest, ARootThatHangsSaysNothingNewAndTheOtherGoesOn) {
+  const std::vector<std::string> roots{"/a", "/b"};
+  const Stripes stripes(roots);
+  auto other = std::make_shared<Filesystem>();
+  std::vector<LookupService::Ask> asks;
+  for (const auto& each : {filesystem, other}) {
+    asks.emplace_back(
+        [each](std::span<const ChunkKey> asked, Until until) { return each->ask(asked, until); });
+  }
+  LookupOptions options;
+  options.given_up_after = 50ms;
+  StripedLookup lookups(stripes, asks, options);
+  std::vector<ChunkKey> of_other;
+  for (const ChunkKey& key : keys) {
+    (stripes.of(key) == 0 ? filesystem : other)->put(key);
+    if (stripes.of(key) == 1) of_other.push_back(key);
+  }
+  EXPECT_EQ(lookups.lookup(keys, kLong), keys.size());
+  const auto each = lookups.present(keys, kLong);
+  ASSERT_TRUE(each);
+  EXPECT_EQ(std::count(each->begin(), each->end(), true), std::ptrdiff_t(keys.size()));
+
+  lookups.forget();
+  filesystem->hold(true);
+  EXPECT_EQ(lookups.lookup(keys, kNow), std::nullopt);
+  std::this_thread::sleep_for(60ms);
+  EXPECT_LT(lookups.lookup(keys, kNow).value_or(keys.size()), keys.size());
+  EXPECT_GT(lookups.given_up(), 0U);
+  lookups.forget();
+  EXPECT_EQ(lookups.lookup(of_other, kLong), of_other.size());
+  filesystem->hold(false);
 }
 
 }  // namespace

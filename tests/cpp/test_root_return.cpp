@@ -130,10 +130,13 @@ TEST_P(RootReturn, WithoutASlabItWaits) {
     return failing_ ? std::optional(-EACCES) : std::nullopt;
   });
   take_out();
+  store(10, ids({0, 1, 2, 3}));
+  store(11, ids({4, 5, 6, 7}));
   failing_ = false;
   device->hold();
-  ASSERT_TRUE(engine->store(key(10), 0, ids({0, 1, 2, 3}), 0));
-  ASSERT_TRUE(engine->store(key(11), 0, ids({0, 1, 2, 3}), 0));
+  engine->load({chunk(10, ids({20, 21, 22, 23}))}, 0);  // both are in memory
+  engine->load({chunk(11, ids({24, 25, 26, 27}))}, 0);
+  EXPECT_EQ(device->held(), 2U);
   poll_for(2500ms);
   EXPECT_EQ(opened_, 3);
   device->release();

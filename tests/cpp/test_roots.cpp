@@ -180,6 +180,42 @@ TEST_P(RootsTest, OneThatHangsKeepsNoLoadOfTheOtherWaiting) {
   disk->release();
 }
 
+TEST_P(RootsTest, ReadsOfOneThatHangsLeaveSlabsForTheOther) {
+  options.load_depth = 2 * slab_bytes_of(options);  // four of fifteen slabs at once
+  start();
+  const std::vector<std::uint64_t> first = keys_of(0, 20);
+  const std::uint64_t second = keys_of(1, 1)[0];
+  for (const std::uint64_t k : first) store(k, ids({0, 1, 2, 3}));
+  store(second, ids({4, 5, 6, 7}));
+  start();
+  disk->hold(OperationKind::kRead);
+  std::vector<LoadChunk> many;
+  for (const std::uint64_t k : first) many.push_back(chunk(k, ids({40, 41, 42, 43})));
+  engine->load(std::move(many), 0);
+  EXPECT_LE(stat("slabs_in_use"), 4U);
+  engine->load({chunk(second, ids({50, 51, 52, 53}))}, 0);
+  EXPECT_TRUE(eventually([this] { return stat("chunks_loaded") == 1; }));
+  disk->release();
+  finish();
+}
+
+TEST_P(RootsTest, AFileThatIsThereSaysNothingOfWriting) {
+  std::atomic<bool> failing{false};
+  start([&](Operation& operation) -> std::optional<int> {
+    const bool creates = operation.kind == OperationKind::kOpen && (operation.flags & O_CREAT) != 0;
+    return creates && failing ? std::optional(-EROFS) : std::nullopt;
+  });
+  const std::vector<std::uint64_t> keys = keys_of(0, 5);
+  store(keys[0], ids({0, 1, 2, 3}));
+  failing = true;
+  for (std::size_t i = 1; i <= 3; ++i) {
+    ASSERT_TRUE(engine->store(key(keys[i]), 0, ids({0, 1, 2, 3}), 0));
+    ASSERT_TRUE(engine->store(key(keys[0]), keys[0] * 64, ids({0, 1, 2, 3}), 0));
+    finish();
+  }
+  EXPECT_EQ(stat("stores_out_of_service"), 1U);
+}
+
 INSTANTIATE_TEST_SUITE_P(Both, RootsTest, ::testing::ValuesIn(test::usable_engines()),
                          test::engine_name);
 
