@@ -51,10 +51,14 @@ LoadPipeline::RootQueue& LoadPipeline::queue_of(const Root& root) {
   return *std::ranges::find(queues_, &root, &RootQueue::root);
 }
 
+bool LoadPipeline::is_readable(const RootQueue& queue) const {
+  return !queue.waiting.empty() && queue.reading < most_reading_;
+}
+
 LoadPipeline::RootQueue* LoadPipeline::next_readable() {
   for (std::size_t i = 0; i < queues_.size(); ++i) {
     RootQueue& queue = queues_[(next_queue_ + i) % queues_.size()];
-    if (queue.waiting.empty() || queue.reading >= most_reading_) continue;
+    if (!is_readable(queue)) continue;
     next_queue_ = (next_queue_ + i + 1) % queues_.size();
     return &queue;
   }
@@ -134,7 +138,8 @@ void LoadPipeline::start(std::shared_ptr<ChunkLoad> load) {
 
 bool LoadPipeline::is_waiting() const {
   const std::lock_guard lock(mutex_);
-  return std::ranges::any_of(queues_, [](const RootQueue& q) { return !q.waiting.empty(); });
+  return std::ranges::any_of(queues_,
+                             [this](const RootQueue& queue) { return is_readable(queue); });
 }
 
 void LoadPipeline::start_waiting() {

@@ -35,7 +35,7 @@ class LoadPipeline {
   // Gives up the jobs whose time is over.
   void give_up_late(Clock::time_point now = Clock::now());
 
-  // Any thread: whether chunks wait for a slab.
+  // Any thread: whether chunks wait for a slab, and for nothing else.
   [[nodiscard]] bool is_waiting() const;
   // Any thread: a slab may have come free.
   void start_waiting();
@@ -64,6 +64,7 @@ class LoadPipeline {
   void refuse_waiting(Root& root);
   // Caller holds mutex_.
   [[nodiscard]] RootQueue& queue_of(const Root& root);
+  [[nodiscard]] bool is_readable(const RootQueue& queue) const;
   [[nodiscard]] RootQueue* next_readable();
   std::vector<std::shared_ptr<Job>> take_late(Clock::time_point now);
 

@@ -59,15 +59,8 @@ Roots::Roots(const EngineOptions& options, std::vector<RootParts> parts, const S
     roots_.push_back(parts[i].error.empty()
                          ? std::make_unique<Root>(options, paths_[i], std::move(parts[i]), slabs)
                          : nullptr);
+    if (roots_.back() != nullptr) usable_.push_back(roots_.back().get());
   }
-}
-
-std::vector<Root*> Roots::usable() const {
-  std::vector<Root*> all;
-  for (const std::unique_ptr<Root>& root : roots_) {
-    if (root != nullptr) all.push_back(root.get());
-  }
-  return all;
 }
 
 std::map<std::string, std::uint64_t> Roots::stats() const {

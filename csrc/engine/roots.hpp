@@ -61,7 +61,7 @@ class Roots {
   [[nodiscard]] Root* of(const ChunkKey& key) const { return roots_[stripes_.of(key)].get(); }
 
   // Roots that can be used.
-  [[nodiscard]] std::vector<Root*> usable() const;
+  [[nodiscard]] const std::vector<Root*>& usable() const { return usable_; }
 
   // Sums over the roots; "loads_out_of_service" and "stores_out_of_service" count roots.
   [[nodiscard]] std::map<std::string, std::uint64_t> stats() const;
@@ -77,6 +77,7 @@ class Roots {
   const Stripes stripes_;
   std::vector<std::string> errors_;           // at start
   std::vector<std::unique_ptr<Root>> roots_;  // nullptr where there is an error
+  std::vector<Root*> usable_;
 };
 
 }  // namespace lmkv

@@ -55,30 +55,34 @@ std::vector<StripedLookup::Share> StripedLookup::shares_of(std::span<const Chunk
   return shares;
 }
 
+// What `ask` answers for each root, asking all of them before it waits for one; nothing while one
+// has no answer.
+template <typename Answer, typename F>
+std::vector<Answer> StripedLookup::ask_all(Seconds patience, F&& ask) {
+  const SharedPatience shared(patience);
+  std::vector<std::optional<Answer>> found(services_.size());
+  for (std::size_t i = 0; i < services_.size(); ++i) found[i] = ask(i, Seconds(0));
+  std::vector<Answer> answers;
+  for (std::size_t i = 0; i < services_.size(); ++i) {
+    if (!found[i]) found[i] = ask(i, shared.left());
+    if (found[i]) answers.push_back(std::move(*found[i]));
+  }
+  if (answers.size() < services_.size()) answers.clear();
+  return answers;
+}
+
 std::optional<std::size_t> StripedLookup::lookup(std::span<const ChunkKey> keys, Seconds patience) {
   if (services_.size() == 1) return services_.front()->lookup(keys, patience);
   const std::vector<Share> shares = shares_of(keys);
-  const SharedPatience shared(patience);
-  std::vector<std::optional<std::size_t>> runs(services_.size());
-  bool is_known = true;
-  // All are asked before one is waited for.
-  for (const bool waits : {false, true}) {
-    is_known = true;
-    for (std::size_t i = 0; i < services_.size(); ++i) {
-      if (!runs[i]) {
-        runs[i] = services_[i]->lookup(shares[i].keys, waits ? shared.left() : Seconds(0),
-                                       Absence::kKeep);
-      }
-      is_known = is_known && runs[i];
-    }
-    if (is_known) break;
-  }
-  if (!is_known) return std::nullopt;
+  const auto runs = ask_all<std::size_t>(patience, [&](std::size_t i, Seconds left) {
+    return services_[i]->lookup(shares[i].keys, left, Absence::kKeep);
+  });
+  if (runs.empty()) return std::nullopt;
   std::size_t run = keys.size();
-  for (std::size_t i = 0; i < services_.size(); ++i) {
-    if (*runs[i] == shares[i].keys.size()) continue;
-    run = std::min(run, shares[i].places[*runs[i]]);
-    services_[i]->told(std::span(shares[i].keys).subspan(*runs[i], 1));
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    if (runs[i] == shares[i].keys.size()) continue;
+    run = std::min(run, shares[i].places[runs[i]]);
+    services_[i]->told(std::span(shares[i].keys).subspan(runs[i], 1));
   }
   return run;
 }
@@ -87,25 +91,14 @@ std::optional<std::vector<bool>> StripedLookup::present(std::span<const ChunkKey
                                                         Seconds patience) {
   if (services_.size() == 1) return services_.front()->present(keys, patience);
   const std::vector<Share> shares = shares_of(keys);
-  const SharedPatience shared(patience);
-  std::vector<std::optional<std::vector<bool>>> answers(services_.size());
-  bool is_known = true;
-  for (const bool waits : {false, true}) {
-    is_known = true;
-    for (std::size_t i = 0; i < services_.size(); ++i) {
-      if (!answers[i]) {
-        answers[i] = services_[i]->present(shares[i].keys, waits ? shared.left() : Seconds(0),
-                                           Absence::kKeep);
-      }
-      is_known = is_known && answers[i];
-    }
-    if (is_known) break;
-  }
-  if (!is_known) return std::nullopt;
+  const auto answers = ask_all<std::vector<bool>>(patience, [&](std::size_t i, Seconds left) {
+    return services_[i]->present(shares[i].keys, left, Absence::kKeep);
+  });
+  if (answers.empty()) return std::nullopt;
   std::vector<bool> there(keys.size());
-  for (std::size_t i = 0; i < services_.size(); ++i) {
+  for (std::size_t i = 0; i < answers.size(); ++i) {
     for (std::size_t k = 0; k < shares[i].keys.size(); ++k) {
-      there[shares[i].places[k]] = (*answers[i])[k];
+      there[shares[i].places[k]] = answers[i][k];
     }
     services_[i]->told(shares[i].keys);
   }

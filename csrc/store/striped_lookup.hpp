@@ -39,6 +39,8 @@ class StripedLookup {
     std::vector<std::size_t> places;
   };
   [[nodiscard]] std::vector<Share> shares_of(std::span<const ChunkKey> keys) const;
+  template <typename Answer, typename F>
+  [[nodiscard]] std::vector<Answer> ask_all(Seconds patience, F&& ask);
 
   const Stripes stripes_;
   std::vector<std::unique_ptr<LookupService>> services_;

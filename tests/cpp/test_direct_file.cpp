@@ -467,6 +467,18 @@ TEST_P(DirectFileTest, BytesInFlightStayWithinTheDepthAndWritesYieldToWaitingRea
   EXPECT_LE(most_writes_beside_waiting_reads, kFileBytes);
 }
 
+TEST_P(DirectFileTest, EachOperationHasItsOwnRetries) {
+  constexpr int kStorm = 80;  // of each request: of all together, more than one may have
+  static_assert(kStorm * ((kFileBytes + kRequestBytes - 1) / kRequestBytes) > 200);
+  std::map<std::uint64_t, int> refused;
+  start([&](Operation& operation) -> std::optional<int> {
+    if (operation.kind != OperationKind::kWrite) return std::nullopt;
+    return ++refused[operation.offset] <= kStorm ? std::optional(-EAGAIN) : std::nullopt;
+  });
+  EXPECT_EQ(write_source(), Outcome::kWritten);
+  expect_source_at(target);
+}
+
 TEST_P(DirectFileTest, ShutdownCancelsTheQueueAndWaitsForTheRest) {
   options.write_depth = 1;  // one file at a time
   start({});

@@ -199,6 +199,52 @@ TEST_P(RootsTest, ReadsOfOneThatHangsLeaveSlabsForTheOther) {
   finish();
 }
 
+TEST_P(RootsTest, StoresGoOnWhileAnotherRootHangsWithLoadsQueued) {
+  options.load_depth = 2 * slab_bytes_of(options);
+  start();
+  const std::vector<std::uint64_t> first = keys_of(0, 20);
+  for (const std::uint64_t k : first) store(k, ids({0, 1, 2, 3}));
+  start();
+  disk->hold(OperationKind::kRead);
+  std::vector<LoadChunk> many;
+  for (const std::uint64_t k : first) many.push_back(chunk(k, ids({40, 41, 42, 43})));
+  engine->load(std::move(many), 0);
+  EXPECT_TRUE(engine->store(key(keys_of(1, 1)[0]), 0, ids({0, 1, 2, 3}), 0))
+      << "they wait for their disk, not for a slab";
+  EXPECT_TRUE(eventually([this] { return stat("chunks_stored") == 1; }));
+  disk->release();
+  finish();
+}
+
+TEST_P(RootsTest, AStoreThatIsDroppedUsesUpNoTrial) {
+  options.host_memory = 2 * slab_bytes_of(options);
+  std::atomic<bool> failing{false};
+  start([&](Operation& operation) -> std::optional<int> {
+    const bool creates = operation.kind == OperationKind::kOpen && (operation.flags & O_CREAT) != 0;
+    return creates && failing ? std::optional(-EROFS) : std::nullopt;
+  });
+  const std::vector<std::uint64_t> keys = keys_of(0, 6);
+  for (std::size_t i = 0; i < 2; ++i) store(keys[i], ids({0, 1, 2, 3}));
+  failing = true;
+  for (std::size_t i = 2; i < 5; ++i) {
+    ASSERT_TRUE(engine->store(key(keys[i]), 0, ids({0, 1, 2, 3}), 0));
+    finish();
+  }
+  ASSERT_EQ(stat("stores_out_of_service"), 1U);
+  failing = false;
+  device->hold();  // both slabs are in use
+  for (std::size_t i = 0; i < 2; ++i) engine->load({chunk(keys[i], ids({40, 41, 42, 43}))}, 0);
+  EXPECT_TRUE(eventually([this] { return device->held() == 2; }));
+  std::this_thread::sleep_for(2100ms);  // a trial is due
+  EXPECT_FALSE(engine->store(key(keys[5]), 0, ids({0, 1, 2, 3}), 0));
+  EXPECT_EQ(stat("stores_dropped"), 1U);
+  device->release();
+  finish();
+  EXPECT_TRUE(engine->store(key(keys[5]), 0, ids({0, 1, 2, 3}), 0));
+  finish();
+  EXPECT_EQ(stat("stores_out_of_service"), 0U);
+}
+
 TEST_P(RootsTest, AFileThatIsThereSaysNothingOfWriting) {
   std::atomic<bool> failing{false};
   start([&](Operation& operation) -> std::optional<int> {
