@@ -20,14 +20,10 @@
 #include "engine/engine.hpp"
 #include "fault_engine.hpp"
 #include "holding_engine.hpp"
+#include "paged_kv.hpp"
 #include "support.hpp"
 
 namespace lmkv::test {
-
-inline constexpr std::size_t kLayers = 3;
-inline constexpr std::size_t kPage = 5000;  // bytes of a layer's block: nothing is aligned by luck
-inline constexpr std::size_t kBlocks = 64;
-inline constexpr std::uint32_t kBlocksPerChunk = 4;
 
 inline ChunkKey key(std::uint64_t n) { return digest_of<ChunkKey>(n); }
 
@@ -37,24 +33,8 @@ inline std::vector<BlockId> ids(std::initializer_list<std::uint32_t> list) {
   return blocks;
 }
 
-class EngineTest : public ::testing::TestWithParam<IoEngineChoice> {
+class EngineTest : public ::testing::TestWithParam<IoEngineChoice>, protected PagedKv {
  protected:
-  EngineTest() {
-    fill_random(kv, 1);
-    options.roots = {root.path()};
-    options.namespace_digest = digest_of<NamespaceDigest>(1);
-    for (std::size_t layer = 0; layer < kLayers; ++layer) {
-      const auto base = reinterpret_cast<std::uintptr_t>(kv.data() + layer * kBlocks * kPage);
-      options.segments.push_back({base, kPage, kPage});
-    }
-    options.block_count = kBlocks;
-    options.block_tokens = 16;
-    options.blocks_per_chunk = kBlocksPerChunk;
-    options.host_memory = 1 << 20;
-    options.request_bytes = 4 * kPageBytes;
-    options.io_engine = GetParam();
-  }
-
   void start(FaultEngine::Fault fault = {}) {
     engine.reset();
     EngineParts parts = make_parts(options);
@@ -92,28 +72,6 @@ class EngineTest : public ::testing::TestWithParam<IoEngineChoice> {
     return true;
   }
 
-  std::span<std::byte> page(std::size_t layer, BlockId block) {
-    const std::size_t at = (layer * kBlocks + static_cast<std::size_t>(block)) * kPage;
-    return std::span(kv).subspan(at, kPage);
-  }
-  std::vector<std::byte> bytes_of(const std::vector<BlockId>& blocks) {
-    std::vector<std::byte> bytes;
-    for (const BlockId block : blocks) {
-      for (std::size_t layer = 0; layer < kLayers; ++layer) {
-        const auto part = page(layer, block);
-        bytes.insert(bytes.end(), part.begin(), part.end());
-      }
-    }
-    return bytes;
-  }
-  void poison(const std::vector<BlockId>& blocks) {
-    for (const BlockId block : blocks) {
-      for (std::size_t layer = 0; layer < kLayers; ++layer) {
-        std::ranges::fill(page(layer, block), std::byte{0xEE});
-      }
-    }
-  }
-
   std::vector<Completion> finish() {
     EXPECT_TRUE(engine->drain(std::chrono::seconds(20)));
     return engine->poll();
@@ -149,8 +107,7 @@ class EngineTest : public ::testing::TestWithParam<IoEngineChoice> {
   }
 
   TemporaryDirectory root;
-  std::vector<std::byte> kv = std::vector<std::byte>(kLayers * kBlocks * kPage);
-  EngineOptions options;
+  EngineOptions options = options_of(root.path(), GetParam());
   DelayedDevice* device = nullptr;
   HoldingEngine* disk = nullptr;  // of the first root
   std::unique_ptr<Engine> engine;

@@ -9,6 +9,7 @@
 #include "engine/engine.hpp"
 #include "fault_cells.hpp"
 #include "io/fault_engine.hpp"
+#include "paged_kv.hpp"
 #include "support.hpp"
 
 namespace lmkv {
@@ -18,14 +19,11 @@ using namespace std::chrono_literals;
 using test::Cell;
 using test::digest_of;
 using test::End;
+using test::kBlocksPerChunk;
 using test::kChunks;
+using test::kPoison;
 
-constexpr std::size_t kLayers = 3;
-constexpr std::size_t kPage = 5000;  // bytes of a layer's block: nothing is aligned by luck
-constexpr std::size_t kBlocks = 64;
-constexpr std::uint32_t kBlocksPerChunk = 4;
 constexpr std::uint32_t kTargets = 32;  // chunk k is made of blocks 4k.., and loaded to 32 + 4k..
-constexpr std::byte kPoison{0xEE};
 
 using Parameter = std::tuple<Cell, IoEngineChoice>;
 
@@ -34,22 +32,9 @@ std::string cell_name(const ::testing::TestParamInfo<Parameter>& info) {
   return cell.name + (choice == IoEngineChoice::kUring ? "_io_uring" : "_threads");
 }
 
-class FaultMatrix : public ::testing::TestWithParam<Parameter> {
+class FaultMatrix : public ::testing::TestWithParam<Parameter>, protected test::PagedKv {
  protected:
   FaultMatrix() : cell(std::get<Cell>(GetParam())) {
-    test::fill_random(kv, 1);
-    options.roots = {root.path()};
-    options.namespace_digest = digest_of<NamespaceDigest>(1);
-    for (std::size_t layer = 0; layer < kLayers; ++layer) {
-      const auto base = reinterpret_cast<std::uintptr_t>(kv.data() + layer * kBlocks * kPage);
-      options.segments.push_back({base, kPage, kPage});
-    }
-    options.block_count = kBlocks;
-    options.block_tokens = 16;
-    options.blocks_per_chunk = kBlocksPerChunk;
-    options.host_memory = 1 << 20;
-    options.request_bytes = 4 * kPageBytes;
-    options.io_engine = std::get<IoEngineChoice>(GetParam());
     options.io_threads = 2;
     options.direct_io = cell.direct_io;
   }
@@ -87,20 +72,6 @@ class FaultMatrix : public ::testing::TestWithParam<Parameter> {
     return test::count_files(paths().temporary_directory());
   }
 
-  std::span<std::byte> page(std::size_t layer, BlockId block) {
-    const std::size_t at = (layer * kBlocks + static_cast<std::size_t>(block)) * kPage;
-    return std::span(kv).subspan(at, kPage);
-  }
-  std::vector<std::byte> bytes_of(const std::vector<BlockId>& blocks) {
-    std::vector<std::byte> bytes;
-    for (const BlockId block : blocks) {
-      for (std::size_t layer = 0; layer < kLayers; ++layer) {
-        const auto part = page(layer, block);
-        bytes.insert(bytes.end(), part.begin(), part.end());
-      }
-    }
-    return bytes;
-  }
   bool is_untouched(const std::vector<BlockId>& blocks) {
     return std::ranges::all_of(bytes_of(blocks), [](std::byte byte) { return byte == kPoison; });
   }
@@ -113,11 +84,7 @@ class FaultMatrix : public ::testing::TestWithParam<Parameter> {
     }
   }
   void load_all() {
-    for (std::uint32_t i = kTargets; i < kBlocks; ++i) {
-      for (std::size_t layer = 0; layer < kLayers; ++layer) {
-        std::ranges::fill(page(layer, BlockId{i}), kPoison);
-      }
-    }
+    for (std::uint32_t i = kTargets; i < test::kBlocks; ++i) poison({BlockId{i}});
     std::vector<LoadChunk> chunks;
     for (std::uint32_t k = 0; k < kChunks; ++k) {
       ++asked_loads;
@@ -171,8 +138,7 @@ class FaultMatrix : public ::testing::TestWithParam<Parameter> {
   const Cell cell;
   const std::size_t descriptors = test::open_descriptors();
   test::TemporaryDirectory root;
-  std::vector<std::byte> kv = std::vector<std::byte>(kLayers * kBlocks * kPage);
-  EngineOptions options;
+  EngineOptions options = options_of(root.path(), std::get<IoEngineChoice>(GetParam()));
   std::uint64_t asked_stores = 0;
   std::uint64_t asked_loads = 0;
   bool hangs = false;

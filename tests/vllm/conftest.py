@@ -47,3 +47,22 @@ def lines(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     caplog.set_level(logging.INFO, logger="vllm.lmkv")
     return lambda: [r.getMessage() for r in caplog.records if r.getMessage().startswith("lmkv:")]
+
+
+@pytest.fixture
+def engines_with_workers():
+    """Makes engines with one real worker each, over a directory; all are shut down at the end."""
+    from scheduler_harness import Engine
+    from worker_harness import RealWorker
+
+    workers = []
+
+    def make(model, root, **extra):
+        engine = Engine(model, root, hello=False, extra={"host_memory": "64MiB", **extra})
+        workers.append(RealWorker(engine))
+        engine.greet(workers[-1].connector.get_handshake_metadata())
+        return engine
+
+    yield make
+    for worker in workers:
+        worker.connector.shutdown()

@@ -5,7 +5,7 @@ import time
 import pytest
 from scheduler_harness import CHUNK, PER_CHUNK, Engine, key_of, put
 from vllm.v1.outputs import KVConnectorOutput
-from worker_harness import RealWorker, checked_prompt, run
+from worker_harness import checked_prompt, run
 
 from lmkv.vllm.metadata import StepReport
 
@@ -83,18 +83,8 @@ def test_a_request_that_ends_without_a_load_cancels_nothing(engine):
 
 
 @pytest.fixture
-def make(tiny_model, root):
-    workers = []
-
-    def make(**extra):
-        engine = Engine(tiny_model, root, hello=False, extra={"host_memory": "64MiB", **extra})
-        workers.append(RealWorker(engine))
-        engine.greet(workers[-1].connector.get_handshake_metadata())
-        return engine
-
-    yield make
-    for worker in workers:
-        worker.connector.shutdown()
+def make(tiny_model, root, engines_with_workers):
+    return lambda **extra: engines_with_workers(tiny_model, root, **extra)
 
 
 LONG = 40 * CHUNK + 5

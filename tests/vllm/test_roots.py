@@ -6,7 +6,7 @@ import time
 import pytest
 from scheduler_harness import CHUNK, PER_CHUNK, Engine, chunk_file, key_of, put
 from vllm.v1.outputs import KVConnectorOutput
-from worker_harness import RealWorker, checked_prompt, files
+from worker_harness import checked_prompt, files
 
 from lmkv import ConfigError
 from lmkv._C import Directory
@@ -25,19 +25,9 @@ def roots(tmp_path):
 
 
 @pytest.fixture
-def make(tiny_model, roots):
-    workers = []
-
-    def make(**extra):
-        extra = {"path": [str(root) for root in roots], "host_memory": "64MiB", **extra}
-        engine = Engine(tiny_model, roots[0], hello=False, extra=extra)
-        workers.append(RealWorker(engine))
-        engine.greet(workers[-1].connector.get_handshake_metadata())
-        return engine
-
-    yield make
-    for worker in workers:
-        worker.connector.shutdown()
+def make(tiny_model, roots, engines_with_workers):
+    paths = {"path": [str(root) for root in roots]}
+    return lambda **extra: engines_with_workers(tiny_model, roots[0], **(paths | extra))
 
 
 def step_until(engine, condition):
