@@ -19,9 +19,10 @@ using Clock = std::chrono::steady_clock;
 
 // Keys that a thread takes at once: about 50 us of system calls when the kernel knows them.
 constexpr std::size_t kSlice = 32;
-// Where a slice takes longer, keys are not at hand, and more threads wait for them at once. Else
-// one thread is as good as four, and leaves the other cores alone.
+// Where a slice takes longer, keys are not at hand, and all threads wait for them at once. Else
+// two are enough, and only for so many keys that the second is worth waking.
 constexpr std::chrono::microseconds kSlowSlice{250};
+constexpr std::size_t kWorthTwoThreads = 4 * kSlice;
 
 // Keys that were asked for together, in order.
 struct Batch {
@@ -30,6 +31,7 @@ struct Batch {
   std::uint64_t generation = 0;  // answers to questions of an older one are dropped
   std::size_t next = 0;          // the first that no thread has taken
   std::size_t end = 0;           // behind the last that matters: all, or up to the first absent one
+  unsigned slices_asked = 0;     // of those that threads have taken, without an answer yet
 
   [[nodiscard]] bool taken() const { return next >= keys.size(); }
 };
@@ -124,6 +126,7 @@ class LookupService::Worker {
       const std::size_t begin = batch->next;
       const std::size_t end = std::min(begin + kSlice, batch->keys.size());
       batch->next = end;
+      ++batch->slices_asked;
       if (!batch->taken()) batches_.push_back(batch);  // behind the others': all get on
       const std::span<const ChunkKey> slice(batch->keys.data() + begin, end - begin);
       const auto started = working_since_.insert(Clock::now());
@@ -133,6 +136,7 @@ class LookupService::Worker {
       lock.lock();
       slow_ = Clock::now() - *started > kSlowSlice;
       working_since_.erase(started);
+      --batch->slices_asked;
       record(*batch, slice, there);
       std::vector<Seen> garbage = std::exchange(garbage_, {});
       if (garbage.empty()) continue;
@@ -235,8 +239,10 @@ class LookupService::Worker {
     }
     if (batch->keys.empty()) return;
     batch->end = batch->keys.size();
+    const bool worth_two = batch->keys.size() >= kWorthTwoThreads;
     batches_.push_back(std::move(batch));
     work_.notify_one();
+    if (worth_two) work_.notify_one();
   }
 
   bool wait(std::unique_lock<std::mutex>& lock, Clock::time_point deadline) {
@@ -269,7 +275,8 @@ class LookupService::Worker {
       }
     }
     for (std::size_t i = batch.end; i < batch.keys.size(); ++i) questions_.erase(batch.keys[i]);
-    answered_.notify_all();
+    // Not after every slice: who waits would only wake up to wait for the next.
+    if (batch.taken() && batch.slices_asked == 0) answered_.notify_all();
   }
 
   const Ask filesystem_;

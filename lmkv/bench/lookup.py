@@ -26,6 +26,7 @@ BLOCKS_PER_CHUNK = 16
 NAMESPACE = bytes(32)
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 STEP_SECONDS = 0.001  # between two steps of an engine that waits
+SETTLE_SECONDS = 0.05  # the kernel goes on freeing what it was made to forget
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ def drop_caches() -> bool:
         DROP_CACHES.write_text("2", encoding="ascii")
     except OSError:
         return False
+    time.sleep(SETTLE_SECONDS)
     return True
 
 

@@ -140,6 +140,28 @@ TEST_F(LookupServiceTest, ASlowFilesystemIsAskedByAllThreadsAtOnce) {
   EXPECT_EQ(lookups.lookup(keys, kLong), keys.size());
 }
 
+TEST_F(LookupServiceTest, ManyKeysAreAskedForByTwoThreadsAtOnce) {
+  put(keys.size());
+  LookupService lookups = service();
+  filesystem->hold(true);
+  EXPECT_EQ(lookups.lookup(keys, kNow), std::nullopt);
+  filesystem->await_waiting(2);
+  filesystem->hold(false);
+  EXPECT_EQ(lookups.lookup(keys, kLong), keys.size());
+}
+
+TEST_F(LookupServiceTest, WhoWaitsIsWokenByAHoleWhoseFollowersAreStillAskedFor) {
+  put(64);
+  LookupOptions options;
+  options.threads = 2;
+  LookupService lookups = service(options);
+  for (int i = 0; i < 20; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    EXPECT_EQ(lookups.lookup(keys, kLong), 64U);
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, 10s);
+  }
+}
+
 TEST_F(LookupServiceTest, WhatWasThereIsNotAskedForAgain) {
   put(keys.size());
   LookupService lookups = service();
