@@ -323,7 +323,7 @@ def soak(root: Path, minutes: float, seed: int) -> dict[str, Any]:
             out = out_of_service(driver.engine.stats())
             driver.quiesce(close=out or dice.random() < 0.2)
         samples.append(settled(drivers, samples))
-        left = list(root.glob("v1/*/r0/tmp/*"))
+        left = [file for file in root.glob("v1/*/r0/*/*") if file.suffix != ".kv"]
         temporaries += len(left)
         injected = Counter[str]()
         for driver in drivers:

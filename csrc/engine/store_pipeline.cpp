@@ -133,7 +133,7 @@ void StorePipeline::write(std::shared_ptr<Job> job) {
   Root& root = *job->root;
   FileWrite request;
   request.path = root.paths.chunk(job->identity.key);
-  request.temporary = root.paths.unique_temporary();
+  request.temporary = root.paths.unique_temporary(job->identity.key);
   request.root = root.paths.root();
   request.directories = root.paths.directories_for(job->identity.key);
   request.buffer = job->sealed->bytes().data();

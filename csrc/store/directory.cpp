@@ -65,8 +65,7 @@ ChunkPaths::ChunkPaths(std::string root, const NamespaceDigest& namespace_digest
       namespace_directory_(version_directory_ + "/" + namespace_digest.hex().substr(0, 16)),
       rank_directory_(namespace_directory_ + "/r" + std::to_string(rank)),
       temporary_directory_(rank_directory_ + "/tmp"),
-      temporary_prefix_(temporary_directory_ + "/" + host_name() + "-" +
-                        std::to_string(::getpid()) + "-") {}
+      writer_(host_name() + "-" + std::to_string(::getpid()) + "-") {}
 
 std::string ChunkPaths::chunk(const ChunkKey& key) const {
   return rank_directory_ + "/" + chunk_below(key);
@@ -81,12 +80,20 @@ std::string ChunkPaths::chunk_below(const ChunkKey& key) {
 }
 
 std::string ChunkPaths::unique_temporary() const {
-  return temporary_prefix_ + to_hex(next_unique());
+  return temporary_directory_ + "/" + writer_ + to_hex(next_unique());
+}
+
+std::string ChunkPaths::unique_temporary(const ChunkKey& key) const {
+  return directory_of(key) + "/" + writer_ + to_hex(next_unique());
+}
+
+std::string ChunkPaths::directory_of(const ChunkKey& key) const {
+  return rank_directory_ + "/" + key.hex().substr(0, 3);
 }
 
 std::vector<std::string> ChunkPaths::directories_for(const ChunkKey& key) const {
   return {version_directory_, namespace_directory_, rank_directory_, temporary_directory_,
-          rank_directory_ + "/" + key.hex().substr(0, 3)};
+          directory_of(key)};
 }
 
 void make_root(const std::string& root) {

@@ -15,8 +15,9 @@
 
 namespace lmkv {
 
-// Paths of one rank's chunks: <root>/v1/<namespace16>/r<rank>/<hhh>/<key>.kv, and tmp/ beside the
-// <hhh> directories. Built from hex digits only, so no input can leave the tree.
+// Paths of one rank's chunks: <root>/v1/<namespace16>/r<rank>/<hhh>/<key>.kv, written as
+// <hhh>/<host>-<pid>-<random>; tmp/ beside the <hhh> directories is for what is no chunk. Built
+// from hex digits only, so no input can leave the tree.
 class ChunkPaths {
  public:
   ChunkPaths(std::string root, const NamespaceDigest& namespace_digest, std::uint32_t rank);
@@ -24,8 +25,11 @@ class ChunkPaths {
   [[nodiscard]] std::string chunk(const ChunkKey& key) const;
   // As chunk(), relative to rank_directory().
   [[nodiscard]] static std::string chunk_below(const ChunkKey& key);
-  // A name that no other writer has: host, process and a counter over a random start.
+  // A name that no other writer has: host, process and a counter over a random start. In tmp/.
   [[nodiscard]] std::string unique_temporary() const;
+  // The same in the directory of chunk(key): on ext4 a file stays near the directory that it was
+  // made in, and there are many of those (docs/decisions/0012).
+  [[nodiscard]] std::string unique_temporary(const ChunkKey& key) const;
   // Every directory that a store of `key` needs, outermost first, the root itself excluded.
   [[nodiscard]] std::vector<std::string> directories_for(const ChunkKey& key) const;
   [[nodiscard]] const std::string& root() const { return root_; }
@@ -33,12 +37,14 @@ class ChunkPaths {
   [[nodiscard]] const std::string& temporary_directory() const { return temporary_directory_; }
 
  private:
+  [[nodiscard]] std::string directory_of(const ChunkKey& key) const;
+
   std::string root_;
   std::string version_directory_;
   std::string namespace_directory_;
   std::string rank_directory_;
   std::string temporary_directory_;
-  std::string temporary_prefix_;
+  std::string writer_;  // "<host>-<pid>-"
 };
 
 // Makes `root` and its parents with the user's umask. Blocks on the disk: start-up only.

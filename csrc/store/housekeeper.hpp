@@ -1,4 +1,5 @@
-// The engine's housekeeping thread: counts what is in the directory, evicts, sweeps tmp/.
+// The engine's housekeeping thread: counts what is in the directory, evicts, and sweeps what
+// dead writers left.
 #pragma once
 
 #include <atomic>
@@ -18,7 +19,7 @@ namespace lmkv {
 struct HousekeepingOptions {
   // Not evicted: what was stored or touched this short a time ago, by the filesystem's clock.
   std::chrono::milliseconds spared{5000};
-  // A file in tmp/ that nobody has written to for this long is its dead writer's. Far beyond what
+  // A temporary file that nobody has written to for this long is its dead writer's. Far beyond what
   // one file takes, and beyond what the clocks of hosts that share a root differ by.
   std::chrono::seconds abandoned_after{std::chrono::hours(1)};
   std::chrono::milliseconds sample_interval{1000};   // looks at the filesystem's free space

@@ -99,18 +99,22 @@ class Walk {
     const std::string digits = fan_out;
     for_each(open_below(parent, fan_out), [&](int inside, const char* entry) {
       const auto key = key_of(entry, digits);
+      if (!key) return walk_temporary(inside, entry);
       FileFacts facts;
-      if (key && look(inside, entry, facts)) visitor_.on_chunk(rank_, *key, facts);
+      if (look(inside, entry, facts)) visitor_.on_chunk(rank_, *key, facts);
     });
   }
 
   void walk_temporaries(int parent) {
-    for_each(open_below(parent, kTemporaryName.data()), [this](int inside, const char* entry) {
-      FileFacts facts;
-      if (is_temporary_name(entry) && look(inside, entry, facts)) {
-        visitor_.on_temporary(inside, entry, facts);
-      }
-    });
+    for_each(open_below(parent, kTemporaryName.data()),
+             [this](int inside, const char* entry) { walk_temporary(inside, entry); });
+  }
+
+  void walk_temporary(int directory, const char* name) {
+    FileFacts facts;
+    if (is_temporary_name(name) && look(directory, name, facts)) {
+      visitor_.on_temporary(directory, name, facts);
+    }
   }
 
   bool look(int directory, const char* name, FileFacts& facts) {

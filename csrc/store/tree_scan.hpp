@@ -1,10 +1,10 @@
 // Walks everything under a root that is lmkv's: all namespaces and ranks, whoever wrote them.
 //
-// What is ours is told by its name alone: v1/<16 hex>/r<rank>/<hhh>/<64 hex>.kv, and in the tmp
-// directories of namespaces and ranks <host>-<pid>-<letters and digits>. Anything else is neither
-// counted nor shown. Symbolic links are not followed (but for the root itself, which is the
-// user's); one in the place of a directory of ours makes the scan incomplete. Memory does not grow
-// with the number of files.
+// What is ours is told by its name alone: v1/<16 hex>/r<rank>/<hhh>/<64 hex>.kv, and beside it and
+// in the tmp directories of namespaces and ranks <host>-<pid>-<letters and digits>. Anything else
+// is neither counted nor shown. Symbolic links are not followed (but for the root itself, which is
+// the user's); one in the place of a directory of ours makes the scan incomplete. Memory does not
+// grow with the number of files.
 #pragma once
 
 #include <cstddef>

@@ -112,7 +112,7 @@ def wait_until_stored(
 
 
 def _writing(directory: Path) -> bool:
-    return any(True for _ in directory.glob("v1/*/**/tmp/*"))
+    return any(file.suffix != ".kv" for file in directory.glob("v1/*/r*/???/*"))
 
 
 def _named(engine: EngineProcess, fleet: Fleet, act: Callable[[], T]) -> T:

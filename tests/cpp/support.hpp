@@ -24,6 +24,7 @@
 #include "common/types.hpp"
 #include "common/unique_fd.hpp"
 #include "io/io_engine.hpp"
+#include "store/tree_scan.hpp"
 
 namespace lmkv::test {
 
@@ -134,6 +135,15 @@ inline std::size_t count_files(const std::filesystem::path& root) {
   std::size_t count = 0;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(root)) {
     if (entry.is_regular_file()) ++count;
+  }
+  return count;
+}
+
+// Files that are being written, by their names, at any depth.
+inline std::size_t count_temporaries(const std::filesystem::path& root) {
+  std::size_t count = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(root)) {
+    if (is_temporary_name(entry.path().filename().string())) ++count;
   }
   return count;
 }

@@ -41,9 +41,17 @@ TEST_F(DirectoryTest, PathsAreBuiltAsDocumented) {
 TEST_F(DirectoryTest, TemporaryNamesAreUniqueAndNameTheProcess) {
   const ChunkPaths paths("/kv", name, 0);
   std::set<std::string> names;
-  for (int i = 0; i < 1000; ++i) names.insert(paths.unique_temporary());
+  for (int i = 0; i < 500; ++i) names.insert(paths.unique_temporary());
+  for (int i = 0; i < 500; ++i) names.insert(paths.unique_temporary(keys[0]));
   EXPECT_EQ(names.size(), 1000U);
   EXPECT_NE(names.begin()->find("-" + std::to_string(::getpid()) + "-"), std::string::npos);
+}
+
+TEST_F(DirectoryTest, AChunkIsWrittenInItsOwnDirectory) {
+  const ChunkPaths paths("/kv", name, 0);
+  using std::filesystem::path;
+  EXPECT_EQ(path(paths.unique_temporary(keys[0])).parent_path(),
+            path(paths.chunk(keys[0])).parent_path());
 }
 
 TEST_F(DirectoryTest, LookupCountsTheLeadingRun) {

@@ -69,7 +69,7 @@ class FaultMatrix : public ::testing::TestWithParam<Parameter>, protected test::
     return std::filesystem::exists(paths().chunk(key(k)));
   }
   [[nodiscard]] std::size_t temporaries() const {
-    return test::count_files(paths().temporary_directory());
+    return test::count_temporaries(paths().rank_directory());
   }
 
   bool is_untouched(const std::vector<BlockId>& blocks) {
@@ -288,6 +288,8 @@ TEST_P(Hanging, TheOtherDirectionGoesOnAndClosingLosesNoJob) {
   }
   ASSERT_TRUE(test::eventually([&] { return faults->hanging() > 0; }));
   if (stores_hang) {
+    const std::filesystem::path place = paths().chunk(other);
+    EXPECT_EQ(test::count_temporaries(place.parent_path()), 1U);
     load_all();
   } else {
     ++asked_stores;

@@ -111,6 +111,20 @@ TEST_F(HousekeeperTest, AbandonedTemporariesOfAnyRankAreSweptAndYoungOnesCounted
   EXPECT_EQ(stat("store_bytes_used"), kChunk);
 }
 
+TEST_F(HousekeeperTest, AnAbandonedFileBesideChunksIsSweptAndTheChunksStay) {
+  put(1, 1);
+  const std::string dead =
+      tree.put_file(tree.paths().unique_temporary(ChunkTree::key(1)), kChunk, 2h);
+  const std::string alive =
+      tree.put_file(tree.paths().unique_temporary(ChunkTree::key(1)), kChunk, 0h);
+  start(100);
+  ASSERT_TRUE(passes(1));
+  EXPECT_FALSE(std::filesystem::exists(dead));
+  EXPECT_TRUE(std::filesystem::exists(alive));
+  EXPECT_TRUE(tree.has(1));
+  EXPECT_EQ(stat("store_bytes_used"), 2 * kChunk);
+}
+
 TEST_F(HousekeeperTest, TemporariesAreSweptAgainAndAgain) {
   options.scan_interval = 10ms;
   start(0);

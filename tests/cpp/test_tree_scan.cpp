@@ -49,14 +49,15 @@ TEST_F(TreeScanTest, EveryNamespaceRankAndTemporaryIsCountedByItsBlocks) {
   tree.put(2, 3 * kPageBytes, 0s, 1, 7);
   tree.put(3, 4 * kPageBytes, 0s, 2);
   tree.put_file(tree.paths().unique_temporary(), kPageBytes);
+  tree.put_file(tree.paths().unique_temporary(ChunkTree::key(1)), 2 * kPageBytes);
   const std::string beside_meta =
       tree.root() + "/v1/" + test::digest_of<NamespaceDigest>(1).hex().substr(0, 16) + "/tmp";
   std::filesystem::create_directory(beside_meta);
   tree.put_file(beside_meta + "/host.name-12-0123456789abcdef", kPageBytes);
   EXPECT_EQ(scan(), ScanOutcome::kComplete);
   EXPECT_EQ(seen.chunks.size(), 3U);
-  EXPECT_EQ(seen.temporaries.size(), 2U);
-  EXPECT_EQ(seen.bytes, 11 * kPageBytes);
+  EXPECT_EQ(seen.temporaries.size(), 3U);
+  EXPECT_EQ(seen.bytes, 13 * kPageBytes);
   EXPECT_TRUE(seen.chunks.contains(test::digest_of<NamespaceDigest>(1).hex().substr(0, 16) +
                                    "/r7/" + ChunkTree::key(2).hex()));
 }

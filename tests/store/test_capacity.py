@@ -82,7 +82,7 @@ def test_two_processes_fill_it_thrice_and_it_stays_within_and_keeps_what_is_hot(
     assert total["stores_failed"] == total["chunks_bad"] == 0
     assert total["chunks_evicted"] > 500
     assert total["found"] > 0.95 * total["asked"]
-    assert not list(root.glob("v1/*/r0/tmp/*"))
+    assert {file.suffix for file in root.glob("v1/*/r0/*/*")} == {".kv"}
 
 
 def test_the_floor_of_a_small_disk_is_kept(loop_ext4: Mount) -> None:
