@@ -24,10 +24,6 @@ Digest<Tag> digest_from(const std::string& bytes, std::string_view what) {
   return digest;
 }
 
-ChunkKey key_from(const std::string& bytes) {
-  return digest_from<struct ChunkKeyTag>(bytes, "a chunk's key");
-}
-
 NamespaceDigest namespace_from(const std::string& bytes) {
   return digest_from<struct NamespaceDigestTag>(bytes, "a namespace");
 }
@@ -120,6 +116,10 @@ auto as_config_error(F&& call) {
 }
 
 }  // namespace
+
+ChunkKey key_from(const std::string& bytes) {
+  return digest_from<struct ChunkKeyTag>(bytes, "a chunk's key");
+}
 
 RootReport report_root(const std::string& root, const std::string& io_engine,
                        const std::string& direct_io) {

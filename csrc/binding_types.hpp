@@ -26,6 +26,9 @@ class ConfigError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Of 32 bytes; throws ConfigError.
+ChunkKey key_from(const std::string& bytes);
+
 struct RootReport {
   std::string filesystem;
   std::string io_engine;

@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "binding_tree.hpp"
 #include "binding_types.hpp"
 #include "common/build_info.hpp"
 #include "device/device.hpp"
@@ -133,6 +134,39 @@ void bind_directory(py::module_& m) {
       .def("given_up", &StripedLookup::given_up, py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_tree(py::module_& m) {
+  py::class_<TreeFile>(m, "TreeFile")
+      .def_readonly("namespace", &TreeFile::namespace16)
+      .def_readonly("rank", &TreeFile::rank)
+      .def_property_readonly("key", [](const TreeFile& file) { return py::bytes(file.key); })
+      .def_readonly("path", &TreeFile::path)
+      .def_readonly("bytes", &TreeFile::bytes)
+      .def_readonly("modified_ns", &TreeFile::modified_ns)
+      .def_readonly("changed_ns", &TreeFile::changed_ns);
+  m.def("scan_tree", &scan_files, "root"_a, "visit"_a);
+
+  py::native_enum<Finding>(m, "Finding", "enum.Enum")
+      .value("SOUND", Finding::kSound)
+      .value("BAD", Finding::kBad)
+      .value("GONE", Finding::kGone)
+      .value("UNREADABLE", Finding::kUnreadable)
+      .finalize();
+  py::class_<Inspection>(m, "Inspection")
+      .def_readonly("finding", &Inspection::finding)
+      .def_readonly("text", &Inspection::text)
+      .def_readonly("bytes", &Inspection::bytes)
+      .def_property_readonly("tokens", &token_count)
+      .def_property_readonly("token_begin",
+                             [](const Inspection& i) { return i.identity.token_begin; })
+      .def_property_readonly("block_tokens",
+                             [](const Inspection& i) { return i.identity.block_tokens; })
+      .def_property_readonly("block_bytes",
+                             [](const Inspection& i) { return i.identity.block_bytes; });
+  m.def("inspect_chunk", &inspect_file, "root"_a, "namespace"_a, "rank"_a, "key"_a, "blocks"_a,
+        py::call_guard<py::gil_scoped_release>());
+  m.def("remove_file", &remove_file, "root"_a, "file"_a, py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 }  // namespace lmkv::python
 
@@ -148,5 +182,6 @@ PYBIND11_MODULE(_C, m) {
   lmkv::python::bind_engine(m);
   lmkv::python::bind_bench(m);
   lmkv::python::bind_directory(m);
+  lmkv::python::bind_tree(m);
   m.attr("USE_TICK_SECONDS") = lmkv::kUseTick.count();
 }

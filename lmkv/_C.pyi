@@ -4,7 +4,7 @@ Nothing here imports torch. Calls that may touch a disk release the GIL and say 
 other call returns in microseconds and may be made from an engine's step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import final
 
@@ -355,3 +355,60 @@ class TransferBench:
         """
 
     def info(self) -> dict[str, str]: ...
+
+@final
+class TreeFile:
+    """A file of ours below a root: a chunk, or one that is being written or was left half written.
+
+    ``key`` has 32 bytes, or none for the latter, which have a ``path`` instead. ``bytes`` are those
+    it takes on the disk. A chunk's modification time is that of its last use.
+    """
+
+    namespace: str
+    rank: int
+    key: bytes
+    path: str
+    bytes: int
+    modified_ns: int
+    changed_ns: int
+
+def scan_tree(root: str, visit: Callable[[TreeFile], object]) -> bool:
+    """Call ``visit`` with each file of ours below ``root``, of all namespaces and ranks.
+
+    False if something could not be read, so that there may be more. Blocks on the disk, the GIL
+    released but for ``visit``, whose exceptions end the scan.
+    """
+
+class Finding(Enum):
+    SOUND = 0
+    BAD = 1
+    GONE = 2
+    UNREADABLE = 3
+
+@final
+class Inspection:
+    """What a chunk's file turned out to be. ``text`` says why it is not sound.
+
+    The numbers are the header's, and 0 unless it is sound; ``bytes`` is the file's size.
+    """
+
+    finding: Finding
+    text: str
+    bytes: int
+    tokens: int
+    token_begin: int
+    block_tokens: int
+    block_bytes: int
+
+def inspect_chunk(root: str, namespace: str, rank: int, key: bytes, blocks: bool) -> Inspection:
+    """Read a chunk's header and, with ``blocks``, all of it, and check it as a load does.
+
+    Blocks on the disk, without the GIL; memory is bounded by one block. What was read does not stay
+    in the page cache. Raises ConfigError for what is no namespace (16 hex digits) or no key.
+    """
+
+def remove_file(root: str, file: TreeFile) -> bool:
+    """Remove a file that a scan has shown, unless it was used, changed or replaced since.
+
+    Whether it was removed. Blocks on the disk, without the GIL. Raises OSError.
+    """

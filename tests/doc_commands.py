@@ -266,6 +266,10 @@ def copy_example(line: str, words: list[str], world: World) -> None:
 
 EXECUTORS: dict[str, Callable[[str, list[str], World], None]] = {
     "lmkv doctor": run,
+    "lmkv stats": run,
+    "lmkv ls": run,
+    "lmkv verify": run,
+    "lmkv gc": run,
     "lmkv bench": run,
     "lmkv --help": run,
     "lmkv --version": run,

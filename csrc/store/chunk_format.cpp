@@ -62,6 +62,14 @@ Header header_of(const ChunkIdentity& identity) {
   return header;
 }
 
+ChunkFault read_header(std::span<const std::byte> slab, Header& header) {
+  std::memcpy(&header, slab.data(), sizeof header);
+  if (header.magic != kMagic) return ChunkFault::kNotAChunk;
+  if (header.version != kFormatVersion) return ChunkFault::kOtherVersion;
+  if (header.header_checksum != header_checksum(header)) return ChunkFault::kHeaderChecksum;
+  return ChunkFault::kNone;
+}
+
 }  // namespace
 
 std::string_view to_string(ChunkFault fault) {
@@ -87,12 +95,34 @@ void seal_chunk(std::span<std::byte> slab, const ChunkIdentity& identity) {
   std::memset(slab.data() + end, 0, identity.file_bytes() - end);
 }
 
+ChunkFault read_identity(std::span<const std::byte> slab, ChunkIdentity& identity) {
+  Header found;
+  if (const ChunkFault fault = read_header(slab, found); fault != ChunkFault::kNone) return fault;
+  identity = {};
+  identity.namespace_digest.bytes = found.namespace_digest;
+  identity.key.bytes = found.key;
+  identity.rank = found.rank;
+  identity.token_begin = found.token_begin;
+  identity.block_tokens = found.block_tokens;
+  identity.block_count = found.block_count;
+  identity.block_bytes = found.block_bytes;
+  std::uint64_t payload = 0;
+  const bool overflows = __builtin_mul_overflow(found.block_bytes, found.block_count, &payload);
+  const bool plausible = found.block_count > 0 && found.block_count <= kMaxBlocksPerChunk &&
+                         found.block_bytes > 0 && !overflows && payload == found.payload_bytes;
+  return plausible ? ChunkFault::kNone : ChunkFault::kOtherIdentity;
+}
+
+bool is_block_sound(std::span<const std::byte> header, std::size_t index,
+                    std::span<const std::byte> block) {
+  Header found;
+  std::memcpy(&found, header.data(), sizeof found);
+  return found.block_checksums.at(index) == xxh3(block.data(), block.size());
+}
+
 ChunkFault verify_header(std::span<const std::byte> slab, const ChunkIdentity& expected) {
   Header found;
-  std::memcpy(&found, slab.data(), sizeof found);
-  if (found.magic != kMagic) return ChunkFault::kNotAChunk;
-  if (found.version != kFormatVersion) return ChunkFault::kOtherVersion;
-  if (found.header_checksum != header_checksum(found)) return ChunkFault::kHeaderChecksum;
+  if (const ChunkFault fault = read_header(slab, found); fault != ChunkFault::kNone) return fault;
 
   Header wanted = header_of(expected);
   wanted.header_checksum = found.header_checksum;

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lmkv._version import __version__
-from lmkv.cli import bench, demo, doctor, serve
+from lmkv.cli import bench, demo, doctor, serve, tree
 
 app = typer.Typer(
     name="lmkv",
@@ -39,4 +39,6 @@ def lmkv(
 app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+for command in (tree.stats, tree.ls, tree.verify, tree.gc):
+    app.command(command.__name__)(command)
 app.command("serve", context_settings=serve.CONTEXT)(serve.serve)

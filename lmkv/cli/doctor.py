@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmkv._version import __version__
+from lmkv.cli.text import size_text
 
 if TYPE_CHECKING:
     from lmkv import _C
@@ -149,7 +150,7 @@ def _installed(distributions: tuple[str, ...]) -> dict[str, str]:
 
 def _examine_memlock(found: Diagnosis) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    found.facts["RLIMIT_MEMLOCK"] = "unlimited" if soft == resource.RLIM_INFINITY else _size(soft)
+    found.facts["RLIMIT_MEMLOCK"] = "unlimited" if soft == resource.RLIM_INFINITY else size_text(soft)
 
 
 def _examine_build(found: Diagnosis, build: _C.BuildInfo) -> None:
@@ -191,7 +192,7 @@ def _examine_directory(found: Diagnosis, directory: Path, label: str, build: _C.
         return
     space = shutil.disk_usage(directory)
     found.facts["filesystem"] = (
-        f"{report.filesystem}, {_size(space.free)} free of {_size(space.total)}"
+        f"{report.filesystem}, {size_text(space.free)} free of {size_text(space.total)}"
     )
     found.facts["I/O engine"] = _chosen(report.io_engine, report.io_engine_reason)
     found.facts["O_DIRECT"] = _chosen("yes" if report.direct_io else "no", report.direct_io_reason)
@@ -199,7 +200,7 @@ def _examine_directory(found: Diagnosis, directory: Path, label: str, build: _C.
     _examine_io_engine(found, build, report)
     if space.free < LOW_SPACE_BYTES:
         found.notes.append(
-            f"Only {_size(space.free)} are free under {directory}: stores stop when it is full "
+            f"Only {size_text(space.free)} are free under {directory}: stores stop when it is full "
             "(loads go on). Free some space or choose a larger filesystem."
         )
 
@@ -237,14 +238,6 @@ def _examine_namespaces(found: Diagnosis, directory: Path) -> None:
 
 def _chosen(what: str, reason: str) -> str:
     return f"{what} ({reason})" if reason else what
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def _print(found: Diagnosis, console: Console) -> None:
