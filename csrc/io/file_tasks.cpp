@@ -205,12 +205,16 @@ class WriteTask final : public FileTask {
     });
   }
 
-  // Only written pages can be dropped. Both steps are hints: a filesystem without a page cache, or
-  // with one of its own, may refuse them.
+  // Only written pages can be dropped. A filesystem without a page cache, or with one of its own,
+  // may refuse both steps; but a disk that did not take the pages says it here, and only once.
   void write_back() {
     if (caching_ == Caching::kDirect) return set_modified();
-    step(descriptor_operation(OperationKind::kWriteBack, descriptor_),
-         [this](int) { drop_pages(); });
+    step(descriptor_operation(OperationKind::kWriteBack, descriptor_), [this](int result) {
+      if (result == -EIO || result == -ENOSPC || result == -EDQUOT || result == -ESTALE) {
+        return abandon(-result, "write back");
+      }
+      drop_pages();
+    });
   }
 
   void drop_pages() {
