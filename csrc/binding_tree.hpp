@@ -22,8 +22,8 @@ struct TreeFile {
   std::int64_t changed_ns = 0;
 };
 
-// Calls `visit` with each file, as it is found; an exception of its ends the scan and goes on to the
-// caller. False if something could not be read. The GIL is held in `visit` only.
+// Calls `visit` with each file, as it is found; an exception of its ends the scan and goes on to
+// the caller. False if something could not be read. The GIL is held in `visit` only.
 bool scan_files(const std::string& root, const pybind11::function& visit);
 
 // Without the GIL. Throws ConfigError for a name that is no namespace's or no key.

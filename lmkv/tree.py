@@ -73,7 +73,7 @@ def is_abandoned(file: TreeFile, now: float) -> bool:
 
 
 def namespace_named(root: str, beginning: str) -> str:
-    """The one namespace under ``root`` whose name begins so. Raises ConfigError for none or more."""
+    """The namespace under ``root`` whose name begins so. Raises ConfigError for none or several."""
     version = Path(root) / "v1"
     names = [path.name for path in version.iterdir() if path.name.startswith(beginning)]
     if len(names) != 1:
@@ -160,7 +160,7 @@ def verify(
     *,
     delete: bool = False,
     threads: int = 4,
-    progress: Callable[[int], object] = lambda size: None,
+    progress: Callable[[int], object] | None = None,
 ) -> Verification:
     """Read every chunk of all namespaces and check it as a load does.
 
@@ -186,7 +186,8 @@ def verify(
             found.bad.append(checked)
         elif finding is Finding.UNREADABLE:
             found.unreadable.append(checked)
-        progress(checked.file.bytes)
+        if progress is not None:
+            progress(checked.file.bytes)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="lmkv-verify") as pool:
         waiting: list[Future[Checked]] = []

@@ -51,8 +51,8 @@ enum class ChunkFault {
 };
 [[nodiscard]] std::string_view to_string(ChunkFault fault);
 
-// What the header page of `slab` says of its chunk, for tools that expect nothing: kNone if the page
-// is sound and its numbers belong together. They may be anybody's, and as large as they like.
+// What the header page of `slab` says of its chunk, for tools that expect nothing: kNone if the
+// page is sound and its numbers belong together. They may be anybody's, and as large as they like.
 [[nodiscard]] ChunkFault read_identity(std::span<const std::byte> slab, ChunkIdentity& identity);
 
 // Whether the bytes of block `index` are those that the (sound) header page in `header` was made

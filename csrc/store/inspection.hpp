@@ -19,7 +19,7 @@ enum class Finding {
 struct Inspection {
   Finding finding = Finding::kGone;
   std::string text;
-  ChunkIdentity identity;  // of a sound file
+  ChunkIdentity identity;   // of a sound file
   std::uint64_t bytes = 0;  // of the file, if it could be opened
   std::int64_t modified_ns = 0;
   std::int64_t changed_ns = 0;

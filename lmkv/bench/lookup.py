@@ -90,10 +90,10 @@ def drop_caches() -> bool:
 def measure(path: Path, *, chunks: int = CHUNKS, prefixes: int = 40) -> dict[str, Any]:
     """Microseconds by what is known beforehand. Blocks for seconds.
 
-    ``cold``: an engine that has just started, and a kernel that was made to forget all names where
-    we may do that (``kernel_cache``: ``"dropped"``, or else ``"warm"``). ``fresh``: the engine has
-    just started, the kernel knows the names. ``known``: the engine has asked before. ``absent``:
-    nothing is there. ``directory``: the system calls alone, in place of what ``fresh`` does.
+    ``cold``: the engine has just started, the kernel knows the names. ``dropped``: the kernel was
+    made to forget them, too, where we may do that (``kernel_cache``: ``"dropped"``, or else
+    ``"warm"``). ``known``: the engine has asked before. ``absent``: nothing is there.
+    ``directory``: the system calls alone, in place of what ``cold`` does.
     Raises ConfigError for a directory that cannot be used.
     """
     root = path / f"lmkv-bench-{os.getpid()}"
@@ -110,11 +110,11 @@ def _measure(files: Prefixes) -> dict[str, Any]:
     found: dict[str, Times] = {}
     os.sync()  # what is not on the disk yet is not forgotten
     dropped = True
-    times = found["cold"] = Times()
+    times = found["dropped"] = Times()
     for hashes in files.hashes:
         dropped = drop_caches() and dropped
         _ask(files.lookup(), [hashes], files.chunks, times)
-    times = found["fresh"] = Times()
+    times = found["cold"] = Times()
     for _ in range(5):
         _ask(files.lookup(), files.hashes, files.chunks, times)
     lookup = files.lookup()
@@ -136,7 +136,7 @@ def _measure(files: Prefixes) -> dict[str, Any]:
             _check(length, files.chunks)
     times.calls = times.answers
     rows = {name: times.row(files.chunks) for name, times in found.items()}
-    rows["cold"]["kernel_cache"] = "dropped" if dropped else "warm"
+    rows["dropped"]["kernel_cache"] = "dropped" if dropped else "warm"
     return {"chunks": files.chunks, **rows}
 
 

@@ -150,7 +150,9 @@ def _installed(distributions: tuple[str, ...]) -> dict[str, str]:
 
 def _examine_memlock(found: Diagnosis) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    found.facts["RLIMIT_MEMLOCK"] = "unlimited" if soft == resource.RLIM_INFINITY else size_text(soft)
+    found.facts["RLIMIT_MEMLOCK"] = (
+        "unlimited" if soft == resource.RLIM_INFINITY else size_text(soft)
+    )
 
 
 def _examine_build(found: Diagnosis, build: _C.BuildInfo) -> None:

@@ -114,9 +114,7 @@ def ls(
             typer.echo(json.dumps(row))
             return
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(used))
-        typer.echo(
-            f"{file.namespace}  r{file.rank}  {file.key.hex()}  {file.bytes:>12}  {when}"
-        )
+        typer.echo(f"{file.namespace}  r{file.rank}  {file.key.hex()}  {file.bytes:>12}  {when}")
 
     with _errors():
         _must_be_readable(directory)
@@ -144,7 +142,12 @@ def verify(
 
     with _errors():
         total = tree.summarize(str(directory)).bytes
-        columns = (BarColumn(), DownloadColumn(binary_units=True), SpeedColumn(), TimeRemainingColumn())
+        columns = (
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            SpeedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("verify", total=total)
             found = tree.verify(
@@ -221,7 +224,9 @@ def gc(
             str(directory),
             to_bytes=None if to is None else parse_size(to),
             older_than=None if older is None else parse_age(older),
-            namespace=None if namespace is None else tree.namespace_named(str(directory), namespace),
+            namespace=None
+            if namespace is None
+            else tree.namespace_named(str(directory), namespace),
             dry_run=dry_run,
         )
     if as_json:
@@ -229,6 +234,6 @@ def gc(
         return
     would = "would be " if dry_run else ""
     typer.echo(
-        f"{removal.chunks} chunks ({size_text(removal.bytes)}) and {removal.abandoned} half written "
-        f"files {would}removed; {size_text(removal.left_bytes)} {would and 'would '}stay"
+        f"{removal.chunks} chunks ({size_text(removal.bytes)}) and {removal.abandoned} half "
+        f"written files {would}removed; {size_text(removal.left_bytes)} {would and 'would '}stay"
     )

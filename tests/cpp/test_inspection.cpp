@@ -13,6 +13,7 @@
 namespace lmkv {
 namespace {
 
+using test::ChunkTree;
 using test::digest_of;
 
 class InspectionTest : public ::testing::Test {
