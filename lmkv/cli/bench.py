@@ -169,8 +169,8 @@ def lookup(
 
     Files are made for as many prompts, and looked up as a scheduler does: by an engine that has
     just started ("cold"), also after the kernel was made to forget all names ("dropped": as root;
-    that slows the whole machine down for a moment); again; and prompts of which nothing is there. Exit
-    status: 2 for a directory that cannot be used.
+    that slows the whole machine down for a moment); again; and prompts of which nothing is there.
+    Exit status: 2 for a directory that cannot be used.
     """
     console = Console(stderr=json_file == "-")
     try:
