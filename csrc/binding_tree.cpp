@@ -5,12 +5,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <exception>
-#include <filesystem>
-#include <system_error>
 #include <utility>
 
 #include "binding_types.hpp"
-#include "store/evictor.hpp"
 
 namespace py = pybind11;
 
@@ -19,7 +16,8 @@ namespace {
 
 class PythonVisitor final : public TreeVisitor {
  public:
-  explicit PythonVisitor(const py::function& visit) : visit_(visit) {}
+  PythonVisitor(const py::function& visit, std::int64_t sweep_before_ns)
+      : visit_(visit), sweep_before_ns_(sweep_before_ns) {}
 
   void on_chunk(const RankName& rank, const ChunkKey& key, const FileFacts& facts) override {
     TreeFile file = file_of(facts);
@@ -31,10 +29,8 @@ class PythonVisitor final : public TreeVisitor {
 
   void on_temporary(int directory, const char* name, const FileFacts& facts) override {
     TreeFile file = file_of(facts);
-    std::error_code error;
-    const auto opened = "/proc/self/fd/" + std::to_string(directory);
-    file.path = std::filesystem::read_symlink(opened, error) / name;
-    if (!error) show(std::move(file));
+    file.removed = facts.modified_ns < sweep_before_ns_ && ::unlinkat(directory, name, 0) == 0;
+    show(std::move(file));
   }
 
   bool keep_going() override { return raised_ == nullptr; }
@@ -47,6 +43,7 @@ class PythonVisitor final : public TreeVisitor {
   static TreeFile file_of(const FileFacts& facts) {
     TreeFile file;
     file.bytes = facts.bytes;
+    file.size = facts.size;
     file.modified_ns = facts.modified_ns;
     file.changed_ns = facts.changed_ns;
     return file;
@@ -63,6 +60,7 @@ class PythonVisitor final : public TreeVisitor {
   }
 
   const py::function& visit_;
+  std::int64_t sweep_before_ns_;
   std::exception_ptr raised_;
 };
 
@@ -87,8 +85,8 @@ RankName rank_name(const std::string& namespace16, std::uint32_t rank) {
 
 }  // namespace
 
-bool scan_files(const std::string& root, const py::function& visit) {
-  PythonVisitor visitor(visit);
+bool scan_files(const std::string& root, const py::function& visit, std::int64_t sweep_before_ns) {
+  PythonVisitor visitor(visit, sweep_before_ns);
   ScanOutcome outcome;
   {
     const py::gil_scoped_release release;
@@ -105,21 +103,14 @@ Inspection inspect_file(const std::string& root, const std::string& namespace16,
                        blocks ? Inspect::kHeaderAndBlocks : Inspect::kHeader);
 }
 
-bool remove_file(const std::string& root, const TreeFile& file) {
-  if (file.key.empty()) {
-    if (::unlink(file.path.c_str()) == 0) return true;
-    if (errno == ENOENT) return false;
-    throw_os_error(errno, file.path);
-  }
+Eviction remove_chunk(const std::string& root, const TreeFile& file) {
   Candidate candidate;
   candidate.key = key_from(file.key);
   candidate.rank = rank_name(file.namespace16, file.rank);
   candidate.modified_ns = file.modified_ns;
   const Eviction outcome = evict(root, candidate, file.changed_ns);
-  if (outcome == Eviction::kFailed) {
-    throw_os_error(errno, root + ": chunk " + candidate.key.hex());
-  }
-  return outcome == Eviction::kEvicted;
+  if (outcome == Eviction::kFailed) throw_os_error(errno, chunk_file_name(candidate.key));
+  return outcome;
 }
 
 std::uint64_t token_count(const Inspection& inspection) {

@@ -6,33 +6,35 @@
 #include <cstdint>
 #include <string>
 
+#include "store/evictor.hpp"
 #include "store/inspection.hpp"
 
 namespace lmkv::python {
 
-// A chunk, or a file that is being written or was left half written (then `key` is empty, and
-// `path` says where it is).
+// A chunk, or a file that is being written or was left half written: then `key` is empty.
 struct TreeFile {
   std::string namespace16;
   std::uint32_t rank = 0;
   std::string key;
-  std::string path;
   std::uint64_t bytes = 0;
+  std::uint64_t size = 0;
   std::int64_t modified_ns = 0;
   std::int64_t changed_ns = 0;
+  bool removed = false;
 };
 
 // Calls `visit` with each file, as it is found; an exception of its ends the scan and goes on to
-// the caller. False if something could not be read. The GIL is held in `visit` only.
-bool scan_files(const std::string& root, const pybind11::function& visit);
+// the caller. Files that are no chunks and were last written before `sweep_before_ns` are removed
+// as they are found. False if something could not be read. The GIL is held in `visit` only.
+bool scan_files(const std::string& root, const pybind11::function& visit,
+                std::int64_t sweep_before_ns);
 
 // Without the GIL. Throws ConfigError for a name that is no namespace's or no key.
 Inspection inspect_file(const std::string& root, const std::string& namespace16, std::uint32_t rank,
                         const std::string& key, bool blocks);
 
-// Whether it was there, as it was seen, and is gone now. Without the GIL. Raises
-// OSError.
-bool remove_file(const std::string& root, const TreeFile& file);
+// Without the GIL. Raises OSError, and ConfigError for a file that is no chunk.
+Eviction remove_chunk(const std::string& root, const TreeFile& file);
 
 std::uint64_t token_count(const Inspection& inspection);
 

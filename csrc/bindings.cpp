@@ -139,11 +139,19 @@ void bind_tree(py::module_& m) {
       .def_readonly("namespace", &TreeFile::namespace16)
       .def_readonly("rank", &TreeFile::rank)
       .def_property_readonly("key", [](const TreeFile& file) { return py::bytes(file.key); })
-      .def_readonly("path", &TreeFile::path)
       .def_readonly("bytes", &TreeFile::bytes)
+      .def_readonly("size", &TreeFile::size)
       .def_readonly("modified_ns", &TreeFile::modified_ns)
-      .def_readonly("changed_ns", &TreeFile::changed_ns);
-  m.def("scan_tree", &scan_files, "root"_a, "visit"_a);
+      .def_readonly("changed_ns", &TreeFile::changed_ns)
+      .def_readonly("removed", &TreeFile::removed);
+  m.def("scan_tree", &scan_files, "root"_a, "visit"_a,
+        "sweep_before_ns"_a = std::numeric_limits<std::int64_t>::min());
+
+  py::native_enum<Eviction>(m, "Removal", "enum.Enum")
+      .value("REMOVED", Eviction::kEvicted)
+      .value("GONE", Eviction::kGone)
+      .value("KEPT", Eviction::kKept)
+      .finalize();
 
   py::native_enum<Finding>(m, "Finding", "enum.Enum")
       .value("SOUND", Finding::kSound)
@@ -164,7 +172,8 @@ void bind_tree(py::module_& m) {
                              [](const Inspection& i) { return i.identity.block_bytes; });
   m.def("inspect_chunk", &inspect_file, "root"_a, "namespace"_a, "rank"_a, "key"_a, "blocks"_a,
         py::call_guard<py::gil_scoped_release>());
-  m.def("remove_file", &remove_file, "root"_a, "file"_a, py::call_guard<py::gil_scoped_release>());
+  m.def("remove_chunk", &remove_chunk, "root"_a, "file"_a,
+        py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

@@ -360,24 +360,33 @@ class TransferBench:
 class TreeFile:
     """A file of ours below a root: a chunk, or one that is being written or was left half written.
 
-    ``key`` has 32 bytes, or none for the latter, which have a ``path`` instead. ``bytes`` are those
-    it takes on the disk. A chunk's modification time is that of its last use.
+    ``key`` has 32 bytes, or none for the latter, of which no ``namespace`` is told. ``bytes`` are
+    those it takes on the disk, ``size`` is the file's. A chunk's modification time is that of its
+    last use. ``removed``: the scan has removed it.
     """
 
     namespace: str
     rank: int
     key: bytes
-    path: str
     bytes: int
+    size: int
     modified_ns: int
     changed_ns: int
+    removed: bool
 
-def scan_tree(root: str, visit: Callable[[TreeFile], object]) -> bool:
+def scan_tree(root: str, visit: Callable[[TreeFile], object], sweep_before_ns: int = ...) -> bool:
     """Call ``visit`` with each file of ours below ``root``, of all namespaces and ranks.
 
-    False if something could not be read, so that there may be more. Blocks on the disk, the GIL
-    released but for ``visit``, whose exceptions end the scan.
+    Files that are no chunks and were last written before ``sweep_before_ns`` (since the epoch; by
+    default none) are removed as they are found. False if something could not be read, so that there
+    may be more. Blocks on the disk, the GIL released but for ``visit``, whose exceptions end the
+    scan.
     """
+
+class Removal(Enum):
+    REMOVED = 0
+    GONE = 1
+    KEPT = 2
 
 class Finding(Enum):
     SOUND = 0
@@ -403,12 +412,13 @@ class Inspection:
 def inspect_chunk(root: str, namespace: str, rank: int, key: bytes, blocks: bool) -> Inspection:
     """Read a chunk's header and, with ``blocks``, all of it, and check it as a load does.
 
-    Blocks on the disk, without the GIL; memory is bounded by one block. What was read does not stay
-    in the page cache. Raises ConfigError for what is no namespace (16 hex digits) or no key.
+    Blocks on the disk, without the GIL; memory is bounded. What was read does not stay in the page
+    cache. Raises ConfigError for what is no namespace (16 hex digits) or no key.
     """
 
-def remove_file(root: str, file: TreeFile) -> bool:
-    """Remove a file that a scan has shown, unless it was used, changed or replaced since.
+def remove_chunk(root: str, file: TreeFile) -> Removal:
+    """Remove a chunk that a scan has shown, unless it was used, changed or replaced since.
 
-    Whether it was removed. Blocks on the disk, without the GIL. Raises OSError.
+    ``GONE``: somebody else was faster. Blocks on the disk, without the GIL. Raises OSError, and
+    ConfigError for a file that is no chunk.
     """

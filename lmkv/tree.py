@@ -5,25 +5,31 @@ Nothing here imports torch. Everything blocks on the disk; a directory may be in
 
 from __future__ import annotations
 
+import errno
 import heapq
+import itertools
 import json
 import os
+import re
+import stat
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmkv._C import Finding, Inspection, TreeFile, inspect_chunk, remove_file, scan_tree
+from lmkv._C import Finding, Inspection, Removal, TreeFile, inspect_chunk, remove_chunk, scan_tree
 from lmkv.errors import ConfigError
 
 PAGE_BYTES = 4096  # of the header, and of what a file is padded to
 # As engines do: csrc/store/housekeeper.hpp, HousekeepingOptions.
 ABANDONED_SECONDS = 3600.0
 SPARED_SECONDS = 5.0
-# Chunks that a clean-up keeps in memory at once (it scans again for more): about 150 MB.
-CANDIDATES = 500_000
+# Chunks that a clean-up keeps in memory at once (it scans again for more): below 200 MB.
+CANDIDATES = 200_000
+META_BYTES = 1 << 20  # of a meta.json, which has a few hundred
 
 
 @dataclass(slots=True)
@@ -72,20 +78,23 @@ def is_abandoned(file: TreeFile, now: float) -> bool:
     return not file.key and now - file.modified_ns / 1e9 > ABANDONED_SECONDS
 
 
-def namespace_named(root: str, beginning: str) -> str:
-    """The namespace under ``root`` whose name begins so. Raises ConfigError for none or several."""
-    version = Path(root) / "v1"
-    names = [path.name for path in version.iterdir() if path.name.startswith(beginning)]
-    if len(names) != 1:
-        found = ", ".join(sorted(names)) or "none"
-        raise ConfigError(f"a namespace that begins with {beginning!r}: {found}")
-    return names[0]
+def check_namespace(root: str, name: str) -> str:
+    """``name`` if it is a namespace under ``root``. Raises ConfigError if not."""
+    if not re.fullmatch(r"[0-9a-f]{16}", name) or not (Path(root) / "v1" / name).is_dir():
+        raise ConfigError(f"there is no namespace {name!r} (16 hex digits): see lmkv stats")
+    return name
 
 
 def read_meta(root: str, namespace: str) -> dict[str, Any]:
     """What a namespace is made of; empty if its ``meta.json`` is missing or no such file."""
+    path = Path(root) / "v1" / namespace / "meta.json"
     try:
-        said = json.loads((Path(root) / "v1" / namespace / "meta.json").read_text("utf-8"))
+        # Whatever lies there: no link is followed, no FIFO waited for.
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(opened, encoding="utf-8") as file:
+            if not stat.S_ISREG(os.fstat(opened).st_mode):
+                return {}
+            said = json.loads(file.read(META_BYTES))
     except (OSError, ValueError):
         return {}
     good = isinstance(said, dict) and all(isinstance(said.get(k), dict) for k in ("facts", "about"))
@@ -127,7 +136,7 @@ def summarize(root: str) -> Summary:
                 root, file.namespace, file.rank, file.key, blocks=False
             ).tokens
         else:
-            one.tokens += (file.bytes - PAGE_BYTES) // shape.block_bytes * shape.block_tokens
+            one.tokens += max(0, file.size - PAGE_BYTES) // shape.block_bytes * shape.block_tokens
 
     found.complete = scan_tree(root, visit)
     found.namespaces = sorted(namespaces.values(), key=lambda one: -one.bytes)
@@ -136,11 +145,12 @@ def summarize(root: str) -> Summary:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One chunk that was read, and whether it was removed for what it turned out to be."""
+    """One chunk that was read: whether it is gone now, or why it could not be removed."""
 
     file: TreeFile
     inspection: Inspection
-    removed: bool = False
+    gone: bool = False
+    error: str = ""
 
 
 @dataclass(slots=True)
@@ -154,6 +164,11 @@ class Verification:
     abandoned: int = 0
     complete: bool = True
 
+    @property
+    def clean(self) -> bool:
+        """Whether everything was read and nothing bad is left."""
+        return self.complete and not self.unreadable and all(one.gone for one in self.bad)
+
 
 def verify(
     root: str,
@@ -166,16 +181,11 @@ def verify(
 
     ``delete`` removes the bad ones, as a load would, and what dead writers left. Chunks that go
     while this runs are passed over. ``progress`` is called with the bytes of each chunk, read or
-    not, on this thread. Raises OSError if ``root`` cannot be read or a bad file cannot be removed.
+    not, on this thread. Raises OSError if ``root`` cannot be read.
     """
     os.scandir(root).close()
     found = Verification()
     now = time.time()
-
-    def check(file: TreeFile) -> Checked:
-        inspection = inspect_chunk(root, file.namespace, file.rank, file.key, blocks=True)
-        bad = inspection.finding is Finding.BAD
-        return Checked(file, inspection, bad and delete and remove_file(root, file))
 
     def take(checked: Checked) -> None:
         finding = checked.inspection.finding
@@ -194,26 +204,50 @@ def verify(
 
         def visit(file: TreeFile) -> None:
             if file.key:
-                waiting.append(pool.submit(check, file))
-            elif is_abandoned(file, now) and not (delete and remove_file(root, file)):
+                waiting.append(pool.submit(_check, root, file, delete))
+            elif is_abandoned(file, now) and not file.removed:
                 found.abandoned += 1
             while len(waiting) > 8 * threads or (waiting and waiting[0].done()):
                 take(waiting.pop(0).result())
 
-        found.complete = scan_tree(root, visit)
+        found.complete = scan_tree(root, visit, _sweep_before(now) if delete else _NEVER)
         for future in waiting:
             take(future.result())
     return found
 
 
+def _check(root: str, file: TreeFile, delete: bool) -> Checked:
+    inspection = inspect_chunk(root, file.namespace, file.rank, file.key, blocks=True)
+    if inspection.finding is not Finding.BAD or not delete:
+        return Checked(file, inspection)
+    try:
+        removal = remove_chunk(root, file)
+    except OSError as error:
+        return Checked(file, inspection, error=str(error))
+    if removal is Removal.KEPT:  # another has come into its place, or it was touched
+        again = inspect_chunk(root, file.namespace, file.rank, file.key, blocks=True)
+        still = again.finding is Finding.BAD
+        return Checked(file, again, error="it was used meanwhile" if still else "")
+    return Checked(file, inspection, gone=True)
+
+
+_NEVER = -(1 << 63)
+
+
+def _sweep_before(now: float) -> int:
+    return int((now - ABANDONED_SECONDS) * 1e9)
+
+
 @dataclass(slots=True)
-class Removal:
-    """What a clean-up removed, or would have."""
+class Cleaned:
+    """What a clean-up removed, or would have. ``failed``: what could not be removed, and why."""
 
     chunks: int = 0
     bytes: int = 0
     abandoned: int = 0
     left_bytes: int = 0
+    failed: list[str] = field(default_factory=list)
+    complete: bool = True
 
 
 def clean(
@@ -223,67 +257,113 @@ def clean(
     older_than: float | None = None,
     namespace: str | None = None,
     dry_run: bool = False,
-) -> Removal:
-    """Remove chunks that were not used for the longest time, and what dead writers left.
+) -> Cleaned:
+    """Remove chunks that were not used for the longest time, and what dead writers left anywhere.
 
     Of ``namespace``, or of all: first those that were last used more than ``older_than`` seconds
-    ago, then as many as it takes until all that is under ``root`` has ``to_bytes`` at most; with
-    neither, all of them. What was used in the last seconds stays. Engines may run meanwhile: they
-    miss what is gone. Raises OSError if ``root`` cannot be read or a file cannot be removed.
+    ago, then as many as it takes until all that is under ``root``, other namespaces included, has
+    ``to_bytes`` at most; with neither, all of them. What was used in the last seconds stays.
+    Engines may run meanwhile: they miss what is gone. Raises OSError if ``root`` cannot be read.
     """
     os.scandir(root).close()
-    removal = Removal()
-    while True:
-        candidates, total, abandoned = _candidates(root, namespace, CANDIDATES)
-        removal.left_bytes = total
-        for file in abandoned:
-            if dry_run or remove_file(root, file):
-                removal.abandoned += 1
-                removal.left_bytes -= file.bytes
-        before = removal.chunks
-        for file in _chosen(candidates, removal, to_bytes, older_than):
-            if dry_run or remove_file(root, file):
-                removal.chunks += 1
-                removal.bytes += file.bytes
-                removal.left_bytes -= file.bytes
-        if dry_run or len(candidates) < CANDIDATES or removal.chunks == before:
-            return removal
+    cleaner = _Cleaner(root, namespace, dry_run)
+    everything = to_bytes is None and older_than is None
+    cleaner.pass_by_age(float("-inf") if everything else older_than)
+    while to_bytes is not None and cleaner.found.left_bytes > to_bytes:
+        if not cleaner.pass_by_order(to_bytes):
+            break
+    return cleaner.found
 
 
-def _candidates(
-    root: str, namespace: str | None, limit: int
-) -> tuple[list[TreeFile], int, list[TreeFile]]:
-    """Chunks that may go, the longest unused first; the bytes of everything; what was left."""
-    heap: list[tuple[int, bytes, str, int, TreeFile]] = []
-    abandoned: list[TreeFile] = []
-    total = 0
-    now = time.time()
+# Chunks in the order in which they go: by last use, then by name.
+_Order = tuple[int, str, int, bytes]
 
-    def visit(file: TreeFile) -> None:
-        nonlocal total
-        total += file.bytes
-        if is_abandoned(file, now):
-            abandoned.append(file)
-        if not file.key or (namespace is not None and file.namespace != namespace):
+
+class _Cleaner:
+    def __init__(self, root: str, namespace: str | None, dry_run: bool) -> None:
+        self.found = Cleaned()
+        self._root, self._namespace, self._dry_run = root, namespace, dry_run
+        self._after: _Order = (-(1 << 63), "", 0, b"")  # up to here all were tried
+        self._clock_ahead = time.time() - _filesystem_now(root)
+
+    def pass_by_age(self, older_than: float | None) -> None:
+        """One scan: removes what is that old, and counts what is left of everything."""
+        now = time.time()
+
+        def visit(file: TreeFile) -> None:
+            if is_abandoned(file, now):
+                self.found.abandoned += file.removed or self._dry_run
+                if file.removed or self._dry_run:
+                    return
+            self.found.left_bytes += file.bytes
+            old = older_than is not None and now - file.modified_ns / 1e9 >= older_than
+            if old and self._may_go(file):
+                self._remove(file)
+
+        sweep = _NEVER if self._dry_run else _sweep_before(now)
+        self.found.complete = scan_tree(self._root, visit, sweep)
+
+    def pass_by_order(self, to_bytes: int) -> bool:
+        """One scan for the next candidates, which then go until there is no more than that.
+
+        Whether there may be more.
+        """
+        heap: list[tuple[_Newest, int, TreeFile]] = []
+        number = itertools.count()
+
+        def visit(file: TreeFile) -> None:
+            order = (file.modified_ns, file.namespace, file.rank, file.key)
+            if order <= self._after or not self._may_go(file):
+                return
+            push = heapq.heappush if len(heap) < CANDIDATES else heapq.heappushpop
+            push(heap, (_Newest(order), next(number), file))
+
+        self.found.complete = scan_tree(self._root, visit) and self.found.complete
+        for newest, _, file in sorted(heap, reverse=True):
+            if self.found.left_bytes <= to_bytes:
+                return False
+            if newest.order == self._after:  # a directory that changes may show a name twice
+                continue
+            self._after = newest.order
+            self._remove(file)
+        return len(heap) == CANDIDATES
+
+    def _may_go(self, file: TreeFile) -> bool:
+        if not file.key or self._namespace not in {None, file.namespace}:
+            return False
+        return time.time() - self._clock_ahead - file.changed_ns / 1e9 >= SPARED_SECONDS
+
+    def _remove(self, file: TreeFile) -> None:
+        found = self.found
+        try:
+            removal = Removal.REMOVED if self._dry_run else remove_chunk(self._root, file)
+        except OSError as error:
+            found.failed.append(str(error))
             return
-        if now - file.changed_ns / 1e9 < SPARED_SECONDS:
+        if removal is Removal.KEPT:
             return
-        push = heapq.heappush if len(heap) < limit else heapq.heappushpop
-        push(heap, (-file.modified_ns, file.key, file.namespace, file.rank, file))
-
-    scan_tree(root, visit)
-    heap.sort(reverse=True)
-    return [file for *_, file in heap], total, abandoned
+        found.left_bytes -= file.bytes
+        if removal is Removal.REMOVED:  # and not by somebody else
+            found.chunks += 1
+            found.bytes += file.bytes
 
 
-def _chosen(
-    candidates: list[TreeFile], removal: Removal, to_bytes: int | None, older_than: float | None
-) -> Iterator[TreeFile]:
-    now = time.time()
-    for file in candidates:
-        old = older_than is not None and now - file.modified_ns / 1e9 > older_than
-        above = to_bytes is not None and removal.left_bytes > to_bytes
-        everything = older_than is None and to_bytes is None
-        if not (old or above or everything):
-            return
-        yield file
+@dataclass(frozen=True, slots=True)
+class _Newest:
+    """Sorts the most recently used first."""
+
+    order: _Order
+
+    def __lt__(self, other: _Newest) -> bool:
+        return other.order < self.order
+
+
+def _filesystem_now(root: str) -> float:
+    """Now by the clock that stamps files under ``root``: a server's may differ from ours."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=root, prefix=".lmkv-gc-") as file:
+            return os.stat(file.name).st_ctime
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:  # which is what a clean-up is for
+            return time.time()
+        raise

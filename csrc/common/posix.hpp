@@ -23,4 +23,9 @@ namespace lmkv {
   return error == ENOENT || error == ENOTDIR || error == ESTALE;
 }
 
+// A bad sector, or a filesystem whose own checksum fails: it would fail the next time as well.
+[[nodiscard]] inline bool is_damaged(int error) {
+  return error == EIO || error == EBADMSG || error == EUCLEAN;
+}
+
 }  // namespace lmkv

@@ -60,9 +60,6 @@ Operation stat_operation(const std::string& path, struct statx& status) {
   return op;
 }
 
-// A bad sector, or a filesystem whose own checksum fails: it would fail the next time as well.
-bool is_damaged(int error) { return error == EIO || error == EBADMSG || error == EUCLEAN; }
-
 class ReadTask final : public FileTask {
  public:
   ReadTask(FileIo& owner, FileRead request)
@@ -210,9 +207,9 @@ class WriteTask final : public FileTask {
   void write_back() {
     if (caching_ == Caching::kDirect) return set_modified();
     step(descriptor_operation(OperationKind::kWriteBack, descriptor_), [this](int result) {
-      if (result == -EIO || result == -ENOSPC || result == -EDQUOT || result == -ESTALE) {
-        return abandon(-result, "write back");
-      }
+      const bool refused =
+          result == -EINVAL || result == -ENOSYS || result == -EOPNOTSUPP || result == -ESPIPE;
+      if (result < 0 && !refused) return abandon(-result, "write back");
       drop_pages();
     });
   }
@@ -247,8 +244,8 @@ class WriteTask final : public FileTask {
     Operation op = path_operation(OperationKind::kRename, request_.temporary);
     op.target = request_.path.c_str();
     step(op, [this](int result) {
-      if (result == -ENOENT && !made_directories_) {
-        return remake_tree([this] { rename(); });
+      if (result == -ENOENT && !made_directories_) {  // with its directory the file went, too
+        return discard([this] { remake_tree([this] { open(); }); });
       }
       if (result == -EISDIR && !removed_obstacle_) return remove_obstacle();
       if (result < 0) return abandon(-result, "rename");

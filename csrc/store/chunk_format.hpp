@@ -55,10 +55,8 @@ enum class ChunkFault {
 // page is sound and its numbers belong together. They may be anybody's, and as large as they like.
 [[nodiscard]] ChunkFault read_identity(std::span<const std::byte> slab, ChunkIdentity& identity);
 
-// Whether the bytes of block `index` are those that the (sound) header page in `header` was made
-// for.
-[[nodiscard]] bool is_block_sound(std::span<const std::byte> header, std::size_t index,
-                                  std::span<const std::byte> block);
+// The XXH3-64 of block `index` that the (sound) header page in `header` states.
+[[nodiscard]] std::uint64_t block_checksum_in(std::span<const std::byte> header, std::size_t index);
 
 // Whether the header page of `slab` is sound and says what is expected; looks at no block.
 [[nodiscard]] ChunkFault verify_header(std::span<const std::byte> slab,

@@ -57,18 +57,18 @@ std::optional<Candidate> Candidates::take() {
 
 Eviction evict(const std::string& root, const Candidate& candidate, std::int64_t settled_ns) {
   const UniqueFd directory = open_chunk_directory(root, candidate.rank, candidate.key);
-  if (directory.get() < 0) return is_no_more(errno) ? Eviction::kKept : Eviction::kFailed;
+  if (directory.get() < 0) return is_no_more(errno) ? Eviction::kGone : Eviction::kFailed;
   const std::string name = chunk_file_name(candidate.key);
   FileFacts facts;
   if (!read_facts(directory.get(), name.c_str(), facts)) {
-    return errno == 0 || is_no_more(errno) ? Eviction::kKept : Eviction::kFailed;
+    return errno == 0 || is_no_more(errno) ? Eviction::kGone : Eviction::kFailed;
   }
   if (facts.modified_ns != candidate.modified_ns || facts.changed_ns > settled_ns) {
     return Eviction::kKept;
   }
   // Between the look and this a reader may come: it reads to the end, or finds a miss.
   if (::unlinkat(directory.get(), name.c_str(), 0) != 0) {
-    return is_no_more(errno) ? Eviction::kKept : Eviction::kFailed;
+    return is_no_more(errno) ? Eviction::kGone : Eviction::kFailed;
   }
   return Eviction::kEvicted;
 }

@@ -60,7 +60,8 @@ class Candidates {
 
 enum class Eviction {
   kEvicted,
-  kKept,    // gone, used since the scan, changed after `settled_ns`, or not a file any more
+  kGone,    // somebody else was faster, or it is not a file any more
+  kKept,    // used since the scan, or changed after `settled_ns`
   kFailed,  // errno says why
 };
 

@@ -260,6 +260,7 @@ class Housekeeper::Worker final : public TreeVisitor {
 
   std::uint64_t try_evict(const Candidate& candidate) {
     switch (evict(paths_.root(), candidate, settled_ns())) {
+      case Eviction::kGone:
       case Eviction::kKept: return 0;
       case Eviction::kFailed: failures_.fetch_add(1, std::memory_order_relaxed); return 0;
       case Eviction::kEvicted: break;

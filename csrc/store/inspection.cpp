@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstddef>
@@ -12,14 +13,14 @@
 #include <string_view>
 #include <vector>
 
+#include "common/checksum.hpp"
 #include "common/posix.hpp"
 #include "common/unique_fd.hpp"
 
 namespace lmkv {
 namespace {
 
-// Not even of the largest models has one block so much KV.
-constexpr std::uint64_t kLargestBlock = std::uint64_t{1} << 30;
+constexpr std::size_t kPiece = std::size_t{1} << 20;
 
 Inspection bad(Inspection found, std::string_view text) {
   found.finding = Finding::kBad;
@@ -27,35 +28,50 @@ Inspection bad(Inspection found, std::string_view text) {
   return found;
 }
 
+// What a load makes of the same failure: a disk that cannot read its own sectors has a bad file.
 Inspection unreadable(Inspection found, int error) {
+  if (is_damaged(error)) return bad(std::move(found), std::strerror(error));
   found.finding = is_gone(error) ? Finding::kGone : Finding::kUnreadable;
   found.text = std::strerror(error);
   return found;
 }
 
-// All of `buffer`: 0, or an errno; ENODATA where the file ends before.
+constexpr int kEnds = -1;  // no errno
+
+// All of `buffer`: 0, or an errno; kEnds where the file ends before.
 int read_at(int file, std::span<std::byte> buffer, std::uint64_t offset) {
   while (!buffer.empty()) {
     const ssize_t got = ::pread(file, buffer.data(), buffer.size(), static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return errno;
-    if (got == 0) return ENODATA;
+    if (got == 0) return kEnds;
     buffer = buffer.subspan(static_cast<std::size_t>(got));
     offset += static_cast<std::uint64_t>(got);
   }
   return 0;
 }
 
+Inspection failed_to_read(Inspection found, int error) {
+  if (error == kEnds) return bad(std::move(found), "the file ends early");
+  return unreadable(std::move(found), error);
+}
+
 Inspection check_blocks(int file, std::span<const std::byte> header, Inspection found) {
-  std::vector<std::byte> block(found.identity.block_bytes);
+  const std::uint64_t size = found.identity.block_bytes;
+  std::vector<std::byte> piece(std::min<std::uint64_t>(size, kPiece));
+  std::uint64_t offset = kHeaderBytes;
   for (std::uint32_t i = 0; i < found.identity.block_count; ++i) {
-    const std::uint64_t offset = kHeaderBytes + i * found.identity.block_bytes;
-    if (const int error = read_at(file, block, offset); error == ENODATA) {
-      return bad(std::move(found), "the file ends early");
-    } else if (error != 0) {
-      return unreadable(std::move(found), error);
+    Xxh3Stream checksum;
+    for (std::uint64_t left = size; left > 0;) {
+      const auto part = std::span(piece).first(std::min<std::uint64_t>(left, piece.size()));
+      if (const int error = read_at(file, part, offset); error != 0) {
+        return failed_to_read(std::move(found), error);
+      }
+      checksum.add(part.data(), part.size());
+      offset += part.size();
+      left -= part.size();
     }
-    if (!is_block_sound(header, i, block)) {
+    if (checksum.value() != block_checksum_in(header, i)) {
       return bad(std::move(found), to_string(ChunkFault::kBlockChecksum));
     }
   }
@@ -72,10 +88,8 @@ Inspection inspect(int file, const RankName& rank, const ChunkKey& key, Inspect 
   found.modified_ns = nanoseconds(status.st_mtim);
   found.changed_ns = nanoseconds(status.st_ctim);
   std::array<std::byte, kHeaderBytes> header{};
-  if (const int error = read_at(file, header, 0); error == ENODATA) {
-    return bad(std::move(found), "the file ends early");
-  } else if (error != 0) {
-    return unreadable(std::move(found), error);
+  if (const int error = read_at(file, header, 0); error != 0) {
+    return failed_to_read(std::move(found), error);
   }
   ChunkIdentity identity;
   if (const ChunkFault fault = read_identity(header, identity); fault != ChunkFault::kNone) {
@@ -86,7 +100,7 @@ Inspection inspect(int file, const RankName& rank, const ChunkKey& key, Inspect 
       identity.namespace_digest.hex().substr(0, namespace16.size()) != namespace16) {
     return bad(std::move(found), to_string(ChunkFault::kOtherIdentity));
   }
-  if (identity.block_bytes > kLargestBlock || identity.file_bytes() != found.bytes) {
+  if (identity.file_bytes() != found.bytes) {
     return bad(std::move(found), "the file is not as long as its header says");
   }
   found.identity = identity;

@@ -27,9 +27,9 @@ struct Inspection {
 
 enum class Inspect { kHeader, kHeaderAndBlocks };
 
-// Reads the file of `key`, which may be anything: a link, a FIFO or a directory is not opened as a
-// file; memory is bounded by one block, and that by the file's real size. What was read leaves the
-// page cache again. Blocks on the disk.
+// Reads the file of `key`, which may be anything: no link is followed, no FIFO waited for, and
+// memory is bounded whatever the header says. What was read leaves the page cache again. Blocks on
+// the disk.
 [[nodiscard]] Inspection inspect_chunk(const std::string& root, const RankName& rank,
                                        const ChunkKey& key, Inspect depth);
 

@@ -31,6 +31,13 @@ std::string holder_name(const ChunkPaths& paths) {
   return name;
 }
 
+// Empty as it mostly is, somebody may have removed it, or the whole namespace.
+void make_temporary_directory(const ChunkPaths& paths) {
+  std::vector<std::string> directories = paths.directories_for(ChunkKey{});
+  directories.pop_back();  // of the key's own
+  for (const std::string& directory : directories) ::mkdir(directory.c_str(), 0700);
+}
+
 }  // namespace
 
 EvictorLease::EvictorLease(const ChunkPaths& paths, Clock::duration expiry)
@@ -89,6 +96,7 @@ void EvictorLease::take_away(const Seen& dead) {
     return;
   }
   const std::string aside = paths_.unique_temporary();
+  make_temporary_directory(paths_);
   if (look(path_) == dead && ::rename(path_.c_str(), aside.c_str()) == 0) {
     // A holder that was only stuck may have given it back, and another taken it, in between.
     if (look(aside) != dead) {

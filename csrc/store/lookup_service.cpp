@@ -275,8 +275,10 @@ class LookupService::Worker {
       }
     }
     for (std::size_t i = batch.end; i < batch.keys.size(); ++i) questions_.erase(batch.keys[i]);
-    // Not after every slice: who waits would only wake up to wait for the next.
-    if (batch.taken() && batch.slices_asked == 0) answered_.notify_all();
+    // Not after every slice: who waits would only wake up to wait for the next. But a hole may be
+    // all that somebody waits for, whatever still lies behind it.
+    const bool has_hole = batch.end < batch.keys.size();
+    if (has_hole || (batch.taken() && batch.slices_asked == 0)) answered_.notify_all();
   }
 
   const Ask filesystem_;

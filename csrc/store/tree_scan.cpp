@@ -99,22 +99,22 @@ class Walk {
     const std::string digits = fan_out;
     for_each(open_below(parent, fan_out), [&](int inside, const char* entry) {
       const auto key = key_of(entry, digits);
-      if (!key) return walk_temporary(inside, entry);
       FileFacts facts;
-      if (look(inside, entry, facts)) visitor_.on_chunk(rank_, *key, facts);
+      if (key) {
+        if (look(inside, entry, facts)) visitor_.on_chunk(rank_, *key, facts);
+      } else if (is_unfinished_name(entry) && look(inside, entry, facts)) {
+        visitor_.on_temporary(inside, entry, facts);
+      }
     });
   }
 
   void walk_temporaries(int parent) {
-    for_each(open_below(parent, kTemporaryName.data()),
-             [this](int inside, const char* entry) { walk_temporary(inside, entry); });
-  }
-
-  void walk_temporary(int directory, const char* name) {
-    FileFacts facts;
-    if (is_temporary_name(name) && look(directory, name, facts)) {
-      visitor_.on_temporary(directory, name, facts);
-    }
+    for_each(open_below(parent, kTemporaryName.data()), [this](int inside, const char* entry) {
+      FileFacts facts;
+      if (is_temporary_name(entry) && look(inside, entry, facts)) {
+        visitor_.on_temporary(inside, entry, facts);
+      }
+    });
   }
 
   bool look(int directory, const char* name, FileFacts& facts) {
@@ -192,8 +192,8 @@ bool read_facts(int directory, const char* name, FileFacts& facts) {
   const auto allocated = static_cast<std::uint64_t>(status.st_blocks) * kSector;
   facts.modified_ns = nanoseconds(status.st_mtim);
   facts.changed_ns = nanoseconds(status.st_ctim);
-  facts.bytes = space_of(allocated, static_cast<std::uint64_t>(status.st_size), facts.changed_ns,
-                         system_now_ns());
+  facts.size = static_cast<std::uint64_t>(status.st_size);
+  facts.bytes = space_of(allocated, facts.size, facts.changed_ns, system_now_ns());
   return true;
 }
 
@@ -206,6 +206,13 @@ bool is_temporary_name(std::string_view name) {
   const std::string_view unique = name.substr(last + 1);
   return !pid.empty() && std::all_of(pid.begin(), pid.end(), is_digit) && !unique.empty() &&
          std::all_of(unique.begin(), unique.end(), is_alphanumeric);
+}
+
+bool is_unfinished_name(std::string_view name) {
+  constexpr std::size_t kDigits = 16;
+  if (!is_temporary_name(name)) return false;
+  const std::string_view unique = name.substr(name.rfind('-') + 1);
+  return unique.size() == kDigits && all_hex(unique.data(), kDigits);
 }
 
 std::string chunk_file_name(const ChunkKey& key) { return key.hex() + std::string(kChunkSuffix); }

@@ -1,10 +1,10 @@
 // Walks everything under a root that is lmkv's: all namespaces and ranks, whoever wrote them.
 //
-// What is ours is told by its name alone: v1/<16 hex>/r<rank>/<hhh>/<64 hex>.kv, and beside it and
-// in the tmp directories of namespaces and ranks <host>-<pid>-<letters and digits>. Anything else
-// is neither counted nor shown. Symbolic links are not followed (but for the root itself, which is
-// the user's); one in the place of a directory of ours makes the scan incomplete. Memory does not
-// grow with the number of files.
+// What is ours is told by its name alone: v1/<16 hex>/r<rank>/<hhh>/<64 hex>.kv, and beside it
+// <host>-<pid>-<16 hex>, and in the tmp directories of namespaces and ranks <host>-<pid>-<letters
+// and digits>. Anything else is neither counted nor shown. Symbolic links are not followed (but for
+// the root itself, which is the user's); one in the place of a directory of ours makes the scan
+// incomplete. Memory does not grow with the number of files.
 #pragma once
 
 #include <cstddef>
@@ -18,9 +18,10 @@
 namespace lmkv {
 
 struct FileFacts {
-  std::uint64_t bytes = 0;       // see space_of()
+  std::uint64_t bytes = 0;       // on the disk: see space_of()
   std::int64_t modified_ns = 0;  // since the epoch
   std::int64_t changed_ns = 0;   // by the filesystem's own clock
+  std::uint64_t size = 0;        // of the file
 };
 
 // One rank of one namespace.
@@ -65,6 +66,9 @@ enum class ScanOutcome {
 // Facts of the regular file `name`; false if there is none, with errno 0 for what is no file.
 [[nodiscard]] bool read_facts(int directory, const char* name, FileFacts& facts);
 
+// Of a file in tmp/: a writer's or a probe's.
 [[nodiscard]] bool is_temporary_name(std::string_view name);
+// The same of one beside chunks, where only writers make files: it ends in 16 hex digits.
+[[nodiscard]] bool is_unfinished_name(std::string_view name);
 
 }  // namespace lmkv

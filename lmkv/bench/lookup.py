@@ -91,10 +91,9 @@ def measure(path: Path, *, chunks: int = CHUNKS, prefixes: int = 40) -> dict[str
     """Microseconds by what is known beforehand. Blocks for seconds.
 
     ``cold``: the engine has just started, the kernel knows the names. ``dropped``: the kernel was
-    made to forget them, too, where we may do that (``kernel_cache``: ``"dropped"``, or else
-    ``"warm"``). ``known``: the engine has asked before. ``absent``: nothing is there.
-    ``directory``: the system calls alone, in place of what ``cold`` does.
-    Raises ConfigError for a directory that cannot be used.
+    made to forget them, too; only where we may do that. ``known``: the engine has asked before.
+    ``absent``: nothing is there. ``directory``: the system calls alone, in place of what ``cold``
+    does. Raises ConfigError for a directory that cannot be used.
     """
     root = path / f"lmkv-bench-{os.getpid()}"
     try:
@@ -109,10 +108,11 @@ def measure(path: Path, *, chunks: int = CHUNKS, prefixes: int = 40) -> dict[str
 def _measure(files: Prefixes) -> dict[str, Any]:
     found: dict[str, Times] = {}
     os.sync()  # what is not on the disk yet is not forgotten
-    dropped = True
     times = found["dropped"] = Times()
     for hashes in files.hashes:
-        dropped = drop_caches() and dropped
+        if not drop_caches():
+            del found["dropped"]
+            break
         _ask(files.lookup(), [hashes], files.chunks, times)
     times = found["cold"] = Times()
     for _ in range(5):
@@ -135,9 +135,9 @@ def _measure(files: Prefixes) -> dict[str, Any]:
             times.answers.append(time.perf_counter() - begin)
             _check(length, files.chunks)
     times.calls = times.answers
-    rows = {name: times.row(files.chunks) for name, times in found.items()}
-    rows["dropped"]["kernel_cache"] = "dropped" if dropped else "warm"
-    return {"chunks": files.chunks, **rows}
+    return {"chunks": files.chunks} | {
+        name: times.row(files.chunks) for name, times in found.items()
+    }
 
 
 def _ask(lookup: Lookup, prompts: Iterable[list[bytes]], chunks: int, times: Times) -> None:

@@ -184,9 +184,8 @@ def lookup(
     for name, row in result.items():
         if isinstance(row, dict):
             cells = [row[key] for key in ("p50_us", "p99_us", "call_p50_us", "call_p99_us")]
-            kernel = f" (kernel's caches {row['kernel_cache']})" if "kernel_cache" in row else ""
             numbers = [f"{cell:.0f}" for cell in cells]
-            table.add_row(name + kernel, *numbers, f"{row['keys_per_s']:.3g}")
+            table.add_row(name, *numbers, f"{row['keys_per_s']:.3g}")
     console.print(table)
     _write(result, json_file)
 

@@ -15,8 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-from rich.progress import TransferSpeedColumn as SpeedColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from lmkv.cli.text import age_text, parse_age, size_text
@@ -25,16 +31,18 @@ from lmkv.errors import ConfigError
 
 if TYPE_CHECKING:
     from lmkv._C import TreeFile
-    from lmkv.tree import Checked, Summary, Verification
+    from lmkv.tree import Checked, Cleaned, Summary, Verification
 
 Directory = Annotated[
-    Path, typer.Argument(metavar="DIR", envvar="LMKV_PATH", help="As engines are given it.")
+    Path, typer.Argument(metavar="DIR", help="One of those that engines are given.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Namespace = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Of this one only: its 16 hex digits, or how they begin."),
+    typer.Option(metavar="NAME", help="Of this one only: its 16 hex digits, as stats shows them."),
 ]
+
+INCOMPLETE = "Something could not be read: there may be more."
 
 
 @contextmanager
@@ -42,42 +50,27 @@ def _errors() -> Iterator[None]:
     """What cannot work is one line and exit status 2."""
     try:
         yield
+    except BrokenPipeError:  # of what we print to: click knows what to do
+        raise
     except (OSError, ConfigError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
 
 
 def stats(directory: Directory, as_json: AsJson = False) -> None:
-    """Say which namespaces are in DIR, what they are made of, how much there is and how old."""
+    """Say which namespaces are in DIR, what they are made of, how much there is and how old.
+
+    Exit status 1 if something could not be read.
+    """
     from lmkv.tree import summarize
 
     with _errors():
-        found = summarize(str(directory))
+        found = summarize(str(directory.expanduser()))
     if as_json:
         typer.echo(json.dumps(_summary_json(found), indent=2))
-        return
-    table = Table(title=str(directory), title_justify="left")
-    for column in ("Namespace", "Model", "dtype", "Ranks", "Chunks", "Tokens", "Size", "Last used"):
-        table.add_column(column, justify="right" if column in _NUMBERS else "left")
-    now = time.time()
-    for one in found.namespaces:
-        table.add_row(
-            one.name, one.model or "?", one.fact("dtype") or "?", str(len(one.ranks)),
-            f"{one.chunks:,}", f"{one.tokens:,}", size_text(one.bytes),
-            f"{age_text(now - one.newest)} to {age_text(now - one.oldest)} ago",
-        )  # fmt: skip
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{size_text(found.bytes)} in all; {found.being_written} files being written, "
-        f"{found.abandoned} left half written (engines remove them after an hour)",
-        highlight=False,
-    )
-    if not found.complete:
-        console.print("[yellow]Something could not be read: there may be more.[/]")
-
-
-_NUMBERS = ("Ranks", "Chunks", "Tokens", "Size")
+    else:
+        _print_summary(found, Console())
+    raise typer.Exit(0 if found.complete else 1)
 
 
 def _summary_json(found: Summary) -> dict[str, Any]:
@@ -94,36 +87,76 @@ def _summary_json(found: Summary) -> dict[str, Any]:
     }
 
 
+def _print_summary(found: Summary, console: Console) -> None:
+    table = Table(title=escape(found.root), title_justify="left")
+    for column in ("Namespace", "Model", "dtype"):
+        table.add_column(column)
+    for column in ("Ranks", "Chunks", "Tokens", "Size"):
+        table.add_column(column, justify="right")
+    table.add_column("Last used")
+    now = time.time()
+    for one in found.namespaces:
+        table.add_row(
+            one.name,
+            escape(one.model or "?"),
+            escape(one.fact("dtype") or "?"),
+            str(len(one.ranks)),
+            f"{one.chunks:,}",
+            f"{one.tokens:,}",
+            size_text(one.bytes),
+            f"{age_text(now - one.newest)} to {age_text(now - one.oldest)} ago",
+        )
+    console.print(table)
+    console.print(
+        f"{size_text(found.bytes)} in all; {found.being_written} files being written, "
+        f"{found.abandoned} left half written (engines remove them after an hour)",
+        highlight=False,
+    )
+    if not found.complete:
+        console.print(f"[yellow]{INCOMPLETE}[/]")
+
+
 def ls(
     directory: Directory,
     namespace: Namespace = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
 ) -> None:
-    """List chunks, a line each, in no order: namespace, rank, key, bytes, when it was last used."""
+    """List chunks, a line each, in no order: namespace, rank, key, bytes, when it was last used.
+
+    Exit status 1 if something could not be read.
+    """
     from lmkv._C import scan_tree
+    from lmkv.tree import check_namespace
 
     def show(file: TreeFile) -> None:
-        if not file.key or not file.namespace.startswith(namespace or ""):
-            return
-        used = file.modified_ns / 1e9
-        if as_json:
-            row = {
-                "namespace": file.namespace, "rank": file.rank, "key": file.key.hex(),
-                "bytes": file.bytes, "used": used,
-            }  # fmt: skip
-            typer.echo(json.dumps(row))
-            return
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(used))
-        typer.echo(f"{file.namespace}  r{file.rank}  {file.key.hex()}  {file.bytes:>12}  {when}")
+        if file.key and namespace in {None, file.namespace}:
+            typer.echo(_line_json(file) if as_json else _line(file))
 
+    root = str(directory.expanduser())
     with _errors():
-        _must_be_readable(directory)
-        if not scan_tree(str(directory), show):
-            typer.echo("Something could not be read: there may be more.", err=True)
+        next(Path(root).iterdir(), None)
+        if namespace is not None:
+            check_namespace(root, namespace)
+        complete = scan_tree(root, show)
+    if not complete:
+        typer.echo(INCOMPLETE, err=True)
+        raise typer.Exit(1)
 
 
-def _must_be_readable(directory: Path) -> None:
-    next(directory.iterdir(), None)
+def _line(file: TreeFile) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(file.modified_ns / 1e9))
+    return f"{file.namespace}  r{file.rank}  {file.key.hex()}  {file.bytes:>12}  {when}"
+
+
+def _line_json(file: TreeFile) -> str:
+    row = {
+        "namespace": file.namespace,
+        "rank": file.rank,
+        "key": file.key.hex(),
+        "bytes": file.bytes,
+        "used": file.modified_ns / 1e9,
+    }
+    return json.dumps(row)
 
 
 def verify(
@@ -140,18 +173,19 @@ def verify(
     """
     from lmkv import tree
 
+    root = str(directory.expanduser())
+    columns = (
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with _errors():
-        total = tree.summarize(str(directory)).bytes
-        columns = (
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            SpeedColumn(),
-            TimeRemainingColumn(),
-        )
+        total = sum(one.bytes for one in tree.summarize(root).namespaces)
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("verify", total=total)
             found = tree.verify(
-                str(directory),
+                root,
                 delete=delete,
                 threads=threads,
                 progress=lambda size: progress.advance(task, size),
@@ -160,8 +194,7 @@ def verify(
         typer.echo(json.dumps(_verification_json(found), indent=2))
     else:
         _print_verification(found)
-    left = [one for one in found.bad if not one.removed]
-    raise typer.Exit(1 if left or found.unreadable or not found.complete else 0)
+    raise typer.Exit(0 if found.clean else 1)
 
 
 def _verification_json(found: Verification) -> dict[str, Any]:
@@ -181,21 +214,26 @@ def _checked_json(one: Checked) -> dict[str, Any]:
         "rank": one.file.rank,
         "key": one.file.key.hex(),
         "why": one.inspection.text,
-        "removed": one.removed,
+        "removed": one.gone,
+        "error": one.error,
     }
 
 
 def _print_verification(found: Verification) -> None:
     for one in (*found.bad, *found.unreadable):
-        file = one.file
-        place = f"v1/{file.namespace}/r{file.rank}/{file.key.hex()[:3]}/{file.key.hex()}.kv"
-        typer.echo(f"{place}: {one.inspection.text}{', removed' if one.removed else ''}")
+        file, key = one.file, one.file.key.hex()
+        what = f"v1/{file.namespace}/r{file.rank}/{key[:3]}/{key}.kv: {one.inspection.text}"
+        if one.gone:
+            what += ", removed"
+        elif one.error:
+            what += f", not removed: {one.error}"
+        typer.echo(what)
     typer.echo(
         f"{found.sound} sound chunks ({size_text(found.bytes)}), {len(found.bad)} bad, "
         f"{len(found.unreadable)} unreadable, {found.abandoned} left half written by dead engines"
     )
     if not found.complete:
-        typer.echo("Something could not be read: there may be more.")
+        typer.echo(INCOMPLETE)
 
 
 def gc(
@@ -212,28 +250,37 @@ def gc(
 ) -> None:
     """Remove chunks, the longest unused first, and what dead writers left half written.
 
-    With --namespace alone, all of that namespace. What was used in the last seconds stays. Engines
-    may run meanwhile: they miss what is gone.
+    With --namespace alone, all of that namespace; --to is what all of DIR may have, other
+    namespaces included. What was used in the last seconds stays. Engines may run meanwhile: they
+    miss what is gone. Exit status 1 if something could not be read or removed.
     """
     from lmkv import tree
 
+    root = str(directory.expanduser())
     with _errors():
         if to is None and older is None and namespace is None:
             raise ConfigError("say what is to go: --to SIZE, --older AGE or --namespace NAME")
-        removal = tree.clean(
-            str(directory),
+        found = tree.clean(
+            root,
             to_bytes=None if to is None else parse_size(to),
             older_than=None if older is None else parse_age(older),
-            namespace=None
-            if namespace is None
-            else tree.namespace_named(str(directory), namespace),
+            namespace=None if namespace is None else tree.check_namespace(root, namespace),
             dry_run=dry_run,
         )
     if as_json:
-        typer.echo(json.dumps(asdict(removal) | {"dry_run": dry_run}, indent=2))
-        return
-    would = "would be " if dry_run else ""
+        typer.echo(json.dumps(asdict(found) | {"dry_run": dry_run}, indent=2))
+    else:
+        _print_cleaned(found, dry_run)
+    raise typer.Exit(0 if found.complete and not found.failed else 1)
+
+
+def _print_cleaned(found: Cleaned, dry_run: bool) -> None:
+    gone, stay = ("would be removed", "would stay") if dry_run else ("removed", "stay")
     typer.echo(
-        f"{removal.chunks} chunks ({size_text(removal.bytes)}) and {removal.abandoned} half "
-        f"written files {would}removed; {size_text(removal.left_bytes)} {would and 'would '}stay"
+        f"{found.chunks} chunks ({size_text(found.bytes)}) and {found.abandoned} half written "
+        f"files {gone}; {size_text(found.left_bytes)} {stay}"
     )
+    for line in found.failed:
+        typer.echo(f"not removed: {line}")
+    if not found.complete:
+        typer.echo(INCOMPLETE)

@@ -24,8 +24,10 @@ def test_it_measures_every_state_and_leaves_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["chunks"] == 100
-    assert result["dropped"]["kernel_cache"] in {"dropped", "warm"}
-    for name in ("dropped", "cold", "known", "absent", "directory"):
+    states = ["cold", "known", "absent", "directory"]
+    if os.access("/proc/sys/vm/drop_caches", os.W_OK):
+        states.append("dropped")
+    for name in states:
         row = result[name]
         assert 0 < row["p50_us"] <= row["p99_us"]
         assert 0 < row["call_p50_us"] <= row["p50_us"]

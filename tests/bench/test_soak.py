@@ -33,5 +33,5 @@ def test_random_faults_lose_no_job_no_byte_and_no_memory(tmp_path: Path) -> None
         assert engine["chunks_stored"] > 10, engine
         assert engine["chunks_loaded"] > 100, engine
         assert engine["loads_failed"] > 0, engine
-    assert len({name.split(".")[1] for name in result["injected"]}) >= 8
+    assert len({name.split(".")[1] for name in result["injected"]}) >= 5
     assert list(tmp_path.iterdir()) == []

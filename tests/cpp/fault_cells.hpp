@@ -96,15 +96,13 @@ inline std::vector<Cell> store_cells() {
   for (const char* operation : {"stat", "open", "allocate", "write", "touch", "close", "rename"}) {
     cells.push_back(cell(operation + std::string(".hang"), End::kDone));
   }
-  // Only of the page cache. Some filesystems have none, and refuse both.
-  for (const char* lost : {"writeback.eio", "writeback.enospc", "writeback.edquot"}) {
-    cells.push_back(cell(lost, End::kFailed));
+  // Only of the page cache.
+  for (const FaultKind kind : kErrnos) {
+    cells.push_back(cell("writeback." + std::string(name_of(kind)), End::kFailed));
     cells.back().direct_io = DirectIoChoice::kOff;
   }
-  for (const char* refused : {"writeback.erofs", "drop.eio"}) {
-    cells.push_back(cell(refused, End::kDone));
-    cells.back().direct_io = DirectIoChoice::kOff;
-  }
+  cells.push_back(cell("drop.eio", End::kDone));
+  cells.back().direct_io = DirectIoChoice::kOff;
   cells.push_back(cell("truncate", End::kBad));
   cells.push_back(cell("corrupt", End::kBad));
   for (const char* name : {"truncate", "corrupt"}) {

@@ -143,7 +143,7 @@ inline std::size_t count_files(const std::filesystem::path& root) {
 inline std::size_t count_temporaries(const std::filesystem::path& root) {
   std::size_t count = 0;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(root)) {
-    if (is_temporary_name(entry.path().filename().string())) ++count;
+    if (is_unfinished_name(entry.path().filename().string())) ++count;
   }
   return count;
 }

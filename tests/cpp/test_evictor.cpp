@@ -78,7 +78,7 @@ TEST_F(EvictTest, RemovesTheFileAndNothingBesideIt) {
   EXPECT_EQ(evict(tree.root(), candidate, kAllSettled), Eviction::kEvicted);
   EXPECT_FALSE(std::filesystem::exists(path));
   EXPECT_TRUE(std::filesystem::exists(other));
-  EXPECT_EQ(evict(tree.root(), candidate, kAllSettled), Eviction::kKept);
+  EXPECT_EQ(evict(tree.root(), candidate, kAllSettled), Eviction::kGone);
 }
 
 TEST_F(EvictTest, WhatWasUsedSinceItWasScannedStays) {
@@ -100,18 +100,18 @@ TEST_F(EvictTest, ALinkADirectoryOrALinkOnTheWayIsNotTouched) {
   const std::string precious = elsewhere / fs::path(path).filename().string();
   fs::rename(path, precious);
   fs::create_symlink(precious, path);
-  EXPECT_EQ(evict(tree.root(), candidate, kAllSettled), Eviction::kKept);
+  EXPECT_EQ(evict(tree.root(), candidate, kAllSettled), Eviction::kGone);
   EXPECT_TRUE(fs::is_symlink(path));
 
   fs::remove(path);
   fs::create_directory(path);
-  EXPECT_EQ(evict(tree.root(), candidate, kAllSettled), Eviction::kKept);
+  EXPECT_EQ(evict(tree.root(), candidate, kAllSettled), Eviction::kGone);
   EXPECT_TRUE(fs::is_directory(path));
 
   const fs::path fan_out = fs::path(path).parent_path();
   fs::remove_all(fan_out);
   fs::create_directory_symlink(elsewhere.path(), fan_out);
-  EXPECT_EQ(evict(tree.root(), candidate, kAllSettled), Eviction::kKept);
+  EXPECT_EQ(evict(tree.root(), candidate, kAllSettled), Eviction::kGone);
   EXPECT_TRUE(fs::exists(precious));
 }
 

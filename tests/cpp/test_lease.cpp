@@ -55,6 +55,15 @@ TEST_F(LeaseTest, ADeadHoldersLeaseIsTakenAfterTheExpiryThatTheWaiterItselfHasSe
   EXPECT_EQ(files(), 0U);
 }
 
+TEST_F(LeaseTest, ADeadHoldersLeaseIsTakenThoughSomebodyHasRemovedEmptyDirectories) {
+  test::write_file(tree.root() + "/v1/evictor.lease", {});
+  std::filesystem::remove_all(std::filesystem::path(tree.paths().rank_directory()).parent_path());
+  EvictorLease lease(tree.paths(), 20ms);
+  EXPECT_TRUE(test::eventually([&] { return lease.try_acquire() == Answer::kHeld; }));
+  lease.release();
+  EXPECT_EQ(files(), 0U);
+}
+
 TEST_F(LeaseTest, ALivingHolderKeepsItWhateverItsClockSays) {
   EvictorLease holder(tree.paths(), 200ms);
   EvictorLease waiter(tree.paths(), 200ms);

@@ -189,5 +189,21 @@ TEST_F(TreeScanTest, TemporaryNamesAreThoseOfWritersAndProbes) {
   }
 }
 
+TEST_F(TreeScanTest, BesideChunksOnlyTheNamesOfWritersAreOurs) {
+  const ChunkKey key = ChunkTree::key(1);
+  const std::string own = std::filesystem::path(tree.paths().unique_temporary(key)).filename();
+  EXPECT_TRUE(is_unfinished_name(own));
+  EXPECT_TRUE(is_unfinished_name("a.b-c-1-0123456789abcdef"));
+  for (const char* name : {"kv-20260101-0300", "a-1-0123456789abcdeF", "a-1-0123456789abcdef0",
+                           "a-1-0123456789abcde", ".probe-77-aB3xYz", "0123456789abcdef"}) {
+    EXPECT_FALSE(is_unfinished_name(name)) << name;
+    tree.put(1, kPageBytes, 0s);
+    tree.put_file(std::filesystem::path(tree.paths().chunk(key)).parent_path() / name, kPageBytes);
+  }
+  EXPECT_EQ(scan(), ScanOutcome::kComplete);
+  EXPECT_EQ(seen.temporaries.size(), 0U);
+  EXPECT_EQ(seen.bytes, kPageBytes);
+}
+
 }  // namespace
 }  // namespace lmkv

@@ -115,11 +115,10 @@ def test_waiting_for_stores_ends_when_all_whole_chunks_are_there(tmp_path: Path)
 
 def test_waiting_for_stores_goes_on_while_a_file_is_being_written(tmp_path: Path) -> None:
     files(tmp_path, 3)
-    temporary = tmp_path / "v1" / "0123456789abcdef" / "r0" / "tmp"
-    temporary.mkdir()
-    (temporary / "host-1-abc").touch()
+    folder = next(tmp_path.glob("v1/0123456789abcdef/r0/*"))
+    (folder / "host-1-0123456789abcdef").touch()
     assert measure.wait_until_stored(tmp_path, 700, patience_s=1) is None
-    (temporary / "host-1-abc").unlink()
+    (folder / "host-1-0123456789abcdef").unlink()
     assert measure.wait_until_stored(tmp_path, 700, patience_s=5) is not None
 
 

@@ -133,16 +133,28 @@ def test_a_file_of_a_process_that_was_killed_counts_and_is_swept(tmp_path: Path)
         [sys.executable, HERE / "fill.py", str(tmp_path), "a", str(1 << 30), str(1 << 40)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
-    temporary = tmp_path / "v1" / ("0" * 16) / "r0" / "tmp"
     wait_for(lambda: chunks_below(tmp_path) > 2)
-    writer.send_signal(signal.SIGKILL)
+
+    def unfinished() -> list[Path]:
+        return [file for file in tmp_path.glob("v1/*/r0/*/*") if file.suffix != ".kv"]
+
+    def killed_while_writing() -> bool:
+        writer.send_signal(signal.SIGSTOP)
+        if unfinished():
+            writer.send_signal(signal.SIGKILL)
+            return True
+        writer.send_signal(signal.SIGCONT)
+        return False
+
+    wait_for(killed_while_writing)
     writer.wait()
-    dead = temporary / f"host-{writer.pid}-0123456789abcdef"
-    dead.write_bytes(bytes(CHUNK_BYTES))
-    os.utime(dead, (time.time() - 7200, time.time() - 7200))
+    left = unfinished()
+    assert left
+    for dead in left:
+        os.utime(dead, (time.time() - 7200, time.time() - 7200))
     core = Core(str(tmp_path), free_space_floor=0)
-    wait_for(lambda: not dead.exists())
-    wait_for(lambda: core.engine.stats()["temporaries_removed"] >= 1)
+    wait_for(lambda: not unfinished())
+    wait_for(lambda: core.engine.stats()["temporaries_removed"] == len(left))
     core.engine.close()
 
 

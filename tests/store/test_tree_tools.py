@@ -47,7 +47,7 @@ def age(path: Path, seconds: float) -> None:
 
 
 def leave_half_written(root: Path, seconds: float) -> Path:
-    file = files(root)[0].parent / f"host-77-{seconds:.0f}"
+    file = files(root)[0].parent / f"host-77-{int(seconds):016x}"
     file.write_bytes(bytes(8192))
     age(file, seconds)
     return file
@@ -112,7 +112,7 @@ def test_ls_lists_each_chunk_and_nothing_else(root: Path) -> None:
     rows = [json.loads(line) for line in out.splitlines()]
     assert {row["key"] for row in rows} == {file.stem for file in files(root)}
     assert len(run("ls", str(root))[1].splitlines()) == 8
-    assert run("ls", str(root), "--namespace", "f")[1] == ""
+    assert len(run("ls", str(root), "--namespace", NAMESPACE)[1].splitlines()) == 8
 
 
 def test_verify_finds_every_bad_chunk_and_removes_it_only_if_told_to(root: Path) -> None:
@@ -195,7 +195,7 @@ def test_gc_of_a_namespace_leaves_the_others(root: Path, settled: None) -> None:
     other.mkdir(parents=True)
     kept = other / ("abc" + "0" * 61 + ".kv")
     kept.write_bytes(bytes(4096))
-    code, _ = run_json("gc", str(root), "--namespace", NAMESPACE[:4])
+    code, _ = run_json("gc", str(root), "--namespace", NAMESPACE)
     assert code == 0
     assert files(root) == [kept]
 
@@ -206,8 +206,78 @@ def test_gc_in_several_scans_removes_as_much(
     monkeypatch.setattr(tree, "CANDIDATES", 3)
     for index in range(4):
         age(file_of(root, f"b/{index}"), 2 * DAY + index)
-    code, removal = run_json("gc", str(root), "--older", "1d")
+    limit = str(4 * CHUNK_BYTES + (1 << 19))
+    code, would = run_json("gc", str(root), "--to", limit, "--dry-run")
+    assert (code, would["chunks"], len(files(root))) == (0, 4, 8)
+    code, removal = run_json("gc", str(root), "--to", limit)
     assert (code, removal["chunks"], len(files(root))) == (0, 4, 4)
+    assert {file.stem for file in files(root)} == {key(f"a/{index}").hex() for index in range(4)}
+    assert removal["left_bytes"] == would["left_bytes"]
+
+
+def test_two_gcs_at_once_remove_no_more_than_one(root: Path, settled: None) -> None:
+    """What another has removed counts as gone, and not as something to make up for."""
+    limit = str(4 * CHUNK_BYTES + (1 << 19))
+    command = "from lmkv import tree; tree.SPARED_SECONDS = 0.0; from lmkv.cli import app; app()"
+    both = [
+        subprocess.Popen([sys.executable, "-c", command, "gc", str(root), "--to", limit])
+        for _ in range(2)
+    ]
+    assert [one.wait() for one in both] == [0, 0]
+    assert len(files(root)) == 4
+
+
+def test_what_goes_while_gc_is_at_work_counts_as_gone(
+    root: Path, settled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = tree.remove_chunk
+
+    def another_is_faster(where: str, file: tree.TreeFile) -> tree.Removal:
+        next(root.glob(f"v1/*/r0/*/{file.key.hex()}.kv")).unlink()
+        return remove(where, file)
+
+    monkeypatch.setattr(tree, "remove_chunk", another_is_faster)
+    code, removal = run_json("gc", str(root), "--to", str(6 * CHUNK_BYTES + (1 << 19)))
+    assert (code, removal["chunks"], len(files(root))) == (0, 0, 6)
+
+
+def test_a_file_that_cannot_be_removed_is_named_and_the_others_go(
+    root: Path, settled: None
+) -> None:
+    stuck = file_of(root, "a/1")
+    if subprocess.run(["chattr", "+i", stuck], check=False, capture_output=True).returncode:
+        pytest.skip("no immutable files here")
+    try:
+        data = file_of(root, "b/1").read_bytes()
+        file_of(root, "b/1").write_bytes(data[:-4096])
+        code, removal = run_json("gc", str(root), "--namespace", NAMESPACE)
+        assert (code, removal["chunks"]) == (1, 7)
+        assert len(removal["failed"]) == 1
+        assert stuck.name in removal["failed"][0]
+        assert files(root) == [stuck]
+    finally:
+        subprocess.run(["chattr", "-i", stuck], check=True)
+
+
+def test_a_directory_that_cannot_be_read_is_said(root: Path) -> None:
+    folder = files(root)[0].parent
+    folder.rename(root / "elsewhere")
+    folder.symlink_to(root / "elsewhere")
+    for command in (("stats",), ("verify",), ("gc", "--older", "1w")):
+        code, found = run_json(command[0], str(root), *command[1:])
+        assert (code, found["complete"]) == (1, False), command
+    assert run("ls", str(root))[0] == 1
+
+
+def test_what_a_namespace_says_of_itself_is_text(root: Path) -> None:
+    meta = root / "v1" / NAMESPACE / "meta.json"
+    meta.write_text(json.dumps({"facts": {"dtype": "[b]x"}, "about": {"model": "m[/]"}}))
+    code, out = run("stats", str(root))
+    assert code == 0
+    assert "m[/]" in out
+    meta.unlink()
+    os.mkfifo(meta)
+    assert run("stats", str(root))[0] == 0
 
 
 def test_gc_spares_what_was_just_used(root: Path) -> None:
@@ -227,6 +297,10 @@ def test_gc_spares_what_was_just_used(root: Path) -> None:
         ("gc", "{root}", "--to", "much"),
         ("gc", "{root}", "--older", "7 fortnights"),
         ("gc", "{root}", "--namespace", "0" * 17),
+        ("gc", "{root}", "--namespace", ""),
+        ("gc", "{root}", "--namespace", "evictor.lease"),
+        ("gc", "{root}", "--namespace", "f" * 16),
+        ("ls", "{root}", "--namespace", "f" * 16),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_status_2(root: Path, arguments: tuple[str]) -> None:
