@@ -5,7 +5,6 @@ Nothing here imports torch. Everything blocks on the disk; a directory may be in
 
 from __future__ import annotations
 
-import errno
 import heapq
 import itertools
 import json
@@ -95,7 +94,7 @@ def read_meta(root: str, namespace: str) -> dict[str, Any]:
             if not stat.S_ISREG(os.fstat(opened).st_mode):
                 return {}
             said = json.loads(file.read(META_BYTES))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     good = isinstance(said, dict) and all(isinstance(said.get(k), dict) for k in ("facts", "about"))
     return said if good else {}
@@ -266,12 +265,13 @@ def clean(
     Engines may run meanwhile: they miss what is gone. Raises OSError if ``root`` cannot be read.
     """
     os.scandir(root).close()
-    cleaner = _Cleaner(root, namespace, dry_run)
     everything = to_bytes is None and older_than is None
-    cleaner.pass_by_age(float("-inf") if everything else older_than)
-    while to_bytes is not None and cleaner.found.left_bytes > to_bytes:
+    cleaner = _Cleaner(root, namespace, float("-inf") if everything else older_than, dry_run)
+    cleaner.pass_by_age()
+    while to_bytes is not None and cleaner.left_bytes > to_bytes:
         if not cleaner.pass_by_order(to_bytes):
             break
+    cleaner.found.left_bytes = cleaner.left_bytes
     return cleaner.found
 
 
@@ -280,28 +280,32 @@ _Order = tuple[int, str, int, bytes]
 
 
 class _Cleaner:
-    def __init__(self, root: str, namespace: str | None, dry_run: bool) -> None:
+    def __init__(
+        self, root: str, namespace: str | None, older_than: float | None, dry_run: bool
+    ) -> None:
         self.found = Cleaned()
         self._root, self._namespace, self._dry_run = root, namespace, dry_run
+        self._older_than, self._now = older_than, time.time()
         self._after: _Order = (-(1 << 63), "", 0, b"")  # up to here all were tried
+        self._seen_bytes = self._gone_bytes = 0
         self._clock_ahead = time.time() - _filesystem_now(root)
 
-    def pass_by_age(self, older_than: float | None) -> None:
-        """One scan: removes what is that old, and counts what is left of everything."""
-        now = time.time()
+    @property
+    def left_bytes(self) -> int:
+        """Of everything under the root, as the last scan saw it, less what has gone since."""
+        return self._seen_bytes - self._gone_bytes
+
+    def pass_by_age(self) -> None:
+        """One scan: removes what is old."""
 
         def visit(file: TreeFile) -> None:
-            if is_abandoned(file, now):
-                self.found.abandoned += file.removed or self._dry_run
-                if file.removed or self._dry_run:
-                    return
-            self.found.left_bytes += file.bytes
-            old = older_than is not None and now - file.modified_ns / 1e9 >= older_than
-            if old and self._may_go(file):
+            if is_abandoned(file, self._now) and (file.removed or self._dry_run):
+                self.found.abandoned += 1
+                self._gone_bytes += file.bytes
+            elif self._is_old(file) and self._may_go(file):
                 self._remove(file)
 
-        sweep = _NEVER if self._dry_run else _sweep_before(now)
-        self.found.complete = scan_tree(self._root, visit, sweep)
+        self._scan(visit, _NEVER if self._dry_run else _sweep_before(self._now))
 
     def pass_by_order(self, to_bytes: int) -> bool:
         """One scan for the next candidates, which then go until there is no more than that.
@@ -313,20 +317,38 @@ class _Cleaner:
 
         def visit(file: TreeFile) -> None:
             order = (file.modified_ns, file.namespace, file.rank, file.key)
-            if order <= self._after or not self._may_go(file):
+            # What is old had its turn, and if it is there still, it stays.
+            if order <= self._after or self._is_old(file) or not self._may_go(file):
                 return
             push = heapq.heappush if len(heap) < CANDIDATES else heapq.heappushpop
             push(heap, (_Newest(order), next(number), file))
 
-        self.found.complete = scan_tree(self._root, visit) and self.found.complete
+        self._scan(visit, _NEVER)
         for newest, _, file in sorted(heap, reverse=True):
-            if self.found.left_bytes <= to_bytes:
+            if self.left_bytes <= to_bytes:
                 return False
             if newest.order == self._after:  # a directory that changes may show a name twice
                 continue
             self._after = newest.order
             self._remove(file)
         return len(heap) == CANDIDATES
+
+    def _scan(self, visit: Callable[[TreeFile], object], sweep_before_ns: int) -> None:
+        self._seen_bytes = 0
+        if not self._dry_run:  # then it is there still
+            self._gone_bytes = 0
+
+        def count(file: TreeFile) -> None:
+            self._seen_bytes += file.bytes
+            visit(file)
+
+        if not scan_tree(self._root, count, sweep_before_ns):
+            self.found.complete = False
+
+    def _is_old(self, file: TreeFile) -> bool:
+        if self._older_than is None:
+            return False
+        return self._now - file.modified_ns / 1e9 >= self._older_than
 
     def _may_go(self, file: TreeFile) -> bool:
         if not file.key or self._namespace not in {None, file.namespace}:
@@ -342,7 +364,7 @@ class _Cleaner:
             return
         if removal is Removal.KEPT:
             return
-        found.left_bytes -= file.bytes
+        self._gone_bytes += file.bytes
         if removal is Removal.REMOVED:  # and not by somebody else
             found.chunks += 1
             found.bytes += file.bytes
@@ -363,7 +385,5 @@ def _filesystem_now(root: str) -> float:
     try:
         with tempfile.NamedTemporaryFile(dir=root, prefix=".lmkv-gc-") as file:
             return os.stat(file.name).st_ctime
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:  # which is what a clean-up is for
-            return time.time()
-        raise
+    except OSError:  # a full disk, which is what a clean-up is for, or one that may only be read
+        return time.time()

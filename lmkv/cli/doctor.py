@@ -225,15 +225,17 @@ def _examine_io_engine(found: Diagnosis, build: _C.BuildInfo, report: _C.RootRep
 
 
 def _examine_namespaces(found: Diagnosis, directory: Path) -> None:
+    from lmkv.tree import read_meta
+
     for meta in sorted(directory.glob("v1/*/meta.json")):
+        said = read_meta(str(directory), meta.parent.name)
         try:
-            said = json.loads(meta.read_text(encoding="utf-8"))
             facts, model = said["facts"], said["about"].get("model") or said["facts"]["model"]
             text = (
                 f"{model}, {facts['dtype']}, blocks of {facts['block_tokens']} tokens, "
                 f"chunks of {facts['chunk_tokens']}"
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except KeyError:
             text = "its meta.json cannot be read"
         found.facts[f"namespace {meta.parent.name}"] = text
 

@@ -215,6 +215,17 @@ def test_gc_in_several_scans_removes_as_much(
     assert removal["left_bytes"] == would["left_bytes"]
 
 
+def test_a_dry_run_counts_what_is_old_and_above_the_size_once(root: Path, settled: None) -> None:
+    for index in range(3):
+        age(file_of(root, f"a/{index}"), 2 * DAY)
+    arguments = ("gc", str(root), "--older", "1d", "--to", str(3 * CHUNK_BYTES + (1 << 19)))
+    code, would = run_json(*arguments, "--dry-run")
+    assert (code, would["chunks"], len(files(root))) == (0, 5, 8)
+    code, removal = run_json(*arguments)
+    assert (code, removal["chunks"], len(files(root))) == (0, 5, 3)
+    assert removal == would | {"dry_run": False}
+
+
 def test_two_gcs_at_once_remove_no_more_than_one(root: Path, settled: None) -> None:
     """What another has removed counts as gone, and not as something to make up for."""
     limit = str(4 * CHUNK_BYTES + (1 << 19))
@@ -248,9 +259,7 @@ def test_a_file_that_cannot_be_removed_is_named_and_the_others_go(
     if subprocess.run(["chattr", "+i", stuck], check=False, capture_output=True).returncode:
         pytest.skip("no immutable files here")
     try:
-        data = file_of(root, "b/1").read_bytes()
-        file_of(root, "b/1").write_bytes(data[:-4096])
-        code, removal = run_json("gc", str(root), "--namespace", NAMESPACE)
+        code, removal = run_json("gc", str(root), "--older", "0s", "--to", "1KiB")
         assert (code, removal["chunks"]) == (1, 7)
         assert len(removal["failed"]) == 1
         assert stuck.name in removal["failed"][0]
@@ -275,9 +284,11 @@ def test_what_a_namespace_says_of_itself_is_text(root: Path) -> None:
     code, out = run("stats", str(root))
     assert code == 0
     assert "m[/]" in out
+    meta.write_text("[" * 100_000)
+    assert run("stats", str(root))[0] == run("doctor", str(root))[0] == 0
     meta.unlink()
     os.mkfifo(meta)
-    assert run("stats", str(root))[0] == 0
+    assert run("stats", str(root))[0] == run("doctor", str(root))[0] == 0
 
 
 def test_gc_spares_what_was_just_used(root: Path) -> None:
