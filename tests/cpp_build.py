@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -67,22 +68,36 @@ def fixed_addresses() -> list[str]:
     return command if usable else []
 
 
-def check(program: Path, sanitizer: str, report: Path, at_least: int) -> None:
-    """Runs a gtest program; every one of its tests, and there are ``at_least`` so many, passes."""
+def check(
+    program: Path, sanitizer: str, report: Path, at_least: int, processes: int = 1
+) -> None:
+    """Runs a gtest program; every one of its tests, and there are ``at_least`` so many, passes.
+
+    ``processes`` share the tests: most of them wait for something most of the time.
+    """
     prefix = fixed_addresses() if sanitizer == "thread" else []
-    result = subprocess.run(
-        [*prefix, str(program), "--gtest_brief=1", f"--gtest_output=xml:{report}"],
-        cwd=program.parent,  # on the disk that the build is on: O_DIRECT is tried for real
-        env={**os.environ, **OPTIONS},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-        timeout=600,
-    )
-    print(result.stdout[-2000:])
-    assert result.returncode == 0, result.stdout[-8000:]
-    totals = ElementTree.parse(report).getroot().attrib
-    assert int(totals["tests"]) >= at_least
-    assert int(totals["failures"]) + int(totals["errors"]) == 0
+    reports = [report.with_suffix(f".{index}.xml") for index in range(processes)]
+
+    def shard(index: int) -> subprocess.CompletedProcess[str]:
+        environment = {"GTEST_TOTAL_SHARDS": f"{processes}", "GTEST_SHARD_INDEX": f"{index}"}
+        return subprocess.run(
+            [*prefix, str(program), "--gtest_brief=1", f"--gtest_output=xml:{reports[index]}"],
+            cwd=program.parent,  # on the disk that the build is on: O_DIRECT is tried for real
+            env={**os.environ, **OPTIONS, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=600,
+        )
+
+    with ThreadPoolExecutor(processes) as pool:
+        results = list(pool.map(shard, range(processes)))
+    for result in results:
+        print(result.stdout[-2000:])
+    for result in results:
+        assert result.returncode == 0, result.stdout[-8000:]
+    totals = [ElementTree.parse(each).getroot().attrib for each in reports]
+    assert sum(int(each["tests"]) for each in totals) >= at_least
+    assert sum(int(each["failures"]) + int(each["errors"]) for each in totals) == 0

@@ -13,4 +13,4 @@ from cpp_build import SANITIZERS, build, check
 @pytest.mark.parametrize("sanitizer", SANITIZERS.values(), ids=SANITIZERS)
 def test_cpp_core(sanitizer: str, tmp_path: Path) -> None:
     program = build(sanitizer) / "tests" / "cpp" / "lmkv_tests"
-    check(program, sanitizer, tmp_path / "result.xml", at_least=100)
+    check(program, sanitizer, tmp_path / "result.xml", at_least=700, processes=4)

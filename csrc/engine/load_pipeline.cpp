@@ -369,7 +369,7 @@ void LoadPipeline::give_up_late(Clock::time_point now) {
   patience_.observe(context_.stats.bytes_loaded, context_.reading.microseconds());
   for (const std::shared_ptr<Job>& job : take_late(now)) {
     for (Root* root : give_up(job, Status::timed_out("a load took longer than its time"))) {
-      if (root->files().read_bytes_in_flight() == 0) continue;
+      if (!root->files().is_reading()) continue;
       root->loads.stalled(job->begun, "reads take too long", now);
       if (root->loads.is_out()) refuse_waiting(*root);
     }

@@ -9,7 +9,7 @@ namespace lmkv {
 void RootTrials::begin_due(Clock::time_point now) {
   if (context_.closed) return;
   for (Root* root : context_.roots->usable()) {
-    if (!root->loads.is_trial_due(now) || root->files().read_bytes_in_flight() > 0) continue;
+    if (!root->loads.is_trial_due(now) || root->files().is_reading()) continue;
     std::optional<Slab> slab = context_.pool->try_acquire();
     if (!slab) return;
     if (root->loads.admits(now)) begin(*root, std::move(*slab));

@@ -40,6 +40,7 @@ void FileTask::transfer(OperationKind kind, int descriptor, std::byte* buffer, C
   pieces_done_ = std::move(next);
   pieces_outcome_.store(0, std::memory_order_relaxed);
   pieces_.clear();
+  if (lane_ == Lane::kRead) owner_.take_again(*this);
   for (std::size_t at = 0; at < bytes_; at += owner_.options_.request_bytes) {
     Operation& piece = pieces_.emplace_back();
     piece.kind = kind;
@@ -109,9 +110,16 @@ void FileTask::on_piece(Operation& piece, int result) {
   if (one_by_one_ && outcome == 0 && &piece != &pieces_.back()) {
     return owner_.engine_.submit(*(&piece + 1));
   }
+  if (lane_ == Lane::kRead) owner_.give_back(*this, length_of(piece));
   if (pieces_left_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   const std::function<void(int)> done = std::move(pieces_done_);
   done(pieces_outcome_.load(std::memory_order_relaxed));
+}
+
+std::size_t FileTask::length_of(const Operation& piece) const {
+  const auto index = static_cast<std::size_t>(&piece - pieces_.data());
+  const std::size_t request = owner_.options_.request_bytes;
+  return std::min(request, bytes_ - index * request);
 }
 
 FileIo::FileIo(IoEngine& engine, const FileIoOptions& options)
@@ -179,9 +187,8 @@ std::unique_ptr<FileTask> FileIo::next_admissible() {
     lane = &removals_;
   } else if (fits(reads_, options_.read_depth)) {
     lane = &reads_;
-  } else if (!touches_.queue.empty() && touches_running_ < kTouchDepth) {
+  } else if (!touches_.queue.empty() && touches_.running < kTouchDepth) {
     lane = &touches_;
-    ++touches_running_;
   } else if (fits(writes_, write_depth())) {
     lane = &writes_;
   } else {
@@ -189,6 +196,7 @@ std::unique_ptr<FileTask> FileIo::next_admissible() {
   }
   std::unique_ptr<FileTask> task = lane->queue.pop();
   lane->bytes_in_flight += task->bytes();
+  ++lane->running;
   ++running_;
   return task;
 }
@@ -205,14 +213,33 @@ void FileIo::start_admissible() {
   }
 }
 
-void FileIo::finish(FileTask* finished) {
-  const std::unique_ptr<FileTask> task(finished);
+void FileIo::give_back(FileTask& task, std::size_t bytes) {
   {
     const std::lock_guard lock(mutex_);
-    lane_of(*task).bytes_in_flight -= task->bytes();
-    if (task->lane() == FileTask::Lane::kTouch) --touches_running_;
+    lane_of(task).bytes_in_flight -= bytes;
+    task.given_back_ += bytes;
   }
-  start_admissible();  // before the report, which verifies checksums
+  start_admissible();
+}
+
+void FileIo::take_again(FileTask& task) {
+  const std::lock_guard lock(mutex_);
+  lane_of(task).bytes_in_flight += std::exchange(task.given_back_, 0);
+}
+
+void FileIo::finish(FileTask* task) {
+  {
+    const std::lock_guard lock(mutex_);
+    Lane& lane = lane_of(*task);
+    lane.bytes_in_flight -= task->bytes() - task->given_back_;
+    --lane.running;
+  }
+  start_admissible();
+  task->conclude();
+}
+
+void FileIo::retire(FileTask* concluded) {
+  const std::unique_ptr<FileTask> task(concluded);
   task->report();
   const std::lock_guard lock(mutex_);
   --running_;
@@ -258,6 +285,11 @@ void FileIo::shutdown() {
 bool FileIo::wait_idle(std::chrono::duration<double> timeout) {
   std::unique_lock lock(mutex_);
   return all_done_.wait_for(lock, timeout, [this] { return running_ == 0; });
+}
+
+bool FileIo::is_reading() const {
+  const std::lock_guard lock(mutex_);
+  return reads_.running > 0;
 }
 
 std::size_t FileIo::read_bytes_in_flight() const {

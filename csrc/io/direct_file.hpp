@@ -109,6 +109,8 @@ class FileIo {
   [[nodiscard]] std::uint64_t touches_failed() const {
     return touches_failed_.load(std::memory_order_relaxed);
   }
+  // Whether any read has begun and not ended; its answer may still be on the way.
+  [[nodiscard]] bool is_reading() const;
   [[nodiscard]] std::size_t read_bytes_in_flight() const;
   [[nodiscard]] std::size_t write_bytes_in_flight() const;
 
@@ -117,6 +119,7 @@ class FileIo {
   struct Lane {
     FairQueue<std::unique_ptr<FileTask>> queue;
     std::size_t bytes_in_flight = 0;
+    std::size_t running = 0;  // tasks
   };
 
   void enqueue(std::unique_ptr<FileTask> task);
@@ -124,7 +127,11 @@ class FileIo {
   void start_admissible();
   [[nodiscard]] std::size_t write_depth() const;  // now; caller holds mutex_
   std::unique_ptr<FileTask> next_admissible();    // caller holds mutex_
+  // Part of a task's depth, while the rest is still in flight: the next file need not wait for it.
+  void give_back(FileTask& task, std::size_t bytes);
+  void take_again(FileTask& task);
   void finish(FileTask* task);
+  void retire(FileTask* task);
   void refuse_direct();
   void note_touch(int result);
 
@@ -141,8 +148,7 @@ class FileIo {
   Lane writes_;
   Lane removals_;
   Lane touches_;
-  std::size_t touches_running_ = 0;
-  std::size_t running_ = 0;
+  std::size_t running_ = 0;  // tasks, of all lanes
   bool shut_down_ = false;
 };
 

@@ -136,7 +136,9 @@ class FaultEngine final : public IoEngine {
 
   void submit(Operation& operation) override {
     // No kernel's business: it is between two tries of an operation that has its faults.
-    if (operation.kind == OperationKind::kPause) return real_->submit(operation);
+    if (operation.kind == OperationKind::kPause || operation.kind == OperationKind::kDefer) {
+      return real_->submit(operation);
+    }
     const Faults::Draw drawn = faults_->draw(operation);
     auto call = std::make_unique<Call>(*faults_, operation, drawn.number);
     if (drawn.outcome && call->suffer(drawn.outcome->kind)) {

@@ -45,7 +45,8 @@ bool takes_space(const Operation& op) {
     case OperationKind::kUnlink:
     case OperationKind::kRemoveDirectory:
     case OperationKind::kDropPages:
-    case OperationKind::kPause: return false;
+    case OperationKind::kPause:
+    case OperationKind::kDefer: return false;
   }
   return false;
 }
@@ -207,6 +208,7 @@ std::string_view name_of(OperationKind kind) {
     case OperationKind::kWriteBack: return "writeback";
     case OperationKind::kDropPages: return "drop";
     case OperationKind::kPause: return "pause";
+    case OperationKind::kDefer: return "defer";
   }
   return "unknown";
 }

@@ -30,6 +30,8 @@ class FileTask : public OperationHandler {
   virtual void start() = 0;
   virtual void report() = 0;  // to the requester, once, when the last operation is done
   virtual void cancel() = 0;  // instead of start() and report()
+  // Ends in retire(), once its depth is given back and the files that got it have been started.
+  virtual void conclude() { retire(); }
 
   [[nodiscard]] Lane lane() const { return lane_; }
   [[nodiscard]] std::size_t bytes() const { return bytes_; }
@@ -51,6 +53,7 @@ class FileTask : public OperationHandler {
 
   // The last thing that a task does: it may be gone when this returns.
   void finish() { owner_.finish(this); }
+  void retire() { owner_.retire(this); }  // of conclude()
   void refuse_direct() { owner_.refuse_direct(); }
   void note_touch(int result) { owner_.note_touch(result); }
   [[nodiscard]] Caching caching() const { return owner_.caching(); }
@@ -61,6 +64,7 @@ class FileTask : public OperationHandler {
   void on_complete(Operation& operation, int result) final;
   void on_piece(Operation& piece, int result);
   bool retry(Operation& operation, int result);
+  [[nodiscard]] std::size_t length_of(const Operation& piece) const;  // as it was asked for first
 
   FileIo& owner_;
   const Lane lane_;
@@ -78,6 +82,9 @@ class FileTask : public OperationHandler {
   std::function<void(int)> pieces_done_;
   std::atomic<std::size_t> pieces_left_{0};
   std::atomic<int> pieces_outcome_{0};
+
+  friend class FileIo;
+  std::size_t given_back_ = 0;  // of bytes(), to the lane's depth; guarded by FileIo's mutex
 };
 
 std::unique_ptr<FileTask> make_read_task(FileIo& owner, FileRead request);

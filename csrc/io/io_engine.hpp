@@ -33,6 +33,7 @@ enum class OperationKind : std::uint8_t {
   kUnlink,           // path                     -> 0
   kRemoveDirectory,  // path                     -> 0
   kPause,            // pause                    -> 0 when so much time has passed
+  kDefer,            // -> 0, when what was submitted before it is with the kernel
 };
 
 struct Operation;

@@ -123,6 +123,7 @@ void prepare_entry(io_uring_sqe* sqe, Operation& op, int slab) {
       static_assert(sizeof(timespec) == sizeof(__kernel_timespec));
       io_uring_prep_timeout(sqe, reinterpret_cast<__kernel_timespec*>(&op.pause), 0, 0);
       break;
+    case OperationKind::kDefer: io_uring_prep_nop(sqe); break;
     case OperationKind::kSetModified: break;
   }
 }

@@ -54,7 +54,8 @@ int execute(const Operation& op) {
     case OperationKind::kMakeDirectory: return result_of(::mkdir(op.path, op.mode));
     case OperationKind::kUnlink: return result_of(::unlink(op.path));
     case OperationKind::kRemoveDirectory: return result_of(::rmdir(op.path));
-    case OperationKind::kPause: return 0;  // ThreadEngine has waited
+    case OperationKind::kPause:             // ThreadEngine has waited
+    case OperationKind::kDefer: return 0;
   }
   return -EINVAL;
 }
@@ -80,6 +81,8 @@ class ThreadEngine final : public IoEngine {
         const auto pause = std::chrono::seconds(operation.pause.tv_sec) +
                            std::chrono::nanoseconds(operation.pause.tv_nsec);
         pausing_.emplace(Clock::now() + pause, &operation);
+      } else if (operation.kind == OperationKind::kDefer) {
+        queue_.push_front(&operation);  // other threads take what is behind it
       } else {
         queue_.push_back(&operation);
       }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <memory>
 #include <mutex>
 #include <string_view>
@@ -21,6 +22,17 @@ class HoldingEngine final : public IoEngine {
   void hold(OperationKind kind) {
     const std::lock_guard lock(mutex_);
     kinds_.push_back(kind);
+  }
+  // The first `count` of those that are kept, and no more: others still are.
+  void release(std::size_t count) {
+    std::vector<Operation*> first;
+    {
+      const std::lock_guard lock(mutex_);
+      const auto end = kept_.begin() + static_cast<std::ptrdiff_t>(std::min(count, kept_.size()));
+      first.assign(kept_.begin(), end);
+      kept_.erase(kept_.begin(), end);
+    }
+    for (Operation* operation : first) real_->submit(*operation);
   }
   void release() {
     std::vector<Operation*> kept;

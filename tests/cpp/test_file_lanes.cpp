@@ -114,6 +114,46 @@ TEST_P(FileLanes, ReadsOfSeveralGroupsTakeTurns) {
   EXPECT_EQ(begun, (std::vector<std::string>{"0", "1", "4", "2", "5", "3"}));
 }
 
+TEST_P(FileLanes, AReadGivesItsDepthBackRequestByRequest) {
+  options.request_bytes = kPageBytes;
+  options.read_depth = 6 * kPageBytes;
+  start();
+  disk->hold(OperationKind::kRead);
+  read("0", 1);
+  read("1", 2);
+  ASSERT_TRUE(eventually_held(4));
+  EXPECT_EQ(files->read_bytes_in_flight(), 4 * kPageBytes);
+  disk->release(1);
+  std::this_thread::sleep_for(20ms);
+  EXPECT_EQ(disk->held(), 3U) << "three pages and four more are too many";
+  disk->release(1);
+  ASSERT_TRUE(eventually_held(2 + 4));
+  EXPECT_EQ(files->read_bytes_in_flight(), 6 * kPageBytes);
+  disk->release();
+  wait_for_ended(2);
+  files->shutdown();
+  EXPECT_TRUE(failed.empty());
+  EXPECT_EQ(files->read_bytes_in_flight(), 0U);
+  EXPECT_FALSE(files->is_reading());
+}
+
+TEST_P(FileLanes, TheNextReadBeginsBeforeTheLastIsAnswered) {
+  options.read_depth = 1;
+  start();
+  disk->hold(OperationKind::kDefer);
+  read("0", 1);
+  read("1", 2);
+  ASSERT_TRUE(eventually_held(2));
+  {
+    const std::lock_guard lock(mutex);
+    EXPECT_EQ(ended, 0U);
+  }
+  EXPECT_FALSE(files->is_reading());
+  EXPECT_FALSE(files->wait_idle(std::chrono::milliseconds(1))) << "somebody waits for the answer";
+  disk->release();
+  wait_for_ended(2);
+}
+
 TEST_P(FileLanes, CancelEndsWhatHasNotBegunOfOneGroup) {
   options.read_depth = 1;
   start();

@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
+#include <filesystem>
 #include <future>
 #include <iostream>
 #include <iterator>
@@ -169,6 +170,42 @@ TEST_P(IoEngineTest, APauseEndsWhenItsTimeHasPassedAndHoldsNobodyUp) {
   const Clock::duration took = Clock::now() - begin;
   EXPECT_GE(took, std::chrono::milliseconds(300));
   EXPECT_LT(took, std::chrono::seconds(3)) << "one after another they take 12";
+}
+
+TEST_P(IoEngineTest, WhatWasSubmittedBeforeADeferredOperationGoesOnWhileThatIsHandled) {
+  struct Handler final : OperationHandler {
+    explicit Handler(IoEngine& its_engine) : engine(its_engine) {}
+    void on_complete(Operation& operation, int) override {
+      if (operation.kind == OperationKind::kClose) {  // as a file that has been read
+        engine.submit(unlink);
+        engine.submit(defer);
+      } else if (operation.kind == OperationKind::kDefer) {
+        bool gone = false;
+        for (int i = 0; i < 5000 && !gone; ++i) {
+          gone = !std::filesystem::exists(unlink.path);
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+        went.set_value(gone);
+      }
+    }
+    IoEngine& engine;
+    Operation unlink;
+    Operation defer;
+    std::promise<bool> went;
+  } handler(*engine);
+  const std::string path = directory / "file";
+  Operation close;
+  close.kind = OperationKind::kClose;
+  close.descriptor = open(path, O_WRONLY | O_CREAT);
+  ASSERT_GE(close.descriptor, 0);
+  handler.unlink.kind = OperationKind::kUnlink;
+  handler.unlink.path = path.c_str();
+  handler.defer.kind = OperationKind::kDefer;
+  for (Operation* each : {&close, &handler.unlink, &handler.defer}) each->handler = &handler;
+  std::future<bool> went = handler.went.get_future();
+  engine->submit(close);
+  EXPECT_TRUE(went.get());
+  engine.reset();  // before what its handler uses
 }
 
 TEST_P(IoEngineTest, TheDestructorWaitsForPauses) {
