@@ -9,6 +9,7 @@
 #include <utility>
 #include <variant>
 
+#include "binding_policy.hpp"
 #include "engine/bench_engine.hpp"
 
 namespace lmkv::python {
@@ -94,6 +95,7 @@ std::vector<std::string> roots_from(const RootsArgument& root) {
 }
 
 constexpr int kLongestTimeout = 86'400;
+constexpr int kLongestAge = 10 * 366 * 86'400;
 
 constexpr unsigned kMostThreadBlocks = 1024;  // more than any GPU has room for
 
@@ -156,7 +158,8 @@ EngineOptions make_options(const RootsArgument& root, const std::string& namespa
                            const std::string& direct_io, unsigned io_threads,
                            std::size_t request_bytes, std::size_t load_depth,
                            std::size_t store_depth, const TransferOptions& transfer,
-                           std::uint64_t capacity, double free_space_floor, double load_timeout) {
+                           std::uint64_t capacity, double free_space_floor, double load_timeout,
+                           const std::string& eviction, double max_age) {
   EngineOptions options;
   options.roots = roots_from(root);
   options.namespace_digest = namespace_from(namespace_digest);
@@ -181,6 +184,11 @@ EngineOptions make_options(const RootsArgument& root, const std::string& namespa
                       " seconds");
   }
   options.load_timeout = std::chrono::duration<double>(load_timeout);
+  options.housekeeping.order = eviction_order_from(eviction);
+  if (!(max_age >= 0 && max_age <= kLongestAge)) {
+    throw ConfigError("max_age must be between 0 and " + std::to_string(kLongestAge) + " seconds");
+  }
+  options.housekeeping.max_age = std::chrono::seconds(static_cast<std::int64_t>(max_age));
   return options;
 }
 

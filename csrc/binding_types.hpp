@@ -58,7 +58,8 @@ EngineOptions make_options(const RootsArgument& root, const std::string& namespa
                            const std::string& direct_io, unsigned io_threads,
                            std::size_t request_bytes, std::size_t load_depth,
                            std::size_t store_depth, const TransferOptions& transfer,
-                           std::uint64_t capacity, double free_space_floor, double load_timeout);
+                           std::uint64_t capacity, double free_space_floor, double load_timeout,
+                           const std::string& eviction, double max_age);
 std::unique_ptr<Engine> make_engine(const EngineOptions& options);
 // Without faults where there are none.
 std::unique_ptr<Engine> make_measured_engine(const EngineOptions& options,

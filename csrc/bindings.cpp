@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "binding_policy.hpp"
 #include "binding_tree.hpp"
 #include "binding_types.hpp"
 #include "common/build_info.hpp"
@@ -71,7 +72,8 @@ void bind_engine(py::module_& m) {
            "io_threads"_a = defaults.io_threads, "request_bytes"_a = defaults.request_bytes,
            "load_depth"_a = defaults.load_depth, "store_depth"_a = defaults.store_depth,
            "transfer"_a = transfer, "capacity"_a = defaults.capacity,
-           "free_space_floor"_a = defaults.free_space_floor, "load_timeout"_a = 0.0);
+           "free_space_floor"_a = defaults.free_space_floor, "load_timeout"_a = 0.0,
+           "eviction"_a = "reuse", "max_age"_a = 0.0);
 
   py::native_enum<CompletionKind>(m, "CompletionKind", "enum.Enum")
       .value("GATHERED", CompletionKind::kGathered)
@@ -176,6 +178,16 @@ void bind_tree(py::module_& m) {
         py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_policy(py::module_& m) {
+  py::class_<EvictionPolicy>(m, "EvictionPolicy")
+      .def(py::init(&make_policy), "order"_a)
+      .def("scan", &scan_worths, "keys"_a, "modified_ns"_a, "now_ns"_a)
+      .def("evicted", &note_evicted, "keys"_a);
+  m.def("use_stamp", &stamp_of, "used_at"_a, "token_begin"_a, "now"_a);
+  m.def("renewed", &renewed, "found_ns"_a, "stamp_ns"_a);
+  m.attr("USE_TICK_SECONDS") = kUseTick.count();
+}
+
 }  // namespace
 }  // namespace lmkv::python
 
@@ -192,5 +204,5 @@ PYBIND11_MODULE(_C, m) {
   lmkv::python::bind_bench(m);
   lmkv::python::bind_directory(m);
   lmkv::python::bind_tree(m);
-  m.attr("USE_TICK_SECONDS") = lmkv::kUseTick.count();
+  lmkv::python::bind_policy(m);
 }

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import final
 
+import numpy as np
+import numpy.typing as npt
+
 USE_TICK_SECONDS: int
 """Uses of a chunk are told apart by this: within one only the first changes its file."""
 
@@ -91,7 +94,8 @@ class EngineOptions:
     directory or several, over which chunks are spread by key and path; ``io_threads``, the depths
     and limits hold for each. ``capacity`` is what everything below it may take together (0: no
     limit), ``free_space_floor`` the percentage of the filesystem that stays free. A load that takes
-    longer than ``load_timeout`` seconds is given up (0: by how fast loads are).
+    longer than ``load_timeout`` seconds is given up (0: by how fast loads are). ``eviction`` is
+    ``"reuse"`` or ``"lru"``; chunks not used for ``max_age`` seconds go in any case (0: none do).
     """
 
     def __init__(
@@ -116,6 +120,8 @@ class EngineOptions:
         capacity: int = 0,
         free_space_floor: float = 5.0,
         load_timeout: float = 0.0,
+        eviction: str = "reuse",
+        max_age: float = 0.0,
     ) -> None: ...
 
 class CompletionKind(Enum):
@@ -421,4 +427,38 @@ def remove_chunk(root: str, file: TreeFile) -> Removal:
 
     ``GONE``: somebody else was faster. Blocks on the disk, without the GIL. Raises OSError, and
     ConfigError for a file that is no chunk.
+    """
+
+@final
+class EvictionPolicy:
+    """The evictor's order, ``"reuse"`` or ``"lru"``, over files that need not be there.
+
+    One thread. Raises ConfigError for another order.
+    """
+
+    def __init__(self, order: str) -> None: ...
+    def scan(
+        self, keys: bytes, modified_ns: npt.NDArray[np.int64], now_ns: int
+    ) -> npt.NDArray[np.float64]:
+        """One scan of a directory with these files: what each is worth; the least goes first, and
+        of equals the one with the oldest time.
+
+        ``keys``: 32 bytes each; ``modified_ns``, of shape (files,): their modification times, as of
+        :func:`use_stamp` and :func:`renewed`. The policy learns from what has changed since the
+        last scan. Raises ConfigError for a number of times that is not that of the keys.
+        """
+
+    def evicted(self, keys: bytes) -> None:
+        """Files that went for their worth. Raises ConfigError for what is no number of keys."""
+
+def use_stamp(used_at: float, token_begin: int, now: float) -> int:
+    """The modification time, in nanoseconds since the epoch, of a file that is new.
+
+    ``used_at``: when its request was admitted; ``now``: both in seconds since the epoch.
+    ``token_begin``: where the chunk begins in its prompt. See docs/decisions/0007.
+    """
+
+def renewed(found_ns: int, stamp_ns: int) -> int:
+    """The modification time of a file that has ``found_ns`` and is used again, at a time that
+    :func:`use_stamp` made ``stamp_ns`` of; the same if it carries that use already.
     """

@@ -24,10 +24,13 @@ _KUBERNETES = re.compile(
     r"LMKV_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)"
 )
 
-# Seconds; the core has the same bound.
+# Seconds; the core has the same bounds.
 LONGEST_LOAD_TIMEOUT = 86_400
+LONGEST_AGE = 10 * 366 * 86_400
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?\s*", re.IGNORECASE)
+_AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%?\s*")
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
@@ -47,6 +50,20 @@ def parse_size(value: object) -> int:
     number, unit = match.group(1), (match.group(2) or "B").upper()
     base = 1024 if "I" in unit else 1000
     return int(float(number) * base ** "BKMGT".index(unit[0]))
+
+
+def parse_age(value: object) -> float:
+    """Seconds in ``value``: a number, or text such as ``"90s"``, ``"30m"``, ``"12h"``, ``"7d"``,
+    ``"2w"`` or ``"0"``. Raises ConfigError for anything else, text without a unit included.
+    """
+    if value == "0":
+        return 0.0
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    match = _AGE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ConfigError(f'expected a time span such as "12h", "7d" or "2w", not {value!r}')
+    return float(match.group(1)) * _SECONDS[match.group(2)]
 
 
 def format_size(size: int) -> str:
@@ -174,9 +191,9 @@ class Config:
     )
     capacity: int = _setting(
         parse_size,
-        "What everything below `path` may take together, whoever wrote it: the least recently "
-        "used chunks are evicted. 0: no limit but `free_space_floor`. Of engines with different "
-        "limits over one directory the smallest wins. With several directories it holds for each.",
+        "What everything below `path` may take together, whoever wrote it: above it chunks are "
+        "evicted. 0: no limit but `free_space_floor`. Of engines with different limits over one "
+        "directory the smallest wins. With several directories it holds for each.",
         unit="bytes",
         default=0,
     )
@@ -187,6 +204,20 @@ class Config:
         "directories it holds for each.",
         unit="percent",
         default=5.0,
+    )
+    eviction: str = _setting(
+        _one_of("reuse", "lru"),
+        "Which chunks go first: `reuse` learns from the directory how soon chunks like this one "
+        "were used again, `lru` takes the least recently used. Either takes a prompt's end before "
+        "its beginning.",
+        default="reuse",
+    )
+    max_age: float = _setting(
+        parse_age,
+        'Chunks that were not used for so long are removed, whatever room there is: `"30d"`. 0: '
+        "none is.",
+        unit="seconds",
+        default=0.0,
     )
     io_engine: str = _setting(
         _one_of("auto", "io_uring", "threads"),
@@ -247,6 +278,7 @@ class Config:
             ("free_space_floor", 0, 90),
             ("io_threads", 1, 64),
             ("load_timeout", 0, LONGEST_LOAD_TIMEOUT),
+            ("max_age", 0, LONGEST_AGE),
         ):
             value = getattr(self, name)
             if not low <= value <= high:

@@ -68,9 +68,7 @@ def fixed_addresses() -> list[str]:
     return command if usable else []
 
 
-def check(
-    program: Path, sanitizer: str, report: Path, at_least: int, processes: int = 1
-) -> None:
+def check(program: Path, sanitizer: str, report: Path, at_least: int, processes: int = 1) -> None:
     """Runs a gtest program; every one of its tests, and there are ``at_least`` so many, passes.
 
     ``processes`` share the tests: most of them wait for something most of the time.

@@ -37,7 +37,7 @@ struct EngineOptions {
   double free_space_floor = 5.0;  // percent of the filesystem that stays free
   // A load that takes longer is given up; zero: by how fast loads are (engine/load_patience.hpp).
   std::chrono::duration<double> load_timeout{0};
-  HousekeepingOptions housekeeping;
+  HousekeepingOptions housekeeping;  // the order of eviction and the age limit among them
 };
 
 // Size of a slab: header page and a whole chunk's payload.

@@ -2,12 +2,21 @@
 
 #include <utility>
 
+#include "store/use_stamp.hpp"
+
 namespace lmkv {
 namespace {
 
 FileIoOptions file_options(const EngineOptions& options, const RootProbe& probe) {
-  return {probe.id,           probe.caching,      probe.publish, options.request_bytes,
-          options.load_depth, options.store_depth};
+  FileIoOptions files;
+  files.filesystem = probe.id;
+  files.caching = probe.caching;
+  files.publish = probe.publish;
+  files.request_bytes = options.request_bytes;
+  files.read_depth = options.load_depth;
+  files.write_depth = options.store_depth;
+  files.renew = renewed;
+  return files;
 }
 
 SpaceLimits space_limits(const EngineOptions& options) {

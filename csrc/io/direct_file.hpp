@@ -40,7 +40,7 @@ struct FileWrite {
   std::vector<std::string> directories;  // made, outermost first, if one turns out to be missing
   const std::byte* buffer = nullptr;     // page-aligned
   std::size_t bytes = 0;                 // whole pages
-  std::int64_t modified_ns = 0;          // the file's modification time at least; 0: as it comes
+  std::int64_t modified_ns = 0;          // the file's modification time; 0: as it comes
   // Asked on an I/O thread before anything is written; false ends the write with kFull. May be
   // empty.
   std::function<bool()> admit;
@@ -68,6 +68,12 @@ struct FileIoOptions {
   // quarter of their depth; while reads are queued, that one file.
   std::size_t read_depth = 64 << 20;
   std::size_t write_depth = 32 << 20;
+  // The modification time of a file that is touched with `wanted` and has `found`.
+  std::int64_t (*renew)(std::int64_t found, std::int64_t wanted) = later_of;
+
+  static std::int64_t later_of(std::int64_t found, std::int64_t wanted) {
+    return found < wanted ? wanted : found;
+  }
 };
 
 class FileTask;  // one file's state machine (file_task.hpp)
@@ -84,8 +90,8 @@ class FileIo {
   // Both return at once; after begin_shutdown() they call back with kCancelled.
   void read(FileRead request);
   void write(FileWrite request);
-  // Renews a file's modification time if it is older than `modified_ns`. Nobody waits for it, and
-  // what finds too many others waiting is dropped: both are only counted.
+  // Renews a file's modification time by `modified_ns` (FileIoOptions::renew). Nobody waits for it,
+  // and what finds too many others waiting is dropped: both are only counted.
   void touch(std::string path, std::int64_t modified_ns);
   // Removes what stands at `path`: a file, a link, or an empty directory.
   void remove(std::string path, std::function<void(Status)> done);

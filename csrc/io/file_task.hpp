@@ -59,6 +59,9 @@ class FileTask : public OperationHandler {
   [[nodiscard]] Caching caching() const { return owner_.caching(); }
   [[nodiscard]] Publish publish() const { return owner_.options_.publish; }
   [[nodiscard]] FilesystemId filesystem() const { return owner_.options_.filesystem; }
+  [[nodiscard]] std::int64_t renew(std::int64_t found, std::int64_t wanted) const {
+    return owner_.options_.renew(found, wanted);
+  }
 
  private:
   void on_complete(Operation& operation, int result) final;

@@ -50,8 +50,8 @@ Operation set_modified_operation(std::int64_t modified_ns) {
   return op;
 }
 
-bool is_older(const struct statx& found, std::int64_t modified_ns) {
-  return found.stx_mtime.tv_sec * 1'000'000'000LL + found.stx_mtime.tv_nsec < modified_ns;
+std::int64_t modified_ns_of(const struct statx& found) {
+  return found.stx_mtime.tv_sec * 1'000'000'000LL + found.stx_mtime.tv_nsec;
 }
 
 Operation stat_operation(const std::string& path, struct statx& status) {
@@ -160,10 +160,11 @@ class WriteTask final : public FileTask {
 
  private:
   void already_there() {
-    if (!is_older(found_, request_.modified_ns)) {
-      return end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
-    }
-    Operation op = set_modified_operation(request_.modified_ns);
+    const std::int64_t found = modified_ns_of(found_);
+    const std::int64_t renewed =
+        request_.modified_ns == 0 ? found : renew(found, request_.modified_ns);
+    if (renewed == found) return end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
+    Operation op = set_modified_operation(renewed);
     op.path = request_.path.c_str();
     step(op, [this](int result) {
       note_touch(result);
@@ -359,8 +360,10 @@ class TouchTask final : public FileTask {
   void start() override {
     step(stat_operation(path_, found_), [this](int result) {
       if (result < 0) return end(result);
-      if (!S_ISREG(found_.stx_mode) || !is_older(found_, modified_ns_)) return finish();
-      Operation op = set_modified_operation(modified_ns_);
+      const std::int64_t found = modified_ns_of(found_);
+      const std::int64_t renewed = renew(found, modified_ns_);
+      if (!S_ISREG(found_.stx_mode) || renewed == found) return finish();
+      Operation op = set_modified_operation(renewed);
       op.path = path_.c_str();
       step(op, [this](int set) { end(set); });
     });

@@ -54,7 +54,7 @@ int execute(const Operation& op) {
     case OperationKind::kMakeDirectory: return result_of(::mkdir(op.path, op.mode));
     case OperationKind::kUnlink: return result_of(::unlink(op.path));
     case OperationKind::kRemoveDirectory: return result_of(::rmdir(op.path));
-    case OperationKind::kPause:             // ThreadEngine has waited
+    case OperationKind::kPause:  // ThreadEngine has waited
     case OperationKind::kDefer: return 0;
   }
   return -EINVAL;

@@ -5,23 +5,18 @@
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
+#include <tuple>
 
 #include "common/posix.hpp"
 
 namespace lmkv {
 namespace {
 
-class LeastRecentlyUsed final : public EvictionPolicy {
- public:
-  [[nodiscard]] double worth(const FileFacts& facts, std::int64_t now_ns) const override {
-    // Relative to now, so that a double holds it to far less than kUsePerToken.
-    return static_cast<double>(facts.modified_ns - now_ns);
-  }
-};
-
-// Equal worth: the same order on every host, whatever order the directory is read in.
+// Equal worth: the least recently used, so tails before heads; and the same order on every host,
+// whatever order the directory is read in.
 bool less_worth(const Candidate& a, const Candidate& b) {
-  return a.worth != b.worth ? a.worth < b.worth : a.key.bytes < b.key.bytes;
+  return std::tie(a.worth, a.modified_ns, a.key.bytes) <
+         std::tie(b.worth, b.modified_ns, b.key.bytes);
 }
 
 bool more_worth(const Candidate& a, const Candidate& b) { return less_worth(b, a); }
@@ -30,10 +25,6 @@ bool more_worth(const Candidate& a, const Candidate& b) { return less_worth(b, a
 bool is_no_more(int error) { return is_gone(error) || error == ELOOP; }
 
 }  // namespace
-
-std::unique_ptr<EvictionPolicy> make_least_recently_used() {
-  return std::make_unique<LeastRecentlyUsed>();
-}
 
 void Candidates::offer(const Candidate& candidate) {
   assert(!sorted_);
@@ -46,13 +37,18 @@ void Candidates::offer(const Candidate& candidate) {
   std::push_heap(heap_.begin(), heap_.end(), less_worth);
 }
 
-std::optional<Candidate> Candidates::take() {
+const Candidate* Candidates::next() {
   if (!sorted_) std::sort(heap_.begin(), heap_.end(), more_worth);
   sorted_ = true;
-  if (heap_.empty()) return std::nullopt;
-  const Candidate least = heap_.back();
+  return heap_.empty() ? nullptr : &heap_.back();
+}
+
+std::optional<Candidate> Candidates::take() {
+  const Candidate* const least = next();
+  if (least == nullptr) return std::nullopt;
+  const Candidate taken = *least;
   heap_.pop_back();
-  return least;
+  return taken;
 }
 
 Eviction evict(const std::string& root, const Candidate& candidate, std::int64_t settled_ns) {

@@ -1,9 +1,8 @@
-// Which chunks go first, and the removal of one.
+// The chunks that go first, and the removal of one.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,20 +11,6 @@
 #include "store/tree_scan.hpp"
 
 namespace lmkv {
-
-// The seam for policies: what a scan knows of a chunk -> its worth. The least worth goes first.
-// Called once a file and scan, on the housekeeping thread.
-class EvictionPolicy {
- public:
-  EvictionPolicy() = default;
-  EvictionPolicy(const EvictionPolicy&) = delete;
-  EvictionPolicy& operator=(const EvictionPolicy&) = delete;
-  virtual ~EvictionPolicy() = default;
-  // `now_ns`: the same for all chunks of a scan.
-  [[nodiscard]] virtual double worth(const FileFacts& facts, std::int64_t now_ns) const = 0;
-};
-
-std::unique_ptr<EvictionPolicy> make_least_recently_used();
 
 // One chunk that may be evicted: below 100 bytes, however many files there are.
 struct Candidate {
@@ -48,8 +33,10 @@ class Candidates {
   }
   // Not after the first take().
   void offer(const Candidate& candidate);
-  // Least worth first; empty when all are taken.
+  // The one of least worth; empty when all are taken.
   std::optional<Candidate> take();
+  // What take() would return, or null.
+  [[nodiscard]] const Candidate* next();
   [[nodiscard]] std::size_t size() const { return heap_.size(); }
 
  private:

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <condition_variable>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -16,6 +17,7 @@
 #include "store/evictor.hpp"
 #include "store/lease.hpp"
 #include "store/tree_scan.hpp"
+#include "store/use_stamp.hpp"
 
 namespace lmkv {
 namespace {
@@ -29,6 +31,8 @@ constexpr int kScanShare = 20;
 constexpr int kUrgentScanShare = 5;
 // How long a scan or an eviction goes on without a look at the free space.
 constexpr std::chrono::milliseconds kSampleUnderWay{10};
+// Of a chunk that is too old: it goes before any other.
+constexpr double kWorthNothing = -std::numeric_limits<double>::infinity();
 
 }  // namespace
 
@@ -41,7 +45,7 @@ class Housekeeper::Worker final : public TreeVisitor {
         filesystem_(filesystem),
         limits_(limits),
         options_(options),
-        policy_(make_least_recently_used()),
+        policy_(make_eviction_policy(options.order)),
         candidates_(options.candidates),
         lease_(paths, options.lease_expiry) {}
 
@@ -70,6 +74,7 @@ class Housekeeper::Worker final : public TreeVisitor {
             {"chunks_evicted_capacity", evicted_for(EvictionReason::kCapacity)},
             {"chunks_evicted_floor", evicted_for(EvictionReason::kFloor)},
             {"chunks_evicted_full_disk", evicted_for(EvictionReason::kFullDisk)},
+            {"chunks_evicted_age", evicted_for(EvictionReason::kAge)},
             {"temporaries_removed", temporaries_removed_},
             {"store_bytes_used", space_.used()},
             {"store_capacity", limits_.capacity}};
@@ -105,7 +110,7 @@ class Housekeeper::Worker final : public TreeVisitor {
 
   void look_after_it() {
     sample();
-    if (space_.may_have_excess() && Clock::now() >= not_before_) {
+    if ((space_.may_have_excess() || too_old_ > 0) && Clock::now() >= not_before_) {
       make_room();
     } else if (Clock::now() >= next_scan_) {
       scan(Purpose::kCount);
@@ -162,7 +167,9 @@ class Housekeeper::Worker final : public TreeVisitor {
     purpose_ = purpose;
     scan_now_ns_ = purpose == Purpose::kEvict ? lease_.filesystem_now_ns() : system_now_ns();
     scanned_bytes_ = 0;
+    too_old_ = 0;
     candidates_.clear();
+    policy_->begin_scan(scan_now_ns_);
     space_.begin_scan();
     const ScanOutcome outcome = scan_tree(paths_.root(), *this);
     if (outcome == ScanOutcome::kStopped) return false;
@@ -172,14 +179,25 @@ class Housekeeper::Worker final : public TreeVisitor {
     scan_time_ = Clock::now() - begin;
     next_scan_ =
         Clock::now() + std::max<Clock::duration>(options_.scan_interval, kScanShare * scan_time_);
+    candidates_until_ = Clock::now();
+    if (purpose == Purpose::kEvict) candidates_until_ += kUrgentScanShare * scan_time_;
     return true;
   }
 
   void on_chunk(const RankName& rank, const ChunkKey& key, const FileFacts& facts) override {
     scanned_bytes_ += facts.bytes;
+    double worth = policy_->worth(rank, key, facts);
+    if (is_too_old(facts)) {
+      worth = kWorthNothing;
+      ++too_old_;
+    }
     if (purpose_ != Purpose::kEvict || facts.changed_ns > settled_ns()) return;
-    candidates_.offer(
-        {policy_->worth(facts, scan_now_ns_), key, rank, facts.bytes, facts.modified_ns});
+    candidates_.offer({worth, key, rank, facts.bytes, facts.modified_ns});
+  }
+
+  [[nodiscard]] bool is_too_old(const FileFacts& facts) const {
+    const std::chrono::nanoseconds unused(scan_now_ns_ - use_of(facts.modified_ns).last_ns);
+    return options_.max_age.count() > 0 && unused > options_.max_age;
   }
 
   void on_temporary(int directory, const char* name, const FileFacts& facts) override {
@@ -233,15 +251,17 @@ class Housekeeper::Worker final : public TreeVisitor {
     sample();
     space_.begin_pass();
     std::size_t files_left = options_.files_per_pass;
-    // Others may have evicted, or the estimate was too high: the directory itself decides.
-    while (space_.may_have_excess()) {
-      if (!scan(Purpose::kEvict)) return false;
+    // Others may have evicted, or the estimate was too high: the directory itself decides. But one
+    // of many files is not read again for every pass.
+    while (space_.may_have_excess() || too_old_ > 0) {
+      const bool fresh = candidates_.next() == nullptr || Clock::now() >= candidates_until_;
+      if (fresh && !scan(Purpose::kEvict)) return false;
+      purpose_ = Purpose::kEvict;
       const Excess excess = space_.excess();
-      if (excess.bytes == 0) return true;
       reason_ = excess.reason;
       std::uint64_t left = excess.bytes;
       std::uint64_t freed_by_this_scan = 0;
-      while (left > 0 && !stopping()) {
+      while ((left > 0 || next_is_too_old()) && !stopping()) {
         if (files_left == 0) return false;
         const auto candidate = candidates_.take();
         if (!candidate) break;
@@ -251,11 +271,17 @@ class Housekeeper::Worker final : public TreeVisitor {
         left -= std::min(left, freed);
         if (!keep_going()) return false;
       }
-      if (left == 0) return true;
-      if (stopping() || freed_by_this_scan == 0) return false;
+      if (left == 0 && too_old_ == 0) return true;
+      if (stopping() || (fresh && freed_by_this_scan == 0)) return false;
+      candidates_.clear();
       sample();
     }
     return true;
+  }
+
+  [[nodiscard]] bool next_is_too_old() {
+    const Candidate* const next = candidates_.next();
+    return next != nullptr && next->worth == kWorthNothing;
   }
 
   std::uint64_t try_evict(const Candidate& candidate) {
@@ -265,9 +291,13 @@ class Housekeeper::Worker final : public TreeVisitor {
       case Eviction::kFailed: failures_.fetch_add(1, std::memory_order_relaxed); return 0;
       case Eviction::kEvicted: break;
     }
+    policy_->evicted(candidate.rank, candidate.key);
+    const bool too_old = candidate.worth == kWorthNothing;
+    if (too_old && too_old_ > 0) --too_old_;
+    const EvictionReason reason = too_old ? EvictionReason::kAge : reason_;
     chunks_evicted_.fetch_add(1, std::memory_order_relaxed);
     bytes_evicted_.fetch_add(candidate.bytes, std::memory_order_relaxed);
-    evicted_for_[static_cast<std::size_t>(reason_)].fetch_add(1, std::memory_order_relaxed);
+    evicted_for_[static_cast<std::size_t>(reason)].fetch_add(1, std::memory_order_relaxed);
     space_.evicted(candidate.bytes);
     return std::max<std::uint64_t>(candidate.bytes, kPageBytes);  // a pass comes to an end
   }
@@ -281,7 +311,7 @@ class Housekeeper::Worker final : public TreeVisitor {
   Counter failures_{0};
   Counter chunks_evicted_{0};
   Counter bytes_evicted_{0};
-  std::array<Counter, 4> evicted_for_{};  // chunks, by reason
+  std::array<Counter, 5> evicted_for_{};  // chunks, by reason
   Counter temporaries_removed_{0};
 
   // The housekeeping thread's alone, up to the blank line.
@@ -293,7 +323,9 @@ class Housekeeper::Worker final : public TreeVisitor {
   Purpose purpose_ = Purpose::kCount;
   std::int64_t scan_now_ns_ = 0;
   std::uint64_t scanned_bytes_ = 0;
+  std::uint64_t too_old_ = 0;  // chunks that the last scan found and that are still there
   Clock::duration scan_time_{0};
+  Clock::time_point candidates_until_;  // from then on they are not what goes first any more
   Clock::time_point next_scan_;
   Clock::time_point next_sample_;  // by a scan or an eviction that is under way
   Clock::time_point not_before_;   // eviction is not tried again until then

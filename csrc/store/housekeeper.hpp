@@ -12,6 +12,7 @@
 
 #include "io/direct_file.hpp"
 #include "store/directory.hpp"
+#include "store/eviction_policy.hpp"
 #include "store/space.hpp"
 
 namespace lmkv {
@@ -26,6 +27,8 @@ struct HousekeepingOptions {
   std::chrono::milliseconds scan_interval{300'000};  // at least: a scan's own time counts 20 times
   std::chrono::milliseconds lease_expiry{30'000};
   std::chrono::milliseconds stop_timeout{2000};
+  EvictionOrder order = EvictionOrder::kReuse;
+  std::chrono::seconds max_age{0};       // chunks go that were not used for so long; 0: none does
   std::size_t candidates = 1 << 18;      // held at once, below 100 bytes each
   std::size_t files_per_pass = 1 << 18;  // evicted by one pass at most; another may follow
 };

@@ -38,7 +38,7 @@ struct SpaceLimits {
 enum class Refusal { kNone, kNotCounted, kCapacity, kFloor };
 [[nodiscard]] std::string_view in_words(Refusal refusal);
 
-enum class EvictionReason { kNone, kCapacity, kFloor, kFullDisk };
+enum class EvictionReason { kNone, kCapacity, kFloor, kFullDisk, kAge };
 
 struct Excess {
   std::uint64_t bytes = 0;

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
-from lmkv.errors import ConfigError
-
-_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
 
 def size_text(count: float) -> str:
     """Bytes for people, as in "1.5 GiB"."""
@@ -26,11 +19,3 @@ def age_text(seconds: float) -> str:
             number = int(seconds // length)
             return f"{number} {unit}{'s' if unit == 'day' and number != 1 else ''}"
     return f"{max(0, int(seconds))} s"
-
-
-def parse_age(text: str) -> float:
-    """Seconds in "90s", "30m", "12h", "7d" or "2w". Raises ConfigError for anything else."""
-    match = _AGE.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(f'expected a time span such as "12h", "7d" or "2w", not {text!r}')
-    return float(match.group(1)) * _SECONDS[match.group(2)]

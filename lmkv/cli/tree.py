@@ -25,8 +25,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from lmkv.cli.text import age_text, parse_age, size_text
-from lmkv.config import parse_size
+from lmkv.cli.text import age_text, size_text
+from lmkv.config import parse_age, parse_size
 from lmkv.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -39,6 +39,7 @@ ENGINE_COUNTERS = {
     "chunks_evicted": "Chunks removed by this engine to make room.",
     "chunks_evicted_capacity": "Of these, chunks removed because of the capacity.",
     "chunks_evicted_floor": "Of these, chunks removed for the free space floor.",
+    "chunks_evicted_age": "Of these, chunks removed because they were not used for max_age.",
     "chunks_evicted_full_disk": "Of these, chunks removed because the disk or a quota was full.",
     "bytes_evicted": "Bytes that chunks_evicted took.",
     "chunks_touched": "Files whose time of last use was renewed.",

@@ -124,6 +124,8 @@ class WorkerSide:
                 transfer=self._transfer_options(layout.device),
                 capacity=config.capacity,
                 free_space_floor=config.free_space_floor,
+                eviction=config.eviction,
+                max_age=config.max_age,
                 load_timeout=config.load_timeout,
             )
         )

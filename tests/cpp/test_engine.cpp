@@ -453,12 +453,14 @@ TEST_P(EngineTest, ALoadFromTheDirectoryOrFromMemoryRenewsTheFile) {
   for (const bool in_memory : {true, false}) {
     if (!in_memory) start();
     test::ChunkTree::set_used(path_of(1), 5h);
+    const std::int64_t before = test::modified_ns(path_of(1));
     const UseTime used = std::chrono::system_clock::now();
+    const std::int64_t after = renewed(before, use_stamp(used, 64));
+    EXPECT_EQ(use_of(after).again, use_of(before).again + 1);
     engine->load({chunk(1, ids({20, 21, 22, 23}))}, 0, used);
     EXPECT_TRUE(finish().at(0).failed_chunks.empty());
     EXPECT_EQ(engine->stats().at("memory_hits"), in_memory ? 1U : 0U);
-    EXPECT_TRUE(
-        test::eventually([&] { return test::modified_ns(path_of(1)) == use_stamp(used, 64); }));
+    EXPECT_TRUE(test::eventually([&] { return test::modified_ns(path_of(1)) == after; }));
     EXPECT_EQ(engine->stats().at("chunks_touched"), 1U);
   }
 }
@@ -468,10 +470,10 @@ TEST_P(EngineTest, ManyUsesWithinATickChangeTheFileOnce) {
   store(1, ids({1, 2, 3, 4}));
   test::ChunkTree::set_used(path_of(1), 5h);
   const UseTime used = std::chrono::system_clock::now();
+  const std::int64_t after = renewed(test::modified_ns(path_of(1)), use_stamp(used, 64));
   for (int i = 0; i < 20; ++i) {
     engine->touch({{key(1), 64}, {key(99), 0}}, used);
-    ASSERT_TRUE(
-        test::eventually([&] { return test::modified_ns(path_of(1)) == use_stamp(used, 64); }));
+    ASSERT_TRUE(test::eventually([&] { return test::modified_ns(path_of(1)) == after; }));
   }
   ASSERT_TRUE(engine->close(20s));
   EXPECT_EQ(engine->stats().at("chunks_touched"), 1U);

@@ -4,7 +4,6 @@
 
 #include "chunk_tree.hpp"
 #include "store/evictor.hpp"
-#include "store/use_stamp.hpp"
 
 namespace lmkv {
 namespace {
@@ -19,18 +18,6 @@ Candidate worth(double value, std::uint64_t n = 0) {
   candidate.worth = value;
   candidate.key = ChunkTree::key(n);
   return candidate;
-}
-
-TEST(LeastRecentlyUsed, TellsTheChunksOfOneRequestApart) {
-  const auto policy = make_least_recently_used();
-  const UseTime now = std::chrono::system_clock::now();
-  const std::int64_t now_ns = std::chrono::nanoseconds(now.time_since_epoch()).count();
-  const auto of = [&](UseTime used, std::uint64_t token) {
-    return policy->worth({0, use_stamp(used, token, now), 0}, now_ns + 1000LL * 86400 * 1000000000);
-  };
-  EXPECT_GT(of(now, 0), of(now, 16));
-  EXPECT_GT(of(now, 16), of(now, 32));
-  EXPECT_GT(of(now, 1 << 20), of(now - 20s, 0));
 }
 
 TEST(Candidates, AreTheLeastOfAllThatWereOfferedAndLeastFirst) {
@@ -57,6 +44,21 @@ TEST(Candidates, OfEqualWorthComeInTheSameOrderHoweverTheyWereFound) {
     return keys;
   };
   EXPECT_EQ(order({1, 2, 3, 4, 5}), order({5, 3, 1, 4, 2}));
+}
+
+TEST(Candidates, OfEqualWorthTheLeastRecentlyUsedComesFirst) {
+  Candidates candidates(10);
+  for (const std::uint64_t n : {3U, 1U, 2U}) {
+    Candidate candidate = worth(1, 10 - n);
+    candidate.modified_ns = static_cast<std::int64_t>(n);
+    candidates.offer(candidate);
+  }
+  for (std::int64_t n = 1; n <= 3; ++n) {
+    ASSERT_NE(candidates.next(), nullptr);
+    EXPECT_EQ(candidates.next()->modified_ns, n);
+    EXPECT_EQ(candidates.take()->modified_ns, n);
+  }
+  EXPECT_EQ(candidates.next(), nullptr);
 }
 
 class EvictTest : public ::testing::Test {

@@ -22,6 +22,7 @@ class HousekeeperTest : public ::testing::Test {
  protected:
   HousekeeperTest() {
     options.spared = 0ms;
+    options.order = EvictionOrder::kLeastRecentlyUsed;  // exactly; the other has tests of its own
     options.sample_interval = 5ms;
     make_tree(tree.paths());
   }
@@ -153,6 +154,59 @@ TEST_F(HousekeeperTest, WhatWasTouchedAMomentAgoIsSparedThoughItsStampIsTheOldes
   EXPECT_FALSE(tree.has(95));
 }
 
+TEST_F(HousekeeperTest, ByReuseWhatIsOnlyKnownByItsLastUseGoesInThatOrder) {
+  options.order = EvictionOrder::kReuse;
+  put(1, 110);
+  start(100);
+  ASSERT_TRUE(eventually([&] { return stat("store_bytes_used") == 95 * kChunk; }));
+  // Deep and shallow ones differ a little as soon as there is something to count.
+  EXPECT_EQ(present(80), 80U);
+}
+
+TEST_F(HousekeeperTest, AScanServesSeveralPassesWhereItTakesLong) {
+  options.order = EvictionOrder::kReuse;
+  // So many files that a pass right after the last one finds its scan still good.
+  put(1, 2000);
+  start(2000);
+  ASSERT_TRUE(eventually([&] { return present(2000) == 1900; }));
+  const std::uint64_t scans = stat("housekeeping_passes");
+  EXPECT_FALSE(keeper->space().has_room(150 * kChunk));
+  EXPECT_TRUE(eventually([&] { return present(2000) == 1850; }));
+  EXPECT_LE(stat("housekeeping_passes"), scans + 1);
+  EXPECT_EQ(stat("chunks_evicted"), 150U);
+}
+
+TEST_F(HousekeeperTest, WhatWasNotUsedForTooLongGoesThoughThereIsRoom) {
+  options.max_age = std::chrono::hours(100) + 30min;
+  put(1, 110);
+  start(0);
+  EXPECT_TRUE(eventually([&] { return stat("chunks_evicted_age") == 10; }));
+  for (std::uint64_t n = 1; n <= 110; ++n) EXPECT_EQ(tree.has(n), n <= 100) << n;
+  EXPECT_EQ(stat("chunks_evicted"), 10U);
+  EXPECT_EQ(stat("chunks_evicted_capacity"), 0U);
+  EXPECT_TRUE(eventually([&] { return stat("store_bytes_used") == 100 * kChunk; }));
+}
+
+TEST_F(HousekeeperTest, WhatIsTooOldGoesFirstAndCountsTowardsTheRoomThatIsMade) {
+  options.max_age = std::chrono::hours(104) + 30min;
+  put(1, 110);
+  start(100);
+  ASSERT_TRUE(eventually([&] { return stat("store_bytes_used") == 95 * kChunk; }));
+  EXPECT_EQ(stat("chunks_evicted_age"), 6U);
+  EXPECT_EQ(stat("chunks_evicted_capacity"), 9U);
+  EXPECT_EQ(present(95), 95U);
+}
+
+TEST_F(HousekeeperTest, WhatBecomesTooOldLaterGoesLater) {
+  options.max_age = 2s;
+  options.scan_interval = 10ms;
+  tree.put(1, kChunk, 0h);
+  start(0);
+  ASSERT_TRUE(passes(1));
+  EXPECT_TRUE(tree.has(1));
+  EXPECT_TRUE(eventually([&] { return !tree.has(1); }));
+}
+
 TEST_F(HousekeeperTest, AStoreThatDoesNotFitIsMadeRoomForAtOnce) {
   put(1, 97);
   options.sample_interval = 1h;  // nothing is noticed by looking now and then
@@ -242,9 +296,7 @@ TEST_F(HousekeeperTest, TwoOverOneRootDoNotEvictTwice) {
     const std::uint64_t used = one.stats().at("store_bytes_used");
     return used >= 95 * kChunk && used <= 97 * kChunk;
   };
-  const auto evicted = [&] {
-    return stat("chunks_evicted") + other.stats().at("chunks_evicted");
-  };
+  const auto evicted = [&] { return stat("chunks_evicted") + other.stats().at("chunks_evicted"); };
   ASSERT_TRUE(eventually([&] { return at_rest(*keeper) && at_rest(other) && evicted() >= 15; }));
   std::this_thread::sleep_for(50ms);  // some looks at the space
   EXPECT_EQ(present(110), 95U);
