@@ -1,8 +1,12 @@
-"""Sizes and times as commands print and take them."""
+"""Sizes and times as commands print and take them, and how they say what cannot work."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
 
 from lmkv.errors import ConfigError
 
@@ -34,3 +38,15 @@ def parse_age(text: str) -> float:
     if match is None:
         raise ConfigError(f'expected a time span such as "12h", "7d" or "2w", not {text!r}')
     return float(match.group(1)) * _SECONDS[match.group(2)]
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What cannot work is one line and exit status 2."""
+    try:
+        yield
+    except BrokenPipeError:  # of what we print to: click knows what to do
+        raise
+    except (OSError, ConfigError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
