@@ -335,19 +335,23 @@ def test_it_agrees_with_a_real_engine(tmp_path, explain):
     model, root = prepare_smollm2(), tmp_path / "cache"
     chat = [
         {"role": "system", "content": "You are brief."},
-        {"role": "user", "content": GUIDE[:1500]},
+        {"role": "user", "content": GUIDE[:500]},
     ]
-    text, salted = GUIDE[3000:4700], list(range(1000, 1100))
+    text, salted = GUIDE[3000:3700], list(range(1000, 1100))
     (tmp_path / "text").write_text(text)
     request = {"messages": chat, "max_tokens": 5, "temperature": 0}
     (tmp_path / "request").write_text(json.dumps(request))
-    with RealEngine(model, root, tmp_path / "log") as engine:
-        asked = engine.generate(chat)
+    with RealEngine(model, root, tmp_path / "log", {"chunk_tokens": 64}) as engine:
+
+        def ask(prompt, **more):
+            return engine.ask("generate", prompt=prompt, **more)
+
+        asked = ask(chat)
         code, one = answer(root, "--request", tmp_path / "request")
         assert (code, one["tokens"]) == (0, len(asked["prompt"]))
-        assert one["loadable_tokens"] == (one["tokens"] - 1) // REAL_BLOCK * REAL_BLOCK > 256
+        assert one["loadable_tokens"] == (one["tokens"] - 1) // REAL_BLOCK * REAL_BLOCK > 64
 
-        asked = engine.generate(text)
+        asked = ask(text)
         code, one = answer(root, "--file", tmp_path / "text", "--model", model)
         assert (code, one["tokens"]) == (0, len(asked["prompt"]))
         code, one = explain(asked["prompt"], root)
@@ -356,18 +360,18 @@ def test_it_agrees_with_a_real_engine(tmp_path, explain):
 
         # What it says of a prompt that differs in the middle is what the engine then does.
         other = list(asked["prompt"])
-        other[300] = (other[300] + 1) % 1000
+        other[100] = (other[100] + 1) % 1000
         code, one = explain(other, root)
-        assert (code, one["loadable_tokens"], one["stops_at"]["number"]) == (1, 256, 2)
+        assert (code, one["loadable_tokens"], one["stops_at"]["number"]) == (1, 64, 2)
         assert engine.ask("forget")
-        assert engine.generate(other)["counters"]["tokens_loaded"] == 256
+        assert ask(other)["counters"]["tokens_loaded"] == 64
         assert explain(other, root)[0] == 0
 
         os.remove(path_of(one["chunks"][0]))
         _, one = explain(other, root)
         assert one["loadable_tokens"] == 0
-        assert "chunk 1 (tokens 0 to 255) is missing" in one["why"]
+        assert "chunk 1 (tokens 0 to 63) is missing" in one["why"]
 
-        engine.ask("generate", prompt=salted, cache_salt="tenant")
+        ask(salted, cache_salt="tenant")
         assert explain(salted, root)[0] == 1
         assert explain(salted, root, "--cache-salt", "tenant")[0] == 0
