@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "binding_types.hpp"
+#include "store/stripes.hpp"
 
 namespace py = pybind11;
 
@@ -111,6 +112,11 @@ Eviction remove_chunk(const std::string& root, const TreeFile& file) {
   const Eviction outcome = evict(root, candidate, file.changed_ns);
   if (outcome == Eviction::kFailed) throw_os_error(errno, chunk_file_name(candidate.key));
   return outcome;
+}
+
+std::size_t root_of(const std::vector<std::string>& roots, const std::string& key) {
+  if (roots.empty()) throw ConfigError("no directory is named");
+  return Stripes(roots).of(key_from(key));
 }
 
 std::uint64_t token_count(const Inspection& inspection) {

@@ -3,8 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "store/evictor.hpp"
 #include "store/inspection.hpp"
@@ -35,6 +37,9 @@ Inspection inspect_file(const std::string& root, const std::string& namespace16,
 
 // Without the GIL. Raises OSError, and ConfigError for a file that is no chunk.
 Eviction remove_chunk(const std::string& root, const TreeFile& file);
+
+// Index of the root that a chunk of this key belongs to. Throws ConfigError for no roots or no key.
+std::size_t root_of(const std::vector<std::string>& roots, const std::string& key);
 
 std::uint64_t token_count(const Inspection& inspection);
 

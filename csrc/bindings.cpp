@@ -174,6 +174,7 @@ void bind_tree(py::module_& m) {
                              [](const Inspection& i) { return i.identity.block_bytes; });
   m.def("inspect_chunk", &inspect_file, "root"_a, "namespace"_a, "rank"_a, "key"_a, "blocks"_a,
         py::call_guard<py::gil_scoped_release>());
+  m.def("root_of", &root_of, "roots"_a, "key"_a);
   m.def("remove_chunk", &remove_chunk, "root"_a, "file"_a,
         py::call_guard<py::gil_scoped_release>());
 }

@@ -422,6 +422,13 @@ def inspect_chunk(root: str, namespace: str, rank: int, key: bytes, blocks: bool
     cache. Raises ConfigError for what is no namespace (16 hex digits) or no key.
     """
 
+def root_of(roots: list[str], key: bytes) -> int:
+    """Index of the directory that a chunk belongs to, of those that an engine is given.
+
+    It depends on the directories' names as they are given, and not on their order. Raises
+    ConfigError for no directories and for what is no key.
+    """
+
 def remove_chunk(root: str, file: TreeFile) -> Removal:
     """Remove a chunk that a scan has shown, unless it was used, changed or replaced since.
 

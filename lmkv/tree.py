@@ -288,7 +288,7 @@ class _Cleaner:
         self._older_than, self._now = older_than, time.time()
         self._after: _Order = (-(1 << 63), "", 0, b"")  # up to here all were tried
         self._seen_bytes = self._gone_bytes = 0
-        self._clock_ahead = time.time() - _filesystem_now(root)
+        self._clock_ahead = time.time() - filesystem_now(root)
 
     @property
     def left_bytes(self) -> int:
@@ -380,8 +380,11 @@ class _Newest:
         return other.order < self.order
 
 
-def _filesystem_now(root: str) -> float:
-    """Now by the clock that stamps files under ``root``: a server's may differ from ours."""
+def filesystem_now(root: str) -> float:
+    """Now by the clock that stamps files under ``root``: a server's may differ from ours.
+
+    Writes an empty file there, and removes it.
+    """
     try:
         with tempfile.NamedTemporaryFile(dir=root, prefix=".lmkv-gc-") as file:
             return os.stat(file.name).st_ctime

@@ -204,6 +204,20 @@ def lmkv_demo(_: str, words: list[str], world: World) -> None:
     get_command(app).commands["demo"].make_context("demo", [world.here(word) for word in words])
 
 
+def lmkv_explain(_: str, words: list[str], world: World) -> None:
+    """Read, not run: tests/vllm/test_explain.py runs it, beside real engines."""
+    get_command(app).commands["explain"].make_context("explain", [world.here(w) for w in words])
+
+
+def lmkv_doctor(line: str, words: list[str], world: World) -> None:
+    """As it stands, with two namespaces that are there in place of those of ``--compare``."""
+    if "--compare" in words:
+        named = words[words.index("--compare") + 1 :][:2]
+        for name, other in zip(named, _two_namespaces(world), strict=True):
+            line = line.replace(name, other)
+    run(line, words, world)
+
+
 def make(line: str, words: list[str], world: World) -> None:
     """The target is there; what it does is what runs this test, or tests/demo."""
     subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, check=True)
@@ -265,7 +279,8 @@ def copy_example(line: str, words: list[str], world: World) -> None:
 
 
 EXECUTORS: dict[str, Callable[[str, list[str], World], None]] = {
-    "lmkv doctor": run,
+    "lmkv doctor": lmkv_doctor,
+    "lmkv explain": lmkv_explain,
     "lmkv stats": run,
     "lmkv ls": run,
     "lmkv verify": run,

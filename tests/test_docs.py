@@ -178,6 +178,13 @@ def test_operations_page_names_every_counter_and_no_other() -> None:
     assert set(re.findall(r"vllm:lmkv_\w+_total", every)) <= set(named)
 
 
+def test_operations_page_says_of_every_counter_what_to_make_of_it() -> None:
+    rows = re.findall(r"^\| `vllm:\w+` \|(.*)\|$", text_of("docs/operations.md"), re.MULTILINE)
+    assert rows
+    for row in rows:
+        assert all(cell.strip() for cell in row.split("|")), row
+
+
 def test_the_guide_names_every_setting_and_no_other() -> None:
     guide = text_of("lmkv/demo/documents/guide.md").partition("## Settings")[2]
     named = re.findall(r"^- `(\w+)`:", guide.partition("\n## ")[0], re.MULTILINE)

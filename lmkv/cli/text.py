@@ -1,7 +1,13 @@
-"""Sizes and times as commands print and take them."""
+"""Sizes and times as commands print and take them, and how they say what cannot work."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from lmkv.errors import ConfigError
 
 def size_text(count: float) -> str:
     """Bytes for people, as in "1.5 GiB"."""
@@ -19,3 +25,15 @@ def age_text(seconds: float) -> str:
             number = int(seconds // length)
             return f"{number} {unit}{'s' if unit == 'day' and number != 1 else ''}"
     return f"{max(0, int(seconds))} s"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What cannot work is one line and exit status 2."""
+    try:
+        yield
+    except BrokenPipeError:  # of what we print to: click knows what to do
+        raise
+    except (OSError, ConfigError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error

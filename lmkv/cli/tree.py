@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from lmkv.cli.text import age_text, size_text
+from lmkv.cli.text import age_text, one_line_errors, size_text
 from lmkv.config import parse_age, parse_size
 from lmkv.errors import ConfigError
 
@@ -45,18 +43,6 @@ Namespace = Annotated[
 INCOMPLETE = "Something could not be read: there may be more."
 
 
-@contextmanager
-def _errors() -> Iterator[None]:
-    """What cannot work is one line and exit status 2."""
-    try:
-        yield
-    except BrokenPipeError:  # of what we print to: click knows what to do
-        raise
-    except (OSError, ConfigError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-
-
 def stats(directory: Directory, as_json: AsJson = False) -> None:
     """Say which namespaces are in DIR, what they are made of, how much there is and how old.
 
@@ -64,7 +50,7 @@ def stats(directory: Directory, as_json: AsJson = False) -> None:
     """
     from lmkv.tree import summarize
 
-    with _errors():
+    with one_line_errors():
         found = summarize(str(directory.expanduser()))
     if as_json:
         typer.echo(json.dumps(_summary_json(found), indent=2))
@@ -133,7 +119,7 @@ def ls(
             typer.echo(_line_json(file) if as_json else _line(file))
 
     root = str(directory.expanduser())
-    with _errors():
+    with one_line_errors():
         next(Path(root).iterdir(), None)
         if namespace is not None:
             check_namespace(root, namespace)
@@ -180,7 +166,7 @@ def verify(
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with _errors():
+    with one_line_errors():
         total = sum(one.bytes for one in tree.summarize(root).namespaces)
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("verify", total=total)
@@ -257,7 +243,7 @@ def gc(
     from lmkv import tree
 
     root = str(directory.expanduser())
-    with _errors():
+    with one_line_errors():
         if to is None and older is None and namespace is None:
             raise ConfigError("say what is to go: --to SIZE, --older AGE or --namespace NAME")
         found = tree.clean(

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,15 @@ def make_namespace(
     return Namespace(facts)
 
 
-def about(vllm_config: VllmConfig) -> dict[str, Fact]:
-    """For people who look into a directory; no part of the namespace."""
+def about(vllm_config: VllmConfig, config: Config) -> dict[str, Fact]:
+    """For people who look into a directory, and ``lmkv doctor``; no part of the namespace. It says
+    this of the engine that was the first of its namespace in the directory.
+    """
     return {
         "model": str(vllm_config.model_config.model),
         "kv_cache_layout": str(vllm_config.cache_config.kv_cache_layout or ""),
+        "directories": list(config.path),
+        "host": socket.gethostname(),
     }
 
 

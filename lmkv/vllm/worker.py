@@ -140,7 +140,7 @@ class WorkerSide:
         for root, path in enumerate(config.path):
             if root in left_out:
                 continue
-            error = namespace.write_meta(path, identity.about(self._vllm_config))
+            error = namespace.write_meta(path, identity.about(self._vllm_config, config))
             if error is not None:
                 logger.warning("lmkv: could not write meta.json: %s", error)
         if identity.has_random_seed(self._vllm_config):

@@ -31,15 +31,21 @@ class Driver:
         self.core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
 
-    def generate(self, prompt, max_tokens=1):
+    def generate(self, prompt, max_tokens=1, cache_salt=None):
+        """``prompt`` is token ids, a text, or a chat's messages."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
         before = self.counters()
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
-        (output,) = self.llm.generate(
-            TokensPrompt(prompt_token_ids=prompt), sampling, use_tqdm=False
-        )
+        if isinstance(prompt, list) and isinstance(prompt[0], dict):
+            (output,) = self.llm.chat(prompt, sampling, use_tqdm=False)
+        else:
+            if isinstance(prompt, list):
+                prompt = TokensPrompt(prompt_token_ids=prompt)
+                if cache_salt:
+                    prompt["cache_salt"] = cache_salt
+            (output,) = self.llm.generate(prompt, sampling, use_tqdm=False)
         # An engine core process keeps stepping by itself while blocks are held.
         deadline = time.monotonic() + 30
         while self.scheduler.has_requests() and time.monotonic() < deadline:
@@ -47,6 +53,7 @@ class Driver:
         after = self.counters()
         return {
             "tokens": list(output.outputs[0].token_ids),
+            "prompt": list(output.prompt_token_ids),
             "ttft": output.metrics.first_token_latency,
             "cached": output.num_cached_tokens,
             "counters": {
