@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import json
 import os
 import re
-import stat
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from typing import Any
 
 from lmkv._C import Finding, Inspection, Removal, TreeFile, inspect_chunk, remove_chunk, scan_tree
 from lmkv.errors import ConfigError
+from lmkv.namespace import load_meta
 
 PAGE_BYTES = 4096  # of the header, and of what a file is padded to
 # As engines do: csrc/store/housekeeper.hpp, HousekeepingOptions.
@@ -28,7 +27,6 @@ ABANDONED_SECONDS = 3600.0
 SPARED_SECONDS = 5.0
 # Chunks that a clean-up keeps in memory at once (it scans again for more): below 200 MB.
 CANDIDATES = 200_000
-META_BYTES = 1 << 20  # of a meta.json, which has a few hundred
 
 
 @dataclass(slots=True)
@@ -86,18 +84,10 @@ def check_namespace(root: str, name: str) -> str:
 
 def read_meta(root: str, namespace: str) -> dict[str, Any]:
     """What a namespace is made of; empty if its ``meta.json`` is missing or no such file."""
-    path = Path(root) / "v1" / namespace / "meta.json"
     try:
-        # Whatever lies there: no link is followed, no FIFO waited for.
-        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(opened, encoding="utf-8") as file:
-            if not stat.S_ISREG(os.fstat(opened).st_mode):
-                return {}
-            said = json.loads(file.read(META_BYTES))
-    except (OSError, ValueError, RecursionError):
+        return load_meta(Path(root) / "v1" / namespace / "meta.json")
+    except OSError:
         return {}
-    good = isinstance(said, dict) and all(isinstance(said.get(k), dict) for k in ("facts", "about"))
-    return said if good else {}
 
 
 def summarize(root: str) -> Summary:
@@ -386,7 +376,8 @@ def filesystem_now(root: str) -> float:
     Writes an empty file there, and removes it.
     """
     try:
-        with tempfile.NamedTemporaryFile(dir=root, prefix=".lmkv-gc-") as file:
-            return os.stat(file.name).st_ctime
+        # It has no name, so that nothing is left whatever happens.
+        with tempfile.TemporaryFile(dir=root) as file:
+            return os.fstat(file.fileno()).st_ctime
     except OSError:  # a full disk, which is what a clean-up is for, or one that may only be read
         return time.time()

@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -70,6 +71,62 @@ def test_meta_json_that_cannot_be_written_is_no_exception(tmp_path):
     (tmp_path / "v1").write_text("a file where a directory should be")
     error = Namespace(FACTS).write_meta(str(tmp_path))
     assert isinstance(error, OSError)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:100] + bytes(len(whole) - 100),
+        lambda whole: bytes(len(whole)),
+        lambda whole: b"\xff" * len(whole),
+        lambda whole: b"{}",
+    ],
+    ids=["empty", "half", "torn", "zeros", "garbage", "another"],
+)
+def test_meta_json_that_a_power_loss_has_damaged_is_written_again(tmp_path, damage):
+    namespace = Namespace(FACTS)
+    namespace.write_meta(str(tmp_path))
+    file = namespace.directory(str(tmp_path)) / "meta.json"
+    file.write_bytes(damage(file.read_bytes()))
+    assert namespace.write_meta(str(tmp_path)) is None
+    assert json.loads(file.read_text())["facts"] == FACTS
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert list((file.parent / "tmp").iterdir()) == []
+
+
+def test_what_is_no_file_in_the_place_of_meta_json_is_left_alone(tmp_path):
+    namespace = Namespace(FACTS)
+    place = namespace.directory(str(tmp_path)) / "meta.json"
+    place.parent.mkdir(parents=True)
+    (tmp_path / "theirs").write_text("theirs")
+    for make in (
+        lambda: place.symlink_to(tmp_path / "theirs"),
+        lambda: os.mkfifo(place),
+        place.mkdir,
+    ):
+        make()
+        before = place.lstat()
+        assert namespace.write_meta(str(tmp_path)) is None
+        assert place.lstat() == before
+        if place.is_dir():
+            place.rmdir()
+        else:
+            place.unlink()
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def test_meta_json_has_its_name_when_it_is_on_the_disk_and_not_before(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EIO, "the disk")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    namespace = Namespace(FACTS)
+    error = namespace.write_meta(str(tmp_path))
+    assert error is not None
+    assert error.errno == errno.EIO
+    assert [path.name for path in namespace.directory(str(tmp_path)).rglob("*")] == ["tmp"]
 
 
 def test_many_processes_leave_one_whole_meta_json(tmp_path):

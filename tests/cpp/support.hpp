@@ -30,9 +30,10 @@ namespace lmkv::test {
 
 class TemporaryDirectory {
  public:
-  TemporaryDirectory() {
-    // On the build's own filesystem: /tmp may be a tmpfs, and O_DIRECT is to be tried on a disk.
-    std::string pattern = std::filesystem::current_path() / "lmkv-test-XXXXXX";
+  // On the build's own filesystem: /tmp may be a tmpfs, and O_DIRECT is to be tried on a disk.
+  TemporaryDirectory() : TemporaryDirectory(std::filesystem::current_path()) {}
+  explicit TemporaryDirectory(const std::filesystem::path& place) {
+    std::string pattern = place / "lmkv-test-XXXXXX";
     if (::mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp");
     path_ = pattern;
   }
@@ -117,12 +118,11 @@ inline std::size_t pages_cached(const std::string& path) {
 }
 
 inline std::vector<std::byte> bytes_of_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
-  std::vector<std::byte> result(bytes.size());
-  std::transform(bytes.begin(), bytes.end(), result.begin(),
-                 [](char c) { return static_cast<std::byte>(c); });
-  return result;
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  std::vector<std::byte> bytes(file ? static_cast<std::size_t>(file.tellg()) : 0);
+  file.seekg(0);
+  file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  return bytes;
 }
 
 inline void write_file(const std::string& path, std::span<const std::byte> bytes) {

@@ -120,6 +120,25 @@ TEST_F(LeaseTest, OneThatDiedWhileTakingItOverIsNotWaitedForForEver) {
   EXPECT_EQ(files(), 0U);
 }
 
+TEST_F(LeaseTest, WhateverAPowerLossLeavesOfItKeepsNobodyWaitingForEver) {
+  const std::string whole = "host 77 0123456789abcdef 5\n";
+  const std::string leftovers[] = {"", whole.substr(0, 9), std::string(whole.size(), '\0'), whole};
+  for (const std::string& lease_text : leftovers) {
+    for (std::size_t taker = 0; taker <= std::size(leftovers); ++taker) {
+      test::write_file(tree.root() + "/v1/evictor.lease", std::as_bytes(std::span(lease_text)));
+      if (taker < std::size(leftovers)) {
+        test::write_file(tree.root() + "/v1/evictor.lease.taken",
+                         std::as_bytes(std::span(leftovers[taker])));
+      }
+      EvictorLease lease(tree.paths(), 10ms);
+      EXPECT_TRUE(test::eventually([&] { return lease.try_acquire() == Answer::kHeld; }));
+      EXPECT_TRUE(lease.renew());
+      lease.release();
+      EXPECT_EQ(files(), 0U);
+    }
+  }
+}
+
 TEST_F(LeaseTest, ALinkInItsPlaceIsNotFollowed) {
   const test::TemporaryDirectory elsewhere;
   test::write_file(elsewhere / "precious", std::vector<std::byte>(10));
