@@ -9,6 +9,7 @@ import typer
 
 from lmkv.errors import ConfigError
 
+
 def size_text(count: float) -> str:
     """Bytes for people, as in "1.5 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
