@@ -6,8 +6,8 @@ namespace lmkv {
 namespace {
 
 FileIoOptions file_options(const EngineOptions& options, const RootProbe& probe) {
-  return {probe.id,           probe.caching,      probe.publish, options.request_bytes,
-          options.load_depth, options.store_depth};
+  return {probe.place,           probe.caching,      probe.publish,
+          options.request_bytes, options.load_depth, options.store_depth};
 }
 
 SpaceLimits space_limits(const EngineOptions& options) {
@@ -21,7 +21,7 @@ Root::Root(const EngineOptions& options, const std::string& path, RootParts part
     : paths(path, options.namespace_digest, options.rank),
       probe_(std::move(parts.probe)),
       io_engine_reason_(std::move(parts.io_engine_reason)),
-      housekeeper_(paths, probe_.id, space_limits(options), options.housekeeping),
+      housekeeper_(paths, probe_.place, space_limits(options), options.housekeeping),
       io_engine_(std::move(parts.io_engine)),
       registration_error_(io_engine_->register_memory(slabs)),
       files_(*io_engine_, file_options(options, probe_)) {}

@@ -55,7 +55,7 @@ class FileTask : public OperationHandler {
   void note_touch(int result) { owner_.note_touch(result); }
   [[nodiscard]] Caching caching() const { return owner_.caching(); }
   [[nodiscard]] Publish publish() const { return owner_.options_.publish; }
-  [[nodiscard]] FilesystemId filesystem() const { return owner_.options_.filesystem; }
+  [[nodiscard]] const MountPlace& place() const { return owner_.options_.place; }
 
  private:
   void on_complete(Operation& operation, int result) final;

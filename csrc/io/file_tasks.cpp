@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "common/clocks.hpp"
 #include "common/posix.hpp"
 #include "io/file_task.hpp"
 
@@ -50,8 +51,15 @@ Operation set_modified_operation(std::int64_t modified_ns) {
   return op;
 }
 
-bool is_older(const struct statx& found, std::int64_t modified_ns) {
-  return found.stx_mtime.tv_sec * 1'000'000'000LL + found.stx_mtime.tv_nsec < modified_ns;
+// Whether a use is to change the file's time: it is older, or a wrong clock's.
+bool is_renewed_by(const struct statx& found, std::int64_t modified_ns) {
+  const std::int64_t said = nanoseconds(found.stx_mtime.tv_sec, found.stx_mtime.tv_nsec);
+  return said < modified_ns || is_of_the_future(said, system_now_ns());
+}
+
+// A temporary file that has a time as old as this might look abandoned.
+bool is_long_ago(std::int64_t modified_ns) {
+  return modified_ns < system_now_ns() - kClocksDiffer.count() / 2;
 }
 
 Operation stat_operation(const std::string& path, struct statx& status) {
@@ -154,15 +162,19 @@ class WriteTask final : public FileTask {
 
  private:
   void already_there() {
-    if (!is_older(found_, request_.modified_ns)) {
+    if (!is_renewed_by(found_, request_.modified_ns)) {
       return end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
     }
-    Operation op = set_modified_operation(request_.modified_ns);
-    op.path = request_.path.c_str();
-    step(op, [this](int result) {
+    set_modified_of_published([this](int result) {
       note_touch(result);
       end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
     });
+  }
+
+  void set_modified_of_published(Continuation next) {
+    Operation op = set_modified_operation(request_.modified_ns);
+    op.path = request_.path.c_str();
+    step(op, std::move(next));
   }
 
   void open() {
@@ -223,7 +235,7 @@ class WriteTask final : public FileTask {
   // Behind the last write, which sets it as well. A file that keeps the time of its writing is
   // younger than it should be, and as good as any other.
   void set_modified() {
-    if (request_.modified_ns == 0) return close();
+    if (request_.modified_ns == 0 || is_long_ago(request_.modified_ns)) return close();
     Operation op = set_modified_operation(request_.modified_ns);
     op.descriptor = descriptor_;
     step(op, [this](int result) {
@@ -249,16 +261,22 @@ class WriteTask final : public FileTask {
       }
       if (result == -EISDIR && !removed_obstacle_) return remove_obstacle();
       if (result < 0) return abandon(-result, "rename");
-      end(Status::ok(), FileWrite::Outcome::kWritten);
+      if (request_.modified_ns == 0 || !is_long_ago(request_.modified_ns)) return written();
+      set_modified_of_published([this](int set) {
+        if (set < 0) note_touch(set);
+        written();
+      });
     });
   }
+
+  void written() { end(Status::ok(), FileWrite::Outcome::kWritten); }
 
   void remake_tree(std::function<void()> next) {
     made_directories_ = true;
     step(stat_operation(request_.root, found_), [this, next = std::move(next)](int result) {
       if (result < 0) return abandon(-result, "stat root");
       const FilesystemId here{found_.stx_dev_major, found_.stx_dev_minor};
-      if (here != filesystem()) return abandon(ENODEV, "root");
+      if (place().has_vanished(here)) return abandon(ENODEV, "root");
       make_directories(0, next);
     });
   }
@@ -353,7 +371,7 @@ class TouchTask final : public FileTask {
   void start() override {
     step(stat_operation(path_, found_), [this](int result) {
       if (result < 0) return end(result);
-      if (!S_ISREG(found_.stx_mode) || !is_older(found_, modified_ns_)) return finish();
+      if (!S_ISREG(found_.stx_mode) || !is_renewed_by(found_, modified_ns_)) return finish();
       Operation op = set_modified_operation(modified_ns_);
       op.path = path_.c_str();
       step(op, [this](int set) { end(set); });
