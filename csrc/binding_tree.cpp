@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <exception>
+#include <limits>
 #include <utility>
 
 #include "binding_types.hpp"
+#include "common/posix.hpp"
+#include "store/file_times.hpp"
 #include "store/stripes.hpp"
 
 namespace py = pybind11;
@@ -30,7 +33,9 @@ class PythonVisitor final : public TreeVisitor {
 
   void on_temporary(int directory, const char* name, const FileFacts& facts) override {
     TreeFile file = file_of(facts);
-    file.removed = facts.modified_ns < sweep_before_ns_ && ::unlinkat(directory, name, 0) == 0;
+    file.removed = sweep_before_ns_ != std::numeric_limits<std::int64_t>::min() &&
+                   is_abandoned(facts, sweep_before_ns_, system_now_ns()) &&
+                   ::unlinkat(directory, name, 0) == 0;
     show(std::move(file));
   }
 

@@ -134,7 +134,8 @@ RootReport report_root(const std::string& root, const std::string& io_engine,
     report.filesystem = probe.filesystem;
     report.direct_io = probe.caching == Caching::kDirect;
     report.direct_io_reason = probe.reason;
-    const IoEngineSelection selection = start_io_engine(engine_choice, 1, probe.caching);
+    const IoEngineSelection selection =
+        start_io_engine(engine_choice, 1, probe.caching, probe.submission);
     report.io_engine = selection.engine->name();
     report.io_engine_reason = selection.reason;
   } catch (const std::runtime_error& error) {

@@ -25,6 +25,9 @@ PAGE_BYTES = 4096  # of the header, and of what a file is padded to
 # As engines do: csrc/store/housekeeper.hpp, HousekeepingOptions.
 ABANDONED_SECONDS = 3600.0
 SPARED_SECONDS = 5.0
+# And csrc/common/clocks.hpp.
+CLOCKS_DIFFER_SECONDS = 3600.0
+LONG_BEFORE_NS = 4 * 10**18
 # Chunks that a clean-up keeps in memory at once (it scans again for more): below 200 MB.
 CANDIDATES = 200_000
 
@@ -72,7 +75,17 @@ class Summary:
 
 def is_abandoned(file: TreeFile, now: float) -> bool:
     """Whether nobody has written for so long to a file that is no chunk that its writer is dead."""
-    return not file.key and now - file.modified_ns / 1e9 > ABANDONED_SECONDS
+    if file.key:
+        return False
+    if not _is_of_the_future(file.modified_ns, now):
+        return now - file.modified_ns / 1e9 > ABANDONED_SECONDS
+    changed = now - file.changed_ns / 1e9  # who writes sets both times
+    return changed > ABANDONED_SECONDS or _is_of_the_future(file.changed_ns, now)
+
+
+def _is_of_the_future(time_ns: int, now: float) -> bool:
+    """Whether a wrong clock said so."""
+    return time_ns / 1e9 > now + CLOCKS_DIFFER_SECONDS
 
 
 def check_namespace(root: str, name: str) -> str:
@@ -306,7 +319,7 @@ class _Cleaner:
         number = itertools.count()
 
         def visit(file: TreeFile) -> None:
-            order = (file.modified_ns, file.namespace, file.rank, file.key)
+            order = (self._last_use_ns(file), file.namespace, file.rank, file.key)
             # What is old had its turn, and if it is there still, it stays.
             if order <= self._after or self._is_old(file) or not self._may_go(file):
                 return
@@ -338,12 +351,19 @@ class _Cleaner:
     def _is_old(self, file: TreeFile) -> bool:
         if self._older_than is None:
             return False
-        return self._now - file.modified_ns / 1e9 >= self._older_than
+        return self._now - self._last_use_ns(file) / 1e9 >= self._older_than
+
+    def _last_use_ns(self, file: TreeFile) -> int:
+        """What a wrong clock stamped goes first, as engines have it (csrc/store/file_times.hpp)."""
+        of_the_future = _is_of_the_future(file.modified_ns, self._now)
+        return file.modified_ns - (LONG_BEFORE_NS if of_the_future else 0)
 
     def _may_go(self, file: TreeFile) -> bool:
         if not file.key or self._namespace not in {None, file.namespace}:
             return False
-        return time.time() - self._clock_ahead - file.changed_ns / 1e9 >= SPARED_SECONDS
+        now = time.time() - self._clock_ahead
+        settled = now - file.changed_ns / 1e9 >= SPARED_SECONDS
+        return settled or _is_of_the_future(file.changed_ns, now)
 
     def _remove(self, file: TreeFile) -> None:
         found = self.found

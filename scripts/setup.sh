@@ -83,6 +83,7 @@ missing_for_build() {
   has_header liburing.h || echo liburing-dev
   has_header gtest/gtest.h || echo libgtest-dev
   command -v fusermount3 >/dev/null || echo fuse3
+  command -v mkfs.xfs >/dev/null || [[ -x /sbin/mkfs.xfs ]] || echo xfsprogs
   command -v fio >/dev/null || echo fio
 }
 
@@ -118,7 +119,7 @@ install_missing() {
   for name in "$@"; do
     # Without liburing the thread engine does the I/O; the others are for tests alone.
     case $name in
-      liburing-dev | libgtest-dev | fuse3 | fio | chromium) ;;
+      liburing-dev | libgtest-dev | fuse3 | xfsprogs | fio | chromium) ;;
       *) die "lmkv cannot be built here without $name" ;;
     esac
   done

@@ -1,15 +1,21 @@
 // What several files read out of the kernel's answers.
 #pragma once
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <ctime>
 
 namespace lmkv {
 
-// Since the epoch.
+// Since the epoch. A file may say any time at all: beyond the years 1827 and 2112 it is one of
+// these, so that two of them can be subtracted.
+[[nodiscard]] inline std::int64_t nanoseconds(std::int64_t seconds, std::int64_t more) {
+  constexpr std::int64_t kFurthest = 4'500'000'000;
+  return std::clamp(seconds, -kFurthest, kFurthest) * 1'000'000'000 + more;
+}
 [[nodiscard]] inline std::int64_t nanoseconds(const timespec& time) {
-  return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
+  return nanoseconds(time.tv_sec, time.tv_nsec);
 }
 
 [[nodiscard]] inline std::int64_t system_now_ns() {

@@ -55,8 +55,8 @@ RootParts make_root_parts(const EngineOptions& options, const std::string& root)
     const ChunkPaths paths(root, options.namespace_digest, options.rank);
     make_tree(paths);
     parts.probe = probe_root(paths.temporary_directory(), options.direct_io);
-    IoEngineSelection selection =
-        start_io_engine(options.io_engine, options.io_threads, parts.probe.caching);
+    IoEngineSelection selection = start_io_engine(options.io_engine, options.io_threads,
+                                                  parts.probe.caching, parts.probe.submission);
     parts.io_engine = std::move(selection.engine);
     parts.io_engine_reason = std::move(selection.reason);
   } catch (const std::runtime_error& error) {

@@ -9,7 +9,7 @@ namespace {
 
 FileIoOptions file_options(const EngineOptions& options, const RootProbe& probe) {
   FileIoOptions files;
-  files.filesystem = probe.id;
+  files.place = probe.place;
   files.caching = probe.caching;
   files.publish = probe.publish;
   files.request_bytes = options.request_bytes;
@@ -30,7 +30,7 @@ Root::Root(const EngineOptions& options, const std::string& path, RootParts part
     : paths(path, options.namespace_digest, options.rank),
       probe_(std::move(parts.probe)),
       io_engine_reason_(std::move(parts.io_engine_reason)),
-      housekeeper_(paths, probe_.id, space_limits(options), options.housekeeping),
+      housekeeper_(paths, probe_.place, space_limits(options), options.housekeeping),
       io_engine_(std::move(parts.io_engine)),
       registration_error_(io_engine_->register_memory(slabs)),
       files_(*io_engine_, file_options(options, probe_)) {}

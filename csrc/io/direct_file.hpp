@@ -5,6 +5,7 @@
 // through the page cache, a file appears under its name only when it is whole.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -56,10 +57,22 @@ struct FilesystemId {
   friend bool operator==(const FilesystemId&, const FilesystemId&) = default;
 };
 
+// The filesystem that a directory is on, and those that the directories above it are on.
+struct MountPlace {
+  FilesystemId own;
+  std::vector<FilesystemId> above;
+
+  // Whether a directory that is now on `found` is what the mount had covered. Another number alone
+  // does not say so: NFS, FUSE, tmpfs and loop devices have a new one each time they are mounted.
+  [[nodiscard]] bool has_vanished(const FilesystemId& found) const {
+    return found != own && std::ranges::find(above, found) != above.end();
+  }
+};
+
 struct FileIoOptions {
-  // Missing directories are made on this filesystem only: where a mount has vanished, its empty
-  // mount point, on another one, must not be filled.
-  FilesystemId filesystem;
+  // Missing directories are made where the root is: where its mount has vanished, the empty mount
+  // point must not be filled.
+  MountPlace place;
   Caching caching = Caching::kDirect;
   Publish publish = Publish::kRename;
   std::size_t request_bytes = 1 << 20;

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "common/clocks.hpp"
+#include "common/posix.hpp"
 #include "io/direct_file.hpp"
 
 namespace lmkv {
@@ -58,8 +60,10 @@ class FileTask : public OperationHandler {
   void note_touch(int result) { owner_.note_touch(result); }
   [[nodiscard]] Caching caching() const { return owner_.caching(); }
   [[nodiscard]] Publish publish() const { return owner_.options_.publish; }
-  [[nodiscard]] FilesystemId filesystem() const { return owner_.options_.filesystem; }
-  [[nodiscard]] std::int64_t renew(std::int64_t found, std::int64_t wanted) const {
+  [[nodiscard]] const MountPlace& place() const { return owner_.options_.place; }
+  // What a file gets that has `found` and is used at `wanted`; a wrong clock's time is replaced.
+  [[nodiscard]] std::int64_t renewed_time(std::int64_t found, std::int64_t wanted) const {
+    if (is_of_the_future(found, system_now_ns())) return wanted;
     return owner_.options_.renew(found, wanted);
   }
 

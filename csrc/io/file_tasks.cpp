@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "common/clocks.hpp"
 #include "common/posix.hpp"
 #include "io/file_task.hpp"
 
@@ -51,7 +52,12 @@ Operation set_modified_operation(std::int64_t modified_ns) {
 }
 
 std::int64_t modified_ns_of(const struct statx& found) {
-  return found.stx_mtime.tv_sec * 1'000'000'000LL + found.stx_mtime.tv_nsec;
+  return nanoseconds(found.stx_mtime.tv_sec, found.stx_mtime.tv_nsec);
+}
+
+// A temporary file that has a time as old as this might look abandoned.
+bool is_long_ago(std::int64_t modified_ns) {
+  return modified_ns < system_now_ns() - kClocksDiffer.count() / 2;
 }
 
 Operation stat_operation(const std::string& path, struct statx& status) {
@@ -162,14 +168,18 @@ class WriteTask final : public FileTask {
   void already_there() {
     const std::int64_t found = modified_ns_of(found_);
     const std::int64_t renewed =
-        request_.modified_ns == 0 ? found : renew(found, request_.modified_ns);
+        request_.modified_ns == 0 ? found : renewed_time(found, request_.modified_ns);
     if (renewed == found) return end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
-    Operation op = set_modified_operation(renewed);
-    op.path = request_.path.c_str();
-    step(op, [this](int result) {
+    set_modified_of_published(renewed, [this](int result) {
       note_touch(result);
       end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
     });
+  }
+
+  void set_modified_of_published(std::int64_t modified_ns, Continuation next) {
+    Operation op = set_modified_operation(modified_ns);
+    op.path = request_.path.c_str();
+    step(op, std::move(next));
   }
 
   void open() {
@@ -230,7 +240,7 @@ class WriteTask final : public FileTask {
   // Behind the last write, which sets it as well. A file that keeps the time of its writing is
   // younger than it should be, and as good as any other.
   void set_modified() {
-    if (request_.modified_ns == 0) return close();
+    if (request_.modified_ns == 0 || is_long_ago(request_.modified_ns)) return close();
     Operation op = set_modified_operation(request_.modified_ns);
     op.descriptor = descriptor_;
     step(op, [this](int result) {
@@ -256,16 +266,22 @@ class WriteTask final : public FileTask {
       }
       if (result == -EISDIR && !removed_obstacle_) return remove_obstacle();
       if (result < 0) return abandon(-result, "rename");
-      end(Status::ok(), FileWrite::Outcome::kWritten);
+      if (request_.modified_ns == 0 || !is_long_ago(request_.modified_ns)) return written();
+      set_modified_of_published(request_.modified_ns, [this](int set) {
+        if (set < 0) note_touch(set);
+        written();
+      });
     });
   }
+
+  void written() { end(Status::ok(), FileWrite::Outcome::kWritten); }
 
   void remake_tree(std::function<void()> next) {
     made_directories_ = true;
     step(stat_operation(request_.root, found_), [this, next = std::move(next)](int result) {
       if (result < 0) return abandon(-result, "stat root");
       const FilesystemId here{found_.stx_dev_major, found_.stx_dev_minor};
-      if (here != filesystem()) return abandon(ENODEV, "root");
+      if (place().has_vanished(here)) return abandon(ENODEV, "root");
       make_directories(0, next);
     });
   }
@@ -361,7 +377,7 @@ class TouchTask final : public FileTask {
     step(stat_operation(path_, found_), [this](int result) {
       if (result < 0) return end(result);
       const std::int64_t found = modified_ns_of(found_);
-      const std::int64_t renewed = renew(found, modified_ns_);
+      const std::int64_t renewed = renewed_time(found, modified_ns_);
       if (!S_ISREG(found_.stx_mode) || renewed == found) return finish();
       Operation op = set_modified_operation(renewed);
       op.path = path_.c_str();

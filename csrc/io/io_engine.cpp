@@ -15,12 +15,17 @@ IoEngineSelection threads_because(unsigned threads, std::string reason) {
 
 }  // namespace
 
-IoEngineSelection start_io_engine(IoEngineChoice choice, unsigned threads, Caching caching) {
+IoEngineSelection start_io_engine(IoEngineChoice choice, unsigned threads, Caching caching,
+                                  Submission submission) {
   if (choice == IoEngineChoice::kThreads) return threads_because(threads, "asked for");
   // A ring's thread would copy all that it finds in the page cache itself (decision 9).
   if (choice == IoEngineChoice::kAuto && caching == Caching::kBuffered) {
     return threads_because(threads,
                            "files go through the page cache here: threads share its copies");
+  }
+  if (choice == IoEngineChoice::kAuto && submission == Submission::kBlocks) {
+    return threads_because(threads,
+                           "io_uring would wait for each write in turn on a FUSE filesystem");
   }
   try {
     return {make_uring_engine(std::max(1U, threads)),

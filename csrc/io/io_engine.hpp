@@ -98,6 +98,9 @@ class IoEngine {
 
 enum class IoEngineChoice { kAuto, kUring, kThreads };
 enum class Caching { kDirect, kBuffered };
+// What the kernel does with a request that it is given: takes it, or (FUSE, a write that makes a
+// file longer) keeps the thread until it is done. There one that hangs would hang a ring.
+enum class Submission { kReturns, kBlocks };
 
 struct IoEngineSelection {
   std::unique_ptr<IoEngine> engine;
@@ -105,10 +108,11 @@ struct IoEngineSelection {
 };
 
 // Starts the chosen engine with `threads` I/O threads, for files that are mostly served so. kAuto
-// takes io_uring for direct I/O where kernel, seccomp profile and build allow it. Throws
-// std::runtime_error when kUring was asked for and is refused.
+// takes io_uring for direct I/O where kernel, seccomp profile, build and filesystem allow it.
+// Throws std::runtime_error when kUring was asked for and is refused.
 IoEngineSelection start_io_engine(IoEngineChoice choice, unsigned threads,
-                                  Caching caching = Caching::kDirect);
+                                  Caching caching = Caching::kDirect,
+                                  Submission submission = Submission::kReturns);
 
 // The implementations' own constructors, for start_io_engine and tests.
 std::unique_ptr<IoEngine> make_thread_engine(unsigned threads);

@@ -107,6 +107,33 @@ std::string alignment_objection([[maybe_unused]] const std::string& path) {
   return {};
 }
 
+// One step up at a time, as the kernel sees it: a link on the path may lead elsewhere.
+MountPlace find_place(const std::string& directory) {
+  constexpr int kFlags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  MountPlace place;
+  UniqueFd here(::open(directory.c_str(), kFlags));
+  std::uint64_t last_inode = 0;
+  for (bool is_first = true;; is_first = false) {
+    struct statx status{};
+    if (here.get() < 0 || ::statx(here.get(), "", AT_EMPTY_PATH, STATX_INO, &status) != 0) {
+      // What is above may be nobody's business.
+      if (!is_first) return place;
+      throw std::runtime_error("stat " + directory + ": " + std::strerror(errno));
+    }
+    const FilesystemId id{status.stx_dev_major, status.stx_dev_minor};
+    const bool is_top = !is_first && status.stx_ino == last_inode &&
+                        id == (place.above.empty() ? place.own : place.above.back());
+    if (is_top) return place;
+    if (is_first) {
+      place.own = id;
+    } else {
+      place.above.push_back(id);
+    }
+    last_inode = status.stx_ino;
+    here = UniqueFd(::openat(here.get(), "..", kFlags));
+  }
+}
+
 }  // namespace
 
 RootProbe probe_root(const std::string& directory, DirectIoChoice choice) {
@@ -120,6 +147,7 @@ RootProbe probe_root(const std::string& directory, DirectIoChoice choice) {
   if (known != known_filesystems().end()) {
     probe.filesystem = known->second.name;
     probe.publish = known->second.publish;
+    if (probe.filesystem == "fuse") probe.submission = Submission::kBlocks;
   } else {
     std::array<char, 16> text{};
     std::snprintf(text.data(), text.size(), "0x%08x", magic);
@@ -127,11 +155,7 @@ RootProbe probe_root(const std::string& directory, DirectIoChoice choice) {
     probe.publish = Publish::kSyncThenRename;
   }
 
-  struct statx status{};
-  if (::statx(AT_FDCWD, directory.c_str(), 0, STATX_TYPE, &status) != 0) {
-    throw std::runtime_error("stat " + directory + ": " + std::strerror(errno));
-  }
-  probe.id = {status.stx_dev_major, status.stx_dev_minor};
+  probe.place = find_place(directory);
 
   const Scratch scratch(directory);
   if (const std::string error = try_page(scratch, Caching::kBuffered); !error.empty()) {

@@ -11,9 +11,10 @@ enum class DirectIoChoice { kAuto, kOn, kOff };
 
 struct RootProbe {
   std::string filesystem;  // "ext4", "nfs", "fuse", or the magic number in hex
-  FilesystemId id;
+  MountPlace place;
   Caching caching = Caching::kBuffered;
   Publish publish = Publish::kRename;
+  Submission submission = Submission::kReturns;
   std::string reason;  // why this caching
 };
 

@@ -129,16 +129,13 @@ class Reuse final : public EvictionPolicy {
   [[nodiscard]] double worth(const RankName& rank, const ChunkKey& key,
                              const FileFacts& facts) override {
     const Use use = use_of(facts.modified_ns);
-    // Not later than the file was changed: a clock that was ahead stamped it, and is no reason to
-    // keep it for as long.
-    const std::int64_t used_ns = std::min(use.last_ns, facts.changed_ns + stamp::kTickNs);
     const bool deep = use.token_begin > median_depth_;
     ++files_;
     if (depths_.size() < kMostDepths) depths_.push_back(use.token_begin);
     unsigned uses = use.again;
     const std::uint64_t name = name_of(rank, key);
-    if (is_remembered(name)) uses = note(name, use.again, used_ns, deep);
-    return index_[kind_of(uses, deep)][bin_of(age_of(used_ns))];
+    if (is_remembered(name)) uses = note(name, use.again, use.last_ns, deep);
+    return index_[kind_of(uses, deep)][bin_of(age_of(use.last_ns))];
   }
 
   void evicted(const RankName& rank, const ChunkKey& key) override {

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "common/posix.hpp"
+#include "store/file_times.hpp"
 
 namespace lmkv {
 namespace {
@@ -51,7 +52,8 @@ std::optional<Candidate> Candidates::take() {
   return taken;
 }
 
-Eviction evict(const std::string& root, const Candidate& candidate, std::int64_t settled_ns) {
+Eviction evict(const std::string& root, const Candidate& candidate, std::int64_t settled_ns,
+               std::int64_t now_ns) {
   const UniqueFd directory = open_chunk_directory(root, candidate.rank, candidate.key);
   if (directory.get() < 0) return is_no_more(errno) ? Eviction::kGone : Eviction::kFailed;
   const std::string name = chunk_file_name(candidate.key);
@@ -59,7 +61,8 @@ Eviction evict(const std::string& root, const Candidate& candidate, std::int64_t
   if (!read_facts(directory.get(), name.c_str(), facts)) {
     return errno == 0 || is_no_more(errno) ? Eviction::kGone : Eviction::kFailed;
   }
-  if (facts.modified_ns != candidate.modified_ns || facts.changed_ns > settled_ns) {
+  if (facts.modified_ns != candidate.modified_ns ||
+      changed_since(settled_ns, facts.changed_ns, now_ns)) {
     return Eviction::kKept;
   }
   // Between the look and this a reader may come: it reads to the end, or finds a miss.

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/posix.hpp"
 #include "common/types.hpp"
 #include "store/tree_scan.hpp"
 
@@ -53,8 +54,9 @@ enum class Eviction {
 };
 
 // Removes the candidate's file unless somebody has used it since it was scanned. `settled_ns`:
-// what changed later than this, by the filesystem's clock, stays. Blocks on the disk.
+// what changed later than this, by the filesystem's clock, stays (but for what changed after
+// `now_ns`, which it did not: store/file_times.hpp). Blocks on the disk.
 [[nodiscard]] Eviction evict(const std::string& root, const Candidate& candidate,
-                             std::int64_t settled_ns);
+                             std::int64_t settled_ns, std::int64_t now_ns = system_now_ns());
 
 }  // namespace lmkv

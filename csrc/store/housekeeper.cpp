@@ -15,6 +15,7 @@
 #include "common/background_thread.hpp"
 #include "common/posix.hpp"
 #include "store/evictor.hpp"
+#include "store/file_times.hpp"
 #include "store/lease.hpp"
 #include "store/tree_scan.hpp"
 #include "store/use_stamp.hpp"
@@ -38,11 +39,11 @@ constexpr double kWorthNothing = -std::numeric_limits<double>::infinity();
 
 class Housekeeper::Worker final : public TreeVisitor {
  public:
-  Worker(const ChunkPaths& paths, const FilesystemId& filesystem, const SpaceLimits& limits,
+  Worker(const ChunkPaths& paths, const MountPlace& place, const SpaceLimits& limits,
          const HousekeepingOptions& options)
       : space_(limits, [this] { attend(); }),
         paths_(paths),
-        filesystem_(filesystem),
+        place_(place),
         limits_(limits),
         options_(options),
         policy_(make_eviction_policy(options.order)),
@@ -149,14 +150,16 @@ class Housekeeper::Worker final : public TreeVisitor {
     return has_lease_ && !stopping();
   }
 
-  // While stores go on: those of other processes are seen by the space that they take.
-  void sample() {
+  // While stores go on: those of other processes are seen by the space that they take. False if the
+  // filesystem does not tell, or is not there.
+  bool sample() {
     next_sample_ = Clock::now() + kSampleUnderWay;
-    if (const auto space = filesystem_space(paths_.root(), filesystem_)) {
+    if (const auto space = filesystem_space(paths_.root(), place_)) {
       space_.saw_filesystem(*space);
-    } else {
-      failures_.fetch_add(1, std::memory_order_relaxed);
+      return true;
     }
+    failures_.fetch_add(1, std::memory_order_relaxed);
+    return false;
   }
 
   enum class Purpose { kCount, kEvict };
@@ -165,14 +168,17 @@ class Housekeeper::Worker final : public TreeVisitor {
   bool scan(Purpose purpose) {
     const Clock::time_point begin = Clock::now();
     purpose_ = purpose;
-    scan_now_ns_ = purpose == Purpose::kEvict ? lease_.filesystem_now_ns() : system_now_ns();
+    scan_now_ns_ =
+        purpose == Purpose::kEvict ? lease_.filesystem_now_ns() : filesystem_now_ns(paths_);
     scanned_bytes_ = 0;
     too_old_ = 0;
     candidates_.clear();
     policy_->begin_scan(scan_now_ns_);
     space_.begin_scan();
-    const ScanOutcome outcome = scan_tree(paths_.root(), *this);
+    ScanOutcome outcome = scan_tree(paths_.root(), *this);
     if (outcome == ScanOutcome::kStopped) return false;
+    // An empty mount point is no empty directory.
+    if (!sample()) outcome = ScanOutcome::kIncomplete;
     if (outcome == ScanOutcome::kIncomplete) failures_.fetch_add(1, std::memory_order_relaxed);
     space_.end_scan(scanned_bytes_, outcome == ScanOutcome::kComplete);
     passes_.fetch_add(1, std::memory_order_relaxed);
@@ -186,12 +192,16 @@ class Housekeeper::Worker final : public TreeVisitor {
 
   void on_chunk(const RankName& rank, const ChunkKey& key, const FileFacts& facts) override {
     scanned_bytes_ += facts.bytes;
-    double worth = policy_->worth(rank, key, facts);
+    FileFacts in_order = facts;
+    in_order.modified_ns = last_use_ns(facts.modified_ns, scan_now_ns_);
+    double worth = policy_->worth(rank, key, in_order);
     if (is_too_old(facts)) {
       worth = kWorthNothing;
       ++too_old_;
     }
-    if (purpose_ != Purpose::kEvict || facts.changed_ns > settled_ns()) return;
+    if (purpose_ != Purpose::kEvict) return;
+    const std::int64_t now = lease_.filesystem_now_ns();
+    if (changed_since(settled_ns(now), facts.changed_ns, now)) return;
     candidates_.offer({worth, key, rank, facts.bytes, facts.modified_ns});
   }
 
@@ -201,8 +211,9 @@ class Housekeeper::Worker final : public TreeVisitor {
   }
 
   void on_temporary(int directory, const char* name, const FileFacts& facts) override {
-    const std::chrono::nanoseconds age(scan_now_ns_ - facts.modified_ns);
-    if (age > options_.abandoned_after && ::unlinkat(directory, name, 0) == 0) {
+    const std::chrono::nanoseconds limit(options_.abandoned_after);
+    const std::int64_t before = scan_now_ns_ - limit.count();
+    if (is_abandoned(facts, before, scan_now_ns_) && ::unlinkat(directory, name, 0) == 0) {
       temporaries_removed_.fetch_add(1, std::memory_order_relaxed);
     } else {
       scanned_bytes_ += facts.bytes;
@@ -210,8 +221,8 @@ class Housekeeper::Worker final : public TreeVisitor {
   }
 
   // What changed after this is spared.
-  [[nodiscard]] std::int64_t settled_ns() const {
-    return lease_.filesystem_now_ns() - std::chrono::nanoseconds(options_.spared).count();
+  [[nodiscard]] std::int64_t settled_ns(std::int64_t now_ns) const {
+    return now_ns - std::chrono::nanoseconds(options_.spared).count();
   }
 
   void renew_lease() {
@@ -221,6 +232,8 @@ class Housekeeper::Worker final : public TreeVisitor {
   void make_room() {
     switch (lease_.try_acquire()) {
       case EvictorLease::Answer::kFailed:
+        // The directory that it lies in is gone, and with it all that was counted.
+        if (is_gone(errno) && space_.is_full()) scan(Purpose::kCount);
         failures_.fetch_add(1, std::memory_order_relaxed);
         pause(options_.sample_interval);
         return;
@@ -285,7 +298,8 @@ class Housekeeper::Worker final : public TreeVisitor {
   }
 
   std::uint64_t try_evict(const Candidate& candidate) {
-    switch (evict(paths_.root(), candidate, settled_ns())) {
+    const std::int64_t now = lease_.filesystem_now_ns();
+    switch (evict(paths_.root(), candidate, settled_ns(now), now)) {
       case Eviction::kGone:
       case Eviction::kKept: return 0;
       case Eviction::kFailed: failures_.fetch_add(1, std::memory_order_relaxed); return 0;
@@ -303,7 +317,7 @@ class Housekeeper::Worker final : public TreeVisitor {
   }
 
   const ChunkPaths paths_;
-  const FilesystemId filesystem_;
+  const MountPlace place_;
   const SpaceLimits limits_;
   const HousekeepingOptions options_;
 
@@ -337,9 +351,9 @@ class Housekeeper::Worker final : public TreeVisitor {
   std::atomic<bool> stopping_{false};
 };
 
-Housekeeper::Housekeeper(const ChunkPaths& paths, const FilesystemId& filesystem,
+Housekeeper::Housekeeper(const ChunkPaths& paths, const MountPlace& place,
                          const SpaceLimits& limits, const HousekeepingOptions& options)
-    : worker_(std::make_shared<Worker>(paths, filesystem, limits, options)) {
+    : worker_(std::make_shared<Worker>(paths, place, limits, options)) {
   worker_->thread = std::thread([worker = worker_] { Worker::run(worker); });
 }
 

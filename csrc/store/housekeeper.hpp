@@ -37,7 +37,7 @@ struct HousekeepingOptions {
 class Housekeeper {
  public:
   // Returns at once: the first scan is the thread's.
-  Housekeeper(const ChunkPaths& paths, const FilesystemId& filesystem, const SpaceLimits& limits,
+  Housekeeper(const ChunkPaths& paths, const MountPlace& place, const SpaceLimits& limits,
               const HousekeepingOptions& options);
   Housekeeper(const Housekeeper&) = delete;
   Housekeeper& operator=(const Housekeeper&) = delete;

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "common/posix.hpp"
+#include "store/file_times.hpp"
 
 namespace lmkv {
 namespace {
@@ -23,6 +24,8 @@ std::string text_of(int descriptor) {
   const ssize_t got = ::pread(descriptor, buffer.data(), buffer.size(), 0);
   return got > 0 ? std::string(buffer.data(), static_cast<std::size_t>(got)) : std::string();
 }
+
+bool is_full(int error) { return error == ENOSPC || error == EDQUOT; }
 
 // The last part of a temporary's path is "<host>-<pid>-<random>", which is who we are.
 std::string holder_name(const ChunkPaths& paths) {
@@ -50,6 +53,7 @@ EvictorLease::EvictorLease(const ChunkPaths& paths, Clock::duration expiry)
 EvictorLease::Answer EvictorLease::try_acquire() {
   if (held_) return renew() ? Answer::kHeld : Answer::kBusy;
   if (create()) return Answer::kHeld;
+  if (is_full(errno)) return hold_without_file();
   if (errno != EEXIST) return Answer::kFailed;
   const std::optional<Seen> there = look(path_);
   if (!there || !is_dead(*there, holder_watched_)) return Answer::kBusy;
@@ -67,6 +71,14 @@ bool EvictorLease::create() {
     errno = error;
   }
   return held_;
+}
+
+EvictorLease::Answer EvictorLease::hold_without_file() {
+  held_ = true;
+  has_file_ = false;
+  renewed_ns_ = lmkv::filesystem_now_ns(paths_);
+  renewed_at_ = Clock::now();
+  return Answer::kHeld;
 }
 
 bool EvictorLease::is_dead(const Seen& now, Watched& watched) const {
@@ -114,10 +126,11 @@ bool EvictorLease::write(int descriptor) {
       ::pwrite(descriptor, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size()) &&
       ::fsync(descriptor) == 0;
   // Where the disk is full, which is when it is needed, it is held without saying whose it is.
-  if (!written && errno != ENOSPC && errno != EDQUOT) return false;
+  if (!written && !is_full(errno)) return false;
   if ((!written && ::futimens(descriptor, nullptr) != 0) || ::fstat(descriptor, &status) != 0) {
     return false;
   }
+  has_file_ = true;
   inode_ = status.st_ino;
   renewed_ns_ = nanoseconds(status.st_ctim);
   renewed_at_ = Clock::now();
@@ -141,6 +154,11 @@ UniqueFd EvictorLease::open_own() {
 bool EvictorLease::renew() {
   if (!held_) return false;
   if (Clock::now() - renewed_at_ < expiry_ / 4) return true;
+  if (!has_file_) {  // there may be room for one by now
+    if (create()) return true;
+    if (is_full(errno)) return hold_without_file() == Answer::kHeld;
+    return held_ = false;
+  }
   const UniqueFd file = open_own();
   held_ = file.get() >= 0 && write(file.get());
   return held_;
@@ -149,6 +167,7 @@ bool EvictorLease::renew() {
 void EvictorLease::release() {
   if (!held_) return;
   held_ = false;
+  if (!has_file_) return;
   if (open_own().get() >= 0) ::unlink(path_.c_str());
 }
 

@@ -5,6 +5,9 @@
 // and again: if it has not changed for the whole expiry by the waiter's own monotonic clock, its
 // holder is dead, or stuck for so long that it will notice that it lost the lease.
 //
+// On a disk so full that there is no room for the file (XFS, say), whoever wants it holds it
+// without one: somebody has to begin.
+//
 // The lease saves work; nothing wrong comes of two holders (a file is removed once, and an evicted
 // chunk is a miss), only more may be evicted than need be.
 #pragma once
@@ -63,6 +66,7 @@ class EvictorLease {
   };
 
   bool create();
+  Answer hold_without_file();
   bool write(int descriptor);
   [[nodiscard]] bool is_dead(const Seen& now, Watched& watched) const;
   void take_away(const Seen& dead);
@@ -75,6 +79,7 @@ class EvictorLease {
   const std::string holder_;  // "<host> <pid> <random>"
   std::uint64_t beat_ = 0;
   bool held_ = false;
+  bool has_file_ = false;    // while it is held
   std::uint64_t inode_ = 0;  // of the file while it is held
   Clock::time_point renewed_at_;
   std::int64_t renewed_ns_ = 0;  // the same moment, by the filesystem's clock

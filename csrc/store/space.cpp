@@ -40,8 +40,7 @@ std::uint64_t plus(std::uint64_t a, std::int64_t b) {
 
 }  // namespace
 
-std::optional<FilesystemSpace> filesystem_space(const std::string& root,
-                                                const FilesystemId& expected) {
+std::optional<FilesystemSpace> filesystem_space(const std::string& root, const MountPlace& place) {
   const UniqueFd directory(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   struct statx identity{};
   struct statvfs found{};
@@ -50,7 +49,7 @@ std::optional<FilesystemSpace> filesystem_space(const std::string& root,
       ::fstatvfs(directory.get(), &found) != 0) {
     return std::nullopt;
   }
-  if (FilesystemId{identity.stx_dev_major, identity.stx_dev_minor} != expected) {
+  if (place.has_vanished({identity.stx_dev_major, identity.stx_dev_minor})) {
     errno = ENODEV;
     return std::nullopt;
   }

@@ -21,10 +21,10 @@ struct FilesystemSpace {
   std::uint64_t names_free = ~std::uint64_t{0};  // files that may still be made
 };
 
-// Of the filesystem under `root`, which must be `expected`: where a mount has vanished its mount
-// point's says nothing. Empty with errno (ENODEV: another filesystem). Blocks on the disk.
+// Of the filesystem under `root`, unless its mount has vanished: its mount point's says nothing.
+// Empty with errno (ENODEV: vanished). Blocks on the disk.
 [[nodiscard]] std::optional<FilesystemSpace> filesystem_space(const std::string& root,
-                                                              const FilesystemId& expected);
+                                                              const MountPlace& place);
 
 struct SpaceLimits {
   std::uint64_t capacity = 0;     // bytes below the root; 0: no limit

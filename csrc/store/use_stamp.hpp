@@ -17,8 +17,6 @@ using UseTime = std::chrono::system_clock::time_point;
 // (HousekeepingOptions::spared). Within a tick the deeper of two chunks has the older stamp.
 inline constexpr std::chrono::seconds kUseTick{2};
 inline constexpr std::chrono::microseconds kUsePerToken{1};
-// Stamps of requests that began longer ago say this: a file being written must not look abandoned.
-inline constexpr std::chrono::minutes kOldestUse{30};
 // Uses after the first, ticks with several as one, are counted up to here.
 inline constexpr unsigned kMostUses = 15;
 
@@ -58,7 +56,7 @@ inline constexpr std::int64_t kMicrosecond = 1000;
 // each is written (architecture.md, invariant 9). `token_begin`: the chunk's place in the prompt.
 [[nodiscard]] inline std::int64_t use_stamp(UseTime used_at, std::uint64_t token_begin,
                                             UseTime now = std::chrono::system_clock::now()) {
-  const UseTime used = std::clamp(used_at, now - kOldestUse, now);
+  const UseTime used = std::min(used_at, now);
   const auto tick = std::chrono::floor<std::chrono::duration<std::int64_t, std::ratio<2>>>(used)
                         .time_since_epoch();
   static_assert(decltype(tick)(1) == kUseTick);

@@ -31,7 +31,7 @@ class DirectFileTest : public ::testing::TestWithParam<IoEngineChoice> {
     options.request_bytes = kRequestBytes;
     const RootProbe probe = probe_root(directory.path(), DirectIoChoice::kAuto);
     options.caching = probe.caching;
-    options.filesystem = probe.id;
+    options.place = probe.place;
     start({});
   }
 

@@ -290,7 +290,9 @@ TEST_P(EngineTest, WhereAMountHasVanishedItsMountPointIsNotFilled) {
   start();
   std::filesystem::remove_all(root.path() / "v1");
   EngineParts parts = make_parts(options);
-  parts.roots[0].probe.id.minor += 1;  // what was there at the start is no longer there
+  MountPlace& place = parts.roots[0].probe.place;
+  place.above = {place.own};
+  place.own.minor += 1;  // what was there at the start is no longer there
   std::filesystem::remove_all(root.path() / "v1");
   engine = std::make_unique<Engine>(options, std::move(parts));
   ASSERT_TRUE(engine->store(key(1), 64, ids({1, 2, 3, 4}), 0));

@@ -147,13 +147,6 @@ TEST_F(ReuseTest, AHeadIsNeverWorthLessThanWhatIsBehindItWhateverWasLearnt) {
   }
 }
 
-TEST_F(ReuseTest, AStampFromAClockThatWasAheadCountsAsOfItsChange) {
-  for (std::uint64_t n = 0; n < 1000; ++n, now += 7 * kSecond) use(n);
-  scan();
-  const double ahead = worth(1500, now + 8760 * kHour, now - 24 * kHour);
-  EXPECT_LT(ahead, worth(1501, now - 600 * kSecond, now - 600 * kSecond));
-}
-
 TEST_F(ReuseTest, WithFarMoreFilesThanAreRememberedTheyStillGoInOrder) {
   policy = make_reuse_policy({.remembered = 100});
   for (std::uint64_t n = 0; n < files.size(); ++n, now += 7 * kSecond) {

@@ -96,6 +96,12 @@ TEST_F(EvictTest, WhatWasTouchedAMomentAgoStaysThoughItsStampIsOld) {
   EXPECT_TRUE(std::filesystem::exists(path));
 }
 
+TEST_F(EvictTest, WhatChangedInTheFutureDidNotAndGoes) {
+  const auto before = std::chrono::system_clock::now().time_since_epoch() - 2h;
+  const std::int64_t now = std::chrono::nanoseconds(before).count();
+  EXPECT_EQ(evict(tree.root(), candidate, now - 5'000'000'000, now), Eviction::kEvicted);
+}
+
 TEST_F(EvictTest, ALinkADirectoryOrALinkOnTheWayIsNotTouched) {
   namespace fs = std::filesystem;
   const test::TemporaryDirectory elsewhere;

@@ -29,7 +29,7 @@ class FileLanes : public ::testing::TestWithParam<IoEngineChoice> {
  protected:
   FileLanes() {
     options.request_bytes = kFileBytes;
-    options.filesystem = probe_root(directory.path(), DirectIoChoice::kOff).id;
+    options.place = probe_root(directory.path(), DirectIoChoice::kOff).place;
     options.caching = Caching::kBuffered;
     test::fill_random(buffer.span(), 1);
     for (int i = 0; i < 10; ++i) test::write_file(directory / std::to_string(i), buffer.span());

@@ -29,7 +29,7 @@ class HousekeeperTest : public ::testing::Test {
   void start(std::uint64_t chunks_of_capacity) {
     limits.capacity = chunks_of_capacity * kChunk;
     keeper = std::make_unique<Housekeeper>(
-        tree.paths(), probe_root(tree.root(), DirectIoChoice::kOff).id, limits, options);
+        tree.paths(), probe_root(tree.root(), DirectIoChoice::kOff).place, limits, options);
   }
   std::uint64_t stat(const char* name) const { return keeper->stats().at(name); }
   bool passes(std::uint64_t count) {
@@ -131,6 +131,37 @@ TEST_F(HousekeeperTest, TemporariesAreSweptAgainAndAgain) {
   start(0);
   ASSERT_TRUE(passes(1));
   const std::string dead = tree.put_file(tree.paths().unique_temporary(), kChunk, 2h);
+  EXPECT_TRUE(eventually([&] { return !std::filesystem::exists(dead); }));
+}
+
+TEST_F(HousekeeperTest, WhatAWrongClockStampedGoesFirstTailsBeforeHeads) {
+  put(1, 100);
+  for (std::uint64_t n = 101; n <= 110; ++n) {
+    tree.put(n, kChunk, -std::chrono::hours(24 * 365) + std::chrono::minutes(n));
+  }
+  start(100);
+  ASSERT_TRUE(eventually([&] { return stat("store_bytes_used") == 95 * kChunk; }));
+  EXPECT_EQ(present(94), 94U) << "none but the oldest that a right clock stamped";
+  EXPECT_FALSE(tree.has(110));
+  EXPECT_FALSE(tree.has(101));
+}
+
+TEST_F(HousekeeperTest, OfWhatAWrongClockStampedTailsGoBeforeHeads) {
+  for (std::uint64_t n = 1; n <= 110; ++n) {
+    tree.put(n, kChunk, -std::chrono::hours(24 * 365) + std::chrono::minutes(n));
+  }
+  start(100);
+  ASSERT_TRUE(eventually([&] { return stat("store_bytes_used") == 95 * kChunk; }));
+  for (std::uint64_t n = 1; n <= 110; ++n) EXPECT_EQ(tree.has(n), n <= 95) << n;
+}
+
+TEST_F(HousekeeperTest, ATemporaryOfTheFutureIsSweptOnceNobodyHasWrittenToItForTheTime) {
+  options.scan_interval = 10ms;
+  options.abandoned_after = 1s;
+  const std::string dead = tree.put_file(tree.paths().unique_temporary(), kChunk, -9999h);
+  start(100);
+  ASSERT_TRUE(passes(2));
+  EXPECT_TRUE(std::filesystem::exists(dead));
   EXPECT_TRUE(eventually([&] { return !std::filesystem::exists(dead); }));
 }
 
@@ -238,7 +269,7 @@ TEST_F(HousekeeperTest, AFullDiskThatHasRoomAgainCostsNothing) {
 TEST_F(HousekeeperTest, TheFloorCostsWhatThisEngineStoredAndNoMore) {
   // A little above the floor, so that eviction is due at once and stores are still admitted.
   const auto space =
-      filesystem_space(tree.root(), probe_root(tree.root(), DirectIoChoice::kOff).id);
+      filesystem_space(tree.root(), probe_root(tree.root(), DirectIoChoice::kOff).place);
   ASSERT_TRUE(space);
   limits.free_space_floor =
       0.98 * static_cast<double>(space->free) / static_cast<double>(space->total);
@@ -289,7 +320,7 @@ TEST_F(HousekeeperTest, WhatCannotBeReadIsNotFilledWithTheBytesOfOthers) {
 TEST_F(HousekeeperTest, TwoOverOneRootDoNotEvictTwice) {
   put(1, 110);
   start(100);
-  Housekeeper other(tree.paths(), probe_root(tree.root(), DirectIoChoice::kOff).id, limits,
+  Housekeeper other(tree.paths(), probe_root(tree.root(), DirectIoChoice::kOff).place, limits,
                     options);
   // Who counts while the other evicts finds up to the mark at which it would begin itself.
   const auto at_rest = [](const Housekeeper& one) {
@@ -307,7 +338,7 @@ TEST_F(HousekeeperTest, OfTwoLimitsTheSmallerWins) {
   put(1, 110);
   start(100);
   const SpaceLimits smaller{50 * kChunk, 0};
-  Housekeeper other(tree.paths(), probe_root(tree.root(), DirectIoChoice::kOff).id, smaller,
+  Housekeeper other(tree.paths(), probe_root(tree.root(), DirectIoChoice::kOff).place, smaller,
                     options);
   EXPECT_TRUE(eventually([&] { return present(110) == 47; }));
 }

@@ -302,15 +302,18 @@ TEST_F(SpaceTest, AttentionIsAskedForWhereSomethingIsToBeDone) {
   EXPECT_EQ(calls, 4);
 }
 
-TEST_F(SpaceTest, TheFilesystemIsTheOneThatIsExpectedOrNone) {
+TEST_F(SpaceTest, TheFilesystemIsTheOneThatIsThereUnlessItIsWhatAMountHadCovered) {
   const test::TemporaryDirectory directory;
   const RootProbe probe = probe_root(directory.path(), DirectIoChoice::kOff);
-  const auto found = filesystem_space(directory.path(), probe.id);
+  const auto found = filesystem_space(directory.path(), probe.place);
   ASSERT_TRUE(found);
   EXPECT_GT(found->total, found->free);
-  EXPECT_FALSE(filesystem_space(directory.path(), {probe.id.major, probe.id.minor + 1}));
+  const FilesystemId own = probe.place.own;
+  const FilesystemId other{own.major, own.minor + 1};
+  EXPECT_TRUE(filesystem_space(directory.path(), {other, {}})) << "mounted again";
+  EXPECT_FALSE(filesystem_space(directory.path(), {other, {own}})) << "its mount point";
   EXPECT_EQ(errno, ENODEV);
-  EXPECT_FALSE(filesystem_space(directory / "none", probe.id));
+  EXPECT_FALSE(filesystem_space(directory / "none", probe.place));
   EXPECT_EQ(errno, ENOENT);
 }
 

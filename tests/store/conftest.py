@@ -3,10 +3,14 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mounts import Disk, FaultyFuse
 
 Mount = Callable[[int], Path]
 
@@ -38,3 +42,26 @@ def loop_ext4(tmp_path: Path) -> Iterator[Mount]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path) -> Iterator[Callable[..., Disk]]:
+    """Makes filesystems: ``make_disk("ext4", 64 << 20)``."""
+    made: list[Disk] = []
+
+    def make(kind: str, size: int) -> Disk:
+        folder = tmp_path / f"{kind}{len(made)}"
+        folder.mkdir()
+        made.append(Disk(kind, folder, size))
+        return made[-1]
+
+    yield make
+    for disk in made:
+        disk.remove()
+
+
+@pytest.fixture
+def fuse(tmp_path: Path) -> Iterator[FaultyFuse]:
+    filesystem = FaultyFuse(tmp_path / "fuse")
+    yield filesystem
+    filesystem.remove()
