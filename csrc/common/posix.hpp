@@ -1,6 +1,9 @@
 // What several files read out of the kernel's answers.
 #pragma once
 
+#include <fcntl.h>
+#include <sys/stat.h>
+
 #include <cerrno>
 #include <cstdint>
 #include <ctime>
@@ -10,6 +13,17 @@ namespace lmkv {
 // Since the epoch.
 [[nodiscard]] inline std::int64_t nanoseconds(const timespec& time) {
   return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
+}
+
+[[nodiscard]] inline std::int64_t nanoseconds(const struct statx_timestamp& time) {
+  return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
+}
+
+// Links are not followed. A network filesystem asks its server: otherwise its client may answer
+// from what it knew a minute ago (nfs(5), "attribute caching"). False with errno.
+[[nodiscard]] inline bool stat_afresh(int directory, const char* name, struct statx& found) {
+  constexpr int kFlags = AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC;
+  return ::statx(directory, name, kFlags, STATX_BASIC_STATS, &found) == 0;
 }
 
 [[nodiscard]] inline std::int64_t system_now_ns() {

@@ -6,8 +6,15 @@ namespace lmkv {
 namespace {
 
 FileIoOptions file_options(const EngineOptions& options, const RootProbe& probe) {
-  return {probe.id,           probe.caching,      probe.publish, options.request_bytes,
-          options.load_depth, options.store_depth};
+  return {probe.id,           probe.caching,         probe.publish,
+          options.access,     options.request_bytes, options.load_depth,
+          options.store_depth};
+}
+
+HousekeepingOptions housekeeping_options(const EngineOptions& options) {
+  HousekeepingOptions housekeeping = options.housekeeping;
+  housekeeping.access = options.access;
+  return housekeeping;
 }
 
 SpaceLimits space_limits(const EngineOptions& options) {
@@ -21,7 +28,7 @@ Root::Root(const EngineOptions& options, const std::string& path, RootParts part
     : paths(path, options.namespace_digest, options.rank),
       probe_(std::move(parts.probe)),
       io_engine_reason_(std::move(parts.io_engine_reason)),
-      housekeeper_(paths, probe_.id, space_limits(options), options.housekeeping),
+      housekeeper_(paths, probe_.id, space_limits(options), housekeeping_options(options)),
       io_engine_(std::move(parts.io_engine)),
       registration_error_(io_engine_->register_memory(slabs)),
       files_(*io_engine_, file_options(options, probe_)) {}
@@ -43,6 +50,8 @@ std::map<std::string, std::string> Root::info() const {
   if (!registration_error_.empty()) all["registered_buffers"] = "no: " + registration_error_;
   all.merge(std::map<std::string, std::string>{
       {"filesystem", probe_.filesystem},
+      {"shared", probe_.is_shared() ? "yes" : "no"},
+      {"shared_reason", probe_.shared_reason},
       {"last_refusal", std::string(in_words(housekeeper_.space().last_refusal()))},
       {"io_engine", std::string(io_engine_->name())},
       {"io_engine_reason", io_engine_reason_},

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/types.hpp"
+#include "io/file_operations.hpp"
 #include "io/file_task.hpp"
 
 namespace lmkv {
@@ -57,6 +58,17 @@ void FileTask::transfer(OperationKind kind, int descriptor, std::byte* buffer, C
   Operation* const pieces = pieces_.data();
   IoEngine& engine = owner_.engine_;
   for (std::size_t i = 0; i < count; ++i) engine.submit(pieces[i]);
+}
+
+void FileTask::renew(const std::string& path, std::int64_t modified_ns, Continuation next) {
+  Operation op = set_modified_operation(modified_ns);
+  op.path = path.c_str();
+  step(op, [this, &path, next = std::move(next)](int result) {
+    if (result != -EPERM) return next(result);
+    Operation now = set_modified_operation(kModifiedNow);
+    now.path = path.c_str();
+    step(now, next);
+  });
 }
 
 bool FileTask::retry(Operation& operation, int result) {

@@ -1,4 +1,4 @@
-// One file's state machine. Private to direct_file.cpp and file_tasks.cpp.
+// One file's state machine. Private to direct_file.cpp, file_tasks.cpp and small_tasks.cpp.
 //
 // A task runs one operation after another ("steps"), or its pieces all at once; nothing of it runs
 // twice at a time, whatever the number of I/O threads, so its members need no lock but those that
@@ -53,8 +53,11 @@ class FileTask : public OperationHandler {
   void finish() { owner_.finish(this); }
   void refuse_direct() { owner_.refuse_direct(); }
   void note_touch(int result) { owner_.note_touch(result); }
+  // Sets a file's modification time, or the present one where only its owner may set another.
+  void renew(const std::string& path, std::int64_t modified_ns, Continuation next);
   [[nodiscard]] Caching caching() const { return owner_.caching(); }
   [[nodiscard]] Publish publish() const { return owner_.options_.publish; }
+  [[nodiscard]] Access access() const { return owner_.options_.access; }
   [[nodiscard]] FilesystemId filesystem() const { return owner_.options_.filesystem; }
 
  private:

@@ -43,7 +43,7 @@ class Housekeeper::Worker final : public TreeVisitor {
         options_(options),
         policy_(make_least_recently_used()),
         candidates_(options.candidates),
-        lease_(paths, options.lease_expiry) {}
+        lease_(paths, options.lease_expiry, options.access) {}
 
   // The thread. `self` keeps what it works on.
   static void run(const std::shared_ptr<Worker>& self) {
@@ -159,6 +159,11 @@ class Housekeeper::Worker final : public TreeVisitor {
   // False if it was not finished.
   bool scan(Purpose purpose) {
     const Clock::time_point begin = Clock::now();
+    // Where a mount has vanished, what is in its mount point is not counted, still less evicted.
+    if (!filesystem_space(paths_.root(), filesystem_)) {
+      failures_.fetch_add(1, std::memory_order_relaxed);
+      return false;
+    }
     purpose_ = purpose;
     scan_now_ns_ = purpose == Purpose::kEvict ? lease_.filesystem_now_ns() : system_now_ns();
     scanned_bytes_ = 0;

@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 
+#include "common/access.hpp"
 #include "io/direct_file.hpp"
 #include "store/directory.hpp"
 #include "store/space.hpp"
@@ -26,6 +27,7 @@ struct HousekeepingOptions {
   std::chrono::milliseconds scan_interval{300'000};  // at least: a scan's own time counts 20 times
   std::chrono::milliseconds lease_expiry{30'000};
   std::chrono::milliseconds stop_timeout{2000};
+  Access access = Access::kPrivate;      // of what it creates
   std::size_t candidates = 1 << 18;      // held at once, below 100 bytes each
   std::size_t files_per_pass = 1 << 18;  // evicted by one pass at most; another may follow
 };

@@ -5,16 +5,20 @@ Imports neither torch nor vLLM, so it also answers where one of them is what is 
 
 from __future__ import annotations
 
+import grp
 import importlib.metadata
 import json
 import os
 import platform
+import pwd
 import resource
 import shutil
+import stat
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -196,6 +200,8 @@ def _examine_directory(found: Diagnosis, directory: Path, label: str, build: _C.
     found.facts["filesystem"] = (
         f"{report.filesystem}, {size_text(space.free)} free of {size_text(space.total)}"
     )
+    found.facts["shared"] = _chosen("yes" if report.shared else "no", report.shared_reason)
+    found.facts["permissions"] = _permissions(directory)
     found.facts["I/O engine"] = _chosen(report.io_engine, report.io_engine_reason)
     found.facts["O_DIRECT"] = _chosen("yes" if report.direct_io else "no", report.direct_io_reason)
     _examine_namespaces(found, directory)
@@ -238,6 +244,23 @@ def _examine_namespaces(found: Diagnosis, directory: Path) -> None:
         except KeyError:
             text = "its meta.json cannot be read"
         found.facts[f"namespace {meta.parent.name}"] = text
+
+
+def _permissions(directory: Path) -> str:
+    """Who can use what is in the directory: by the tree in it, if there is one."""
+    tree = directory / "v1"
+    status = os.stat(tree if tree.is_dir() else directory)
+    mode = stat.S_IMODE(status.st_mode)
+    of_group = mode & 0o070 == 0o070
+    who = f"group {_name(grp.getgrgid, status.st_gid)}" if of_group else "its owner alone"
+    return f"{mode:04o}, of {_name(pwd.getpwuid, status.st_uid)}: for {who}"
+
+
+def _name(look_up: Callable[[int], Sequence[Any]], number: int) -> str:
+    try:
+        return str(look_up(number)[0])
+    except KeyError:  # a user of another host, or of a container
+        return str(number)
 
 
 def _chosen(what: str, reason: str) -> str:

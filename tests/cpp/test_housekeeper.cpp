@@ -85,6 +85,20 @@ TEST_F(HousekeeperTest, MoreThanTheHeapHoldsIsFoundByScanningAgain) {
   for (std::uint64_t n = 1; n <= 200; ++n) EXPECT_EQ(tree.has(n), n <= 95) << n;
 }
 
+TEST_F(HousekeeperTest, WhatLiesWhereTheMountWasIsNeitherCountedNorRemoved) {
+  put(1, 20);
+  const std::string dead = tree.put_file(tree.paths().unique_temporary(), kChunk, 2h);
+  FilesystemId other = probe_root(tree.root(), DirectIoChoice::kOff).id;
+  ++other.minor;
+  limits.capacity = 10 * kChunk;
+  keeper = std::make_unique<Housekeeper>(tree.paths(), other, limits, options);
+  ASSERT_TRUE(eventually([&] { return stat("housekeeping_failures") > 3; }));
+  EXPECT_EQ(stat("housekeeping_passes"), 0U);
+  EXPECT_EQ(stat("store_bytes_used"), 0U);
+  EXPECT_EQ(present(20), 20U);
+  EXPECT_TRUE(std::filesystem::exists(dead));
+}
+
 TEST_F(HousekeeperTest, ForeignFilesAreNeitherCountedNorRemoved) {
   const std::string foreign = tree.put_file(tree.root() + "/v1/precious", 300 * kChunk, 9999h);
   const std::string noted =
@@ -242,9 +256,7 @@ TEST_F(HousekeeperTest, TwoOverOneRootDoNotEvictTwice) {
     const std::uint64_t used = one.stats().at("store_bytes_used");
     return used >= 95 * kChunk && used <= 97 * kChunk;
   };
-  const auto evicted = [&] {
-    return stat("chunks_evicted") + other.stats().at("chunks_evicted");
-  };
+  const auto evicted = [&] { return stat("chunks_evicted") + other.stats().at("chunks_evicted"); };
   ASSERT_TRUE(eventually([&] { return at_rest(*keeper) && at_rest(other) && evicted() >= 15; }));
   std::this_thread::sleep_for(50ms);  // some looks at the space
   EXPECT_EQ(present(110), 95U);
