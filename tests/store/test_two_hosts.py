@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lmkv._C import Removal, TreeFile, probe_root, remove_chunk, scan_tree
+from lmkv._C import Directory, Removal, TreeFile, probe_root, remove_chunk, scan_tree
+from lmkv.namespace import Namespace
 
 sys.path.insert(0, str(Path(__file__).parent))
 from host import CHUNK_BYTES, key
@@ -33,7 +34,8 @@ def second_mount(tmp_path: Path) -> Iterator[SecondMount]:
     def mount(source: Path) -> Path:
         folder = tmp_path / f"mount{len(servers)}"
         folder.mkdir()
-        command = [sys.executable, HERE / "second_mount.py", source, folder, "60"]
+        asked = folder.with_suffix(".asked")
+        command = [sys.executable, HERE / "second_mount.py", source, folder, "60", asked]
         servers.append((subprocess.Popen(command), folder))
         deadline = time.monotonic() + 20
         while not folder.is_mount():
@@ -141,6 +143,35 @@ def test_what_another_host_has_just_used_is_not_evicted_though_the_kernel_rememb
     assert remove_chunk(str(mount), found[key("used")]) is Removal.KEPT
     assert used.exists()
     assert remove_chunk(str(mount), found[key("unused")]) is Removal.REMOVED
+
+
+def test_before_a_chunk_is_absent_the_server_is_asked_for_its_directory(
+    tmp_path: Path, second_mount: SecondMount
+) -> None:
+    """An NFS client drops what it remembers of absent names when their directory has changed."""
+    root = tmp_path / "kv"
+    root.mkdir()
+    with hosts(RemoteHost(root)) as (host,):
+        assert host.ask("store", names=["a"]) == [""]
+    mount = second_mount(root)
+    (file,) = root.glob("v1/*/r0/*/*.kv")
+    beside = "/" + str(file.parent.relative_to(root))
+    there = key("a")
+    absent, alone = there[:2] + bytes(30), bytes(32)  # the latter without a directory
+    namespace = Namespace({"model": "m"}).digest
+    directory = Directory(root=str(mount), namespace=namespace, ranks=1)
+
+    def asked(chunk: bytes) -> list[str]:
+        log = mount.with_suffix(".asked")
+        before = len(log.read_text().splitlines())
+        assert directory.present([chunk]) == [chunk == there]
+        return log.read_text().splitlines()[before:]
+
+    for chunk in (there, absent, alone):
+        asked(chunk)
+    assert asked(there) == [], "the kernel remembers nothing: nothing is tested"
+    assert beside in asked(absent)
+    assert str(Path(beside).parent) in asked(alone)
 
 
 def test_a_mount_says_whether_it_is_shared_and_why(
