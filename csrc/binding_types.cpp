@@ -68,6 +68,18 @@ DirectIoChoice direct_io_from(const std::string& name) {
                                      {"off", DirectIoChoice::kOff}}});
 }
 
+SharedChoice shared_from(const std::string& name) {
+  return one_of<SharedChoice, 3>(name, "shared",
+                                 {{{"auto", SharedChoice::kAuto},
+                                   {"yes", SharedChoice::kShared},
+                                   {"no", SharedChoice::kLocal}}});
+}
+
+Access access_from(const std::string& name) {
+  return one_of<Access, 2>(name, "file_mode",
+                           {{{"private", Access::kPrivate}, {"group", Access::kGroup}}});
+}
+
 TransferMode transfer_mode_from(const std::string& name, std::string_view setting) {
   return one_of<TransferMode, 4>(name, setting,
                                  {{{"auto", TransferMode::kAuto},
@@ -124,14 +136,19 @@ ChunkKey key_from(const std::string& bytes) {
 }
 
 RootReport report_root(const std::string& root, const std::string& io_engine,
-                       const std::string& direct_io) {
+                       const std::string& direct_io, const std::string& shared,
+                       const std::string& file_mode) {
   const IoEngineChoice engine_choice = io_engine_from(io_engine);
   const DirectIoChoice direct_choice = direct_io_from(direct_io);
+  const SharedChoice shared_choice = shared_from(shared);
+  const Access access = access_from(file_mode);
   RootReport report;
   try {
-    make_root(root);
-    const RootProbe probe = probe_root(root, direct_choice);
+    make_root(root, access);
+    const RootProbe probe = probe_root(root, direct_choice, shared_choice);
     report.filesystem = probe.filesystem;
+    report.shared = probe.is_shared();
+    report.shared_reason = probe.shared_reason;
     report.direct_io = probe.caching == Caching::kDirect;
     report.direct_io_reason = probe.reason;
     const IoEngineSelection selection =
@@ -160,6 +177,7 @@ EngineOptions make_options(const RootsArgument& root, const std::string& namespa
                            std::size_t request_bytes, std::size_t load_depth,
                            std::size_t store_depth, const TransferOptions& transfer,
                            std::uint64_t capacity, double free_space_floor, double load_timeout,
+                           const std::string& shared, const std::string& file_mode,
                            const std::string& eviction, double max_age) {
   EngineOptions options;
   options.roots = roots_from(root);
@@ -190,6 +208,8 @@ EngineOptions make_options(const RootsArgument& root, const std::string& namespa
     throw ConfigError("max_age must be between 0 and " + std::to_string(kLongestAge) + " seconds");
   }
   options.housekeeping.max_age = std::chrono::seconds(static_cast<std::int64_t>(max_age));
+  options.shared = shared_from(shared);
+  options.access = access_from(file_mode);
   return options;
 }
 

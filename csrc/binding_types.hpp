@@ -31,6 +31,8 @@ ChunkKey key_from(const std::string& bytes);
 
 struct RootReport {
   std::string filesystem;
+  bool shared = false;
+  std::string shared_reason;
   std::string io_engine;
   std::string io_engine_reason;
   bool direct_io = false;
@@ -38,7 +40,8 @@ struct RootReport {
   std::string error;
 };
 RootReport report_root(const std::string& root, const std::string& io_engine,
-                       const std::string& direct_io);
+                       const std::string& direct_io, const std::string& shared,
+                       const std::string& file_mode);
 
 std::size_t slab_bytes(std::size_t block_bytes, std::uint32_t blocks_per_chunk);
 
@@ -59,6 +62,7 @@ EngineOptions make_options(const RootsArgument& root, const std::string& namespa
                            std::size_t request_bytes, std::size_t load_depth,
                            std::size_t store_depth, const TransferOptions& transfer,
                            std::uint64_t capacity, double free_space_floor, double load_timeout,
+                           const std::string& shared, const std::string& file_mode,
                            const std::string& eviction, double max_age);
 std::unique_ptr<Engine> make_engine(const EngineOptions& options);
 // Without faults where there are none.

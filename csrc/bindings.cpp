@@ -45,13 +45,15 @@ void bind_build(py::module_& m) {
 
   py::class_<RootReport>(m, "RootReport")
       .def_readonly("filesystem", &RootReport::filesystem)
+      .def_readonly("shared", &RootReport::shared)
+      .def_readonly("shared_reason", &RootReport::shared_reason)
       .def_readonly("io_engine", &RootReport::io_engine)
       .def_readonly("io_engine_reason", &RootReport::io_engine_reason)
       .def_readonly("direct_io", &RootReport::direct_io)
       .def_readonly("direct_io_reason", &RootReport::direct_io_reason)
       .def_readonly("error", &RootReport::error);
   m.def("probe_root", &report_root, "root"_a, "io_engine"_a = "auto", "direct_io"_a = "auto",
-        py::call_guard<py::gil_scoped_release>());
+        "shared"_a = "auto", "file_mode"_a = "private", py::call_guard<py::gil_scoped_release>());
   m.def("slab_bytes", &slab_bytes, "block_bytes"_a, "blocks_per_chunk"_a);
 }
 
@@ -73,7 +75,8 @@ void bind_engine(py::module_& m) {
            "load_depth"_a = defaults.load_depth, "store_depth"_a = defaults.store_depth,
            "transfer"_a = transfer, "capacity"_a = defaults.capacity,
            "free_space_floor"_a = defaults.free_space_floor, "load_timeout"_a = 0.0,
-           "eviction"_a = "reuse", "max_age"_a = 0.0);
+           "shared"_a = "auto", "file_mode"_a = "private", "eviction"_a = "reuse",
+           "max_age"_a = 0.0);
 
   py::native_enum<CompletionKind>(m, "CompletionKind", "enum.Enum")
       .value("GATHERED", CompletionKind::kGathered)

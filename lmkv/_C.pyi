@@ -46,18 +46,27 @@ def cuda_status() -> CudaStatus: ...
 class RootReport:
     """What a directory can do, found by trying: writes, reads back and removes one small file.
 
-    ``io_engine`` and ``direct_io`` are what an :class:`Engine` would choose for it, the
-    ``*_reason`` fields say why, and ``error`` is ``""`` unless the directory is unusable.
+    ``io_engine``, ``direct_io`` and ``shared`` (other hosts may have it mounted) are what an
+    :class:`Engine` would choose for it, the ``*_reason`` fields say why, and ``error`` is ``""``
+    unless the directory is unusable.
     """
 
     filesystem: str
+    shared: bool
+    shared_reason: str
     io_engine: str
     io_engine_reason: str
     direct_io: bool
     direct_io_reason: str
     error: str
 
-def probe_root(root: str, io_engine: str = "auto", direct_io: str = "auto") -> RootReport:
+def probe_root(
+    root: str,
+    io_engine: str = "auto",
+    direct_io: str = "auto",
+    shared: str = "auto",
+    file_mode: str = "private",
+) -> RootReport:
     """Blocks on the disk; creates ``root``. Raises ConfigError for unknown names."""
 
 def slab_bytes(block_bytes: int, blocks_per_chunk: int) -> int:
@@ -94,8 +103,11 @@ class EngineOptions:
     directory or several, over which chunks are spread by key and path; ``io_threads``, the depths
     and limits hold for each. ``capacity`` is what everything below it may take together (0: no
     limit), ``free_space_floor`` the percentage of the filesystem that stays free. A load that takes
-    longer than ``load_timeout`` seconds is given up (0: by how fast loads are). ``eviction`` is
-    ``"reuse"`` or ``"lru"``; chunks not used for ``max_age`` seconds go in any case (0: none do).
+    longer than ``load_timeout`` seconds is given up (0: by how fast loads are). ``shared`` is
+    ``"auto"``, ``"yes"`` or ``"no"``: whether other hosts have the filesystem mounted, so that data
+    is synced before a file gets its name. ``file_mode`` is ``"private"`` (files 0600, directories
+    0700) or ``"group"`` (0660 and 2770). ``eviction`` is ``"reuse"`` or ``"lru"``; chunks not used
+    for ``max_age`` seconds go in any case (0: none do).
     """
 
     def __init__(
@@ -120,6 +132,8 @@ class EngineOptions:
         capacity: int = 0,
         free_space_floor: float = 5.0,
         load_timeout: float = 0.0,
+        shared: str = "auto",
+        file_mode: str = "private",
         eviction: str = "reuse",
         max_age: float = 0.0,
     ) -> None: ...
@@ -300,14 +314,15 @@ class Faults:
 
     ``spec`` are faults separated by commas, each ``[OPERATION.]KIND[:TIME][:RATE]``, as in
     ``"eio:0.01,delay:20ms,write.enospc:0.05"``; ``""`` is none. Kinds: ``eio``, ``enospc``,
-    ``edquot``, ``estale``, ``erofs``, ``eagain``, ``eintr`` (the operation fails so); ``short``
+    ``edquot``, ``estale``, ``erofs``, ``eagain``, ``eintr`` (the operation fails so); ``lost``
+    (it is executed, and fails as if it were for the second time), ``lost_eio``; ``short``
     (fewer bytes than asked for), ``truncate`` (a read meets the end of the file, a write loses its
     end), ``corrupt`` (one bit is another), ``delay`` (takes a time), ``reorder`` (up to a time, 5ms
     by default), ``hang`` (until :meth:`release`). Operations: ``open``, ``read``, ``write``,
-    ``allocate``, ``sync``, ``touch``, ``close``, ``stat``, ``rename``, ``mkdir``, ``unlink``,
-    ``rmdir``; without one a fault happens wherever a kernel may answer so. The rate is 0 to 1, and
-    1 if it is not given. Equal seeds draw equal faults for equal operations. Raises ConfigError for
-    a text that cannot be, with the nearest word that can.
+    ``allocate``, ``sync``, ``touch``, ``chmod``, ``close``, ``stat``, ``rename``, ``mkdir``,
+    ``unlink``, ``rmdir``; without one a fault happens wherever a kernel may answer so. The rate is
+    0 to 1, and 1 if it is not given. Equal seeds draw equal faults for equal operations. Raises
+    ConfigError for a text that cannot be, with the nearest word that can.
     """
 
     def __init__(self, spec: str = "", seed: int = 0) -> None: ...

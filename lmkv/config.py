@@ -168,7 +168,7 @@ class Config:
     path: tuple[str, ...] = _setting(
         _parse_paths,
         "Directory that holds the chunks; engines that name the same one share them. Required, "
-        "absolute; `~` is expanded. It is created (mode 0700) when it is missing. A list of "
+        "absolute; `~` is expanded. It is created when it is missing. A list of "
         'directories, `["/nvme0/kv", "/nvme1/kv"]`, spreads the chunks evenly over them; in the '
         'environment they are separated by ":" as in `PATH`, so that one with a ":" in its name '
         "can only be given in a list. Engines that share name the same set by the same paths: a "
@@ -230,6 +230,21 @@ class Config:
         "O_DIRECT. `auto` uses it where the filesystem accepts it; `on` refuses to start where "
         "it does not.",
         default="auto",
+    )
+    shared: str = _setting(
+        _one_of("auto", "yes", "no"),
+        "Whether other hosts have the directory mounted too. Then a chunk's data is on the server "
+        "before its file gets its name, and an error that comes late (no space, a quota) is seen. "
+        "`auto` goes by the kind of filesystem: yes for NFS, SMB, Ceph, Lustre and others of "
+        "the network, for FUSE, and for what is unknown; the log says which and why.",
+        default="auto",
+    )
+    file_mode: str = _setting(
+        _one_of("private", "group"),
+        "Who may use the files: `private`, this user alone (files 0600, directories 0700), or "
+        "`group`, all members of the directory's group, who may then read, renew and evict "
+        "(files 0660, directories 2770, whatever the umask is). Set the same everywhere.",
+        default="private",
     )
     io_threads: int = _setting(
         _parse_int,

@@ -50,12 +50,15 @@ class Namespace:
     def directory(self, root: str) -> Path:
         return Path(root) / "v1" / self.short
 
-    def write_meta(self, root: str, about: Mapping[str, Fact] | None = None) -> OSError | None:
+    def write_meta(
+        self, root: str, about: Mapping[str, Fact] | None = None, file_mode: str = "private"
+    ) -> OSError | None:
         """Write ``<root>/v1/<namespace>/meta.json`` unless it is there; blocks on the disk.
 
         ``about`` is for people only (where the model came from, say) and is no part of the
-        namespace. The file is complete whenever it is visible; one that is damaged is replaced.
-        Returns what went wrong, if anything: KV is exchanged with or without it.
+        namespace. ``file_mode`` as in :class:`lmkv.config.Config`. The file is complete whenever
+        it is visible; one that is damaged is replaced. Returns what went wrong, if anything: KV is
+        exchanged with or without it.
         """
         target = self.directory(root) / "meta.json"
         text = json.dumps(
@@ -75,13 +78,15 @@ class Namespace:
                 return None
             temporary_directory = target.parent / "tmp"
             for directory in (*reversed(temporary_directory.parents), temporary_directory):
-                directory.mkdir(mode=0o700, exist_ok=True)
+                _make_directory(directory, file_mode)
             name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
             temporary = temporary_directory / name
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             opened = os.open(temporary, flags, 0o600)
             try:
                 with open(opened, "w", encoding="utf-8") as file:
+                    if file_mode == "group":
+                        os.fchmod(opened, 0o660)
                     file.write(text + "\n")
                     file.flush()
                     os.fsync(opened)  # written once, and read for months
@@ -120,3 +125,15 @@ def _stands(path: Path) -> bool:
         return False
     except OSError:
         return True
+
+
+def _make_directory(directory: Path, file_mode: str) -> None:
+    """As the core makes them; what is there stays as it is."""
+    try:
+        directory.mkdir(mode=0o700)
+    except OSError:
+        if directory.is_dir():
+            return
+        raise
+    if file_mode == "group":
+        directory.chmod(0o2770)

@@ -1,7 +1,10 @@
 """``lmkv doctor`` against the real core: what it finds, what it says, what it exits with."""
 
+import grp
 import importlib.metadata
 import json
+import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +45,26 @@ def test_a_writable_directory_is_usable_and_its_choices_have_reasons(tmp_path: P
     assert facts["I/O engine"].split()[0] in {"io_uring", "threads"}
     assert "(" in facts["I/O engine"]
     assert facts["O_DIRECT"].split()[0] in {"yes", "no"}
+    assert facts["shared"].startswith("no (")
     assert list(tmp_path.iterdir()) == [], "the probe leaves nothing behind"
+
+
+def test_for_whom_a_directory_is_follows_from_its_tree(tmp_path: Path) -> None:
+    owner = pwd.getpwuid(os.geteuid()).pw_name
+    tmp_path.chmod(0o755)
+    tree = tmp_path / "v1"
+    permissions = run_json(str(tmp_path))[1]["facts"]["permissions"]
+    assert permissions == f"0755, of {owner}: for its owner alone"
+    tree.mkdir()
+    tree.chmod(0o2770)
+    group = grp.getgrgid(tree.stat().st_gid).gr_name
+    permissions = run_json(str(tmp_path))[1]["facts"]["permissions"]
+    assert permissions == f"2770, of {owner}: for group {group}"
+    if os.geteuid() == 0:
+        os.chown(tree, 41001, 41000)
+        tree.chmod(0o2770)
+        permissions = run_json(str(tmp_path))[1]["facts"]["permissions"]
+        assert permissions == "2770, of 41001: for group 41000", "nobody here has that name"
 
 
 def test_without_a_directory_a_temporary_one_is_tried_and_removed() -> None:

@@ -58,6 +58,19 @@ def test_meta_json_is_for_people_and_private(tmp_path):
     assert list((file.parent / "tmp").iterdir()) == []
 
 
+def test_meta_json_of_a_group_is_the_groups_whatever_the_umask_is(tmp_path):
+    namespace = Namespace(FACTS)
+    old_umask = os.umask(0o077)
+    try:
+        assert namespace.write_meta(str(tmp_path / "root"), file_mode="group") is None
+    finally:
+        os.umask(old_umask)
+    file = namespace.directory(str(tmp_path / "root")) / "meta.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o660
+    for directory in (file.parent, file.parent / "tmp", file.parent.parent):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o2770
+
+
 def test_meta_json_is_written_once(tmp_path):
     namespace = Namespace(FACTS)
     namespace.write_meta(str(tmp_path))

@@ -1,6 +1,9 @@
 // What several files read out of the kernel's answers.
 #pragma once
 
+#include <fcntl.h>
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
@@ -16,6 +19,17 @@ namespace lmkv {
 }
 [[nodiscard]] inline std::int64_t nanoseconds(const timespec& time) {
   return nanoseconds(time.tv_sec, time.tv_nsec);
+}
+
+[[nodiscard]] inline std::int64_t nanoseconds(const struct statx_timestamp& time) {
+  return nanoseconds(time.tv_sec, time.tv_nsec);
+}
+
+// Links are not followed. A network filesystem asks its server: otherwise its client may answer
+// from what it knew a minute ago (nfs(5), "attribute caching"). False with errno.
+[[nodiscard]] inline bool stat_afresh(int directory, const char* name, struct statx& found) {
+  constexpr int kFlags = AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC;
+  return ::statx(directory, name, kFlags, STATX_BASIC_STATS, &found) == 0;
 }
 
 [[nodiscard]] inline std::int64_t system_now_ns() {

@@ -1,6 +1,5 @@
 #include "engine/bench_engine.hpp"
 
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -14,6 +13,7 @@
 #include <thread>
 #include <utility>
 
+#include "common/access.hpp"
 #include "device/host_stream.hpp"
 
 namespace lmkv {
@@ -105,7 +105,7 @@ void make_directories(const EngineOptions& options) {
     key.bytes[1] = static_cast<std::uint8_t>((i & 15) << 4);
     // What it cannot make, the store that needs it will report.
     for (const std::string& directory : paths.directories_for(key)) {
-      [[maybe_unused]] const int result = ::mkdir(directory.c_str(), 0700);
+      [[maybe_unused]] const int result = make_directory(directory, options.access);
     }
   }
 }

@@ -29,6 +29,8 @@ struct EngineOptions {
   TransferOptions transfer;
   IoEngineChoice io_engine = IoEngineChoice::kAuto;
   DirectIoChoice direct_io = DirectIoChoice::kAuto;
+  SharedChoice shared = SharedChoice::kAuto;
+  Access access = Access::kPrivate;
   unsigned io_threads = 1;  // of each root
   std::size_t request_bytes = 1 << 20;
   std::size_t load_depth = 64 << 20;  // of each root, as the two below

@@ -53,8 +53,8 @@ RootParts make_root_parts(const EngineOptions& options, const std::string& root)
   RootParts parts;
   try {
     const ChunkPaths paths(root, options.namespace_digest, options.rank);
-    make_tree(paths);
-    parts.probe = probe_root(paths.temporary_directory(), options.direct_io);
+    make_tree(paths, options.access);
+    parts.probe = probe_root(paths.temporary_directory(), options.direct_io, options.shared);
     IoEngineSelection selection = start_io_engine(options.io_engine, options.io_threads,
                                                   parts.probe.caching, parts.probe.submission);
     parts.io_engine = std::move(selection.engine);

@@ -12,11 +12,18 @@ FileIoOptions file_options(const EngineOptions& options, const RootProbe& probe)
   files.place = probe.place;
   files.caching = probe.caching;
   files.publish = probe.publish;
+  files.access = options.access;
   files.request_bytes = options.request_bytes;
   files.read_depth = options.load_depth;
   files.write_depth = options.store_depth;
   files.renew = renewed;
   return files;
+}
+
+HousekeepingOptions housekeeping_options(const EngineOptions& options) {
+  HousekeepingOptions housekeeping = options.housekeeping;
+  housekeeping.access = options.access;
+  return housekeeping;
 }
 
 SpaceLimits space_limits(const EngineOptions& options) {
@@ -30,7 +37,7 @@ Root::Root(const EngineOptions& options, const std::string& path, RootParts part
     : paths(path, options.namespace_digest, options.rank),
       probe_(std::move(parts.probe)),
       io_engine_reason_(std::move(parts.io_engine_reason)),
-      housekeeper_(paths, probe_.place, space_limits(options), options.housekeeping),
+      housekeeper_(paths, probe_.place, space_limits(options), housekeeping_options(options)),
       io_engine_(std::move(parts.io_engine)),
       registration_error_(io_engine_->register_memory(slabs)),
       files_(*io_engine_, file_options(options, probe_)) {}
@@ -52,6 +59,8 @@ std::map<std::string, std::string> Root::info() const {
   if (!registration_error_.empty()) all["registered_buffers"] = "no: " + registration_error_;
   all.merge(std::map<std::string, std::string>{
       {"filesystem", probe_.filesystem},
+      {"shared", probe_.is_shared() ? "yes" : "no"},
+      {"shared_reason", probe_.shared_reason},
       {"last_refusal", std::string(in_words(housekeeper_.space().last_refusal()))},
       {"io_engine", std::string(io_engine_->name())},
       {"io_engine_reason", io_engine_reason_},

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/types.hpp"
+#include "io/file_operations.hpp"
 #include "io/file_task.hpp"
 
 namespace lmkv {
@@ -58,6 +59,27 @@ void FileTask::transfer(OperationKind kind, int descriptor, std::byte* buffer, C
   Operation* const pieces = pieces_.data();
   IoEngine& engine = owner_.engine_;
   for (std::size_t i = 0; i < count; ++i) engine.submit(pieces[i]);
+}
+
+std::int64_t FileTask::renewed_time(const struct statx& found, std::int64_t wanted) const {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  const std::int64_t has = nanoseconds(found.stx_mtime);
+  if (is_of_the_future(has, system_now_ns())) return wanted;  // a wrong clock's
+  // Whole seconds are what a filesystem has made of a finer time: such a file would otherwise be
+  // renewed at every use.
+  if (found.stx_mtime.tv_nsec == 0 && has >= wanted - wanted % kSecond) return has;
+  return owner_.options_.renew(has, wanted);
+}
+
+void FileTask::renew(const std::string& path, std::int64_t modified_ns, Continuation next) {
+  Operation op = set_modified_operation(modified_ns);
+  op.path = path.c_str();
+  step(op, [this, &path, next = std::move(next)](int result) {
+    if (result != -EPERM) return next(result);
+    Operation now = set_modified_operation(kModifiedNow);
+    now.path = path.c_str();
+    step(now, next);
+  });
 }
 
 bool FileTask::retry(Operation& operation, int result) {

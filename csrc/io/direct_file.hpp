@@ -17,12 +17,14 @@
 #include <string>
 #include <vector>
 
+#include "common/access.hpp"
 #include "common/fair_queue.hpp"
 #include "common/status.hpp"
 #include "io/io_engine.hpp"
 
 namespace lmkv {
 
+// Before the rename: nothing, or all is on the disk or the server.
 enum class Publish { kRename, kSyncThenRename };
 
 struct FileRead {
@@ -75,6 +77,7 @@ struct FileIoOptions {
   MountPlace place;
   Caching caching = Caching::kDirect;
   Publish publish = Publish::kRename;
+  Access access = Access::kPrivate;
   std::size_t request_bytes = 1 << 20;
   // Bytes in flight at the kernel per direction. At least one file of each is always let in, so
   // neither direction starves. While reads are in flight, which somebody waits for, writes get a

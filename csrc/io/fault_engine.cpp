@@ -1,6 +1,7 @@
 #include "io/fault_engine.hpp"
 
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -172,7 +173,11 @@ class FaultEngine final : public IoEngine {
         case FaultKind::kCorrupt: return corrupt();
         default: break;
       }
-      instead = -errno_of(kind);
+      if (is_lost(kind)) {
+        lost = kind;
+        return false;  // noted when it was executed
+      }
+      instead = -errno_of(kind, original.kind);
       if (original.kind != OperationKind::kClose) execute_nothing();
       return true;
     }
@@ -182,6 +187,11 @@ class FaultEngine final : public IoEngine {
       if (flips_what_is_read && result > 0) {
         flip_a_bit(original.buffer, static_cast<std::size_t>(result), number);
         faults.note(original, FaultKind::kCorrupt);
+      }
+      if (lost && result >= 0) {
+        if (original.kind == OperationKind::kOpen) ::close(result);  // nobody else knows of it
+        faults.note(original, *lost);
+        instead = -errno_of(*lost, original.kind);
       }
       const bool lies = instead && (!executed || *instead < 0 || result >= 0);
       original.handler->on_complete(original, lies ? *instead : result);
@@ -194,6 +204,7 @@ class FaultEngine final : public IoEngine {
     bool executed = true;
     std::optional<int> instead;  // of the result; a good one does not hide a real failure
     bool flips_what_is_read = false;
+    std::optional<FaultKind> lost;
     PageMemory copy;  // of what is written
 
    private:

@@ -14,11 +14,11 @@ namespace lmkv {
 namespace {
 
 constexpr std::array kOperationKinds = {
-    OperationKind::kOpen,          OperationKind::kRead,     OperationKind::kWrite,
-    OperationKind::kAllocate,      OperationKind::kSync,     OperationKind::kSetModified,
-    OperationKind::kClose,         OperationKind::kStat,     OperationKind::kRename,
-    OperationKind::kMakeDirectory, OperationKind::kUnlink,   OperationKind::kRemoveDirectory,
-    OperationKind::kWriteBack,     OperationKind::kDropPages};
+    OperationKind::kOpen,          OperationKind::kRead,      OperationKind::kWrite,
+    OperationKind::kAllocate,      OperationKind::kSync,      OperationKind::kSetModified,
+    OperationKind::kClose,         OperationKind::kStat,      OperationKind::kRename,
+    OperationKind::kMakeDirectory, OperationKind::kUnlink,    OperationKind::kRemoveDirectory,
+    OperationKind::kWriteBack,     OperationKind::kDropPages, OperationKind::kSetMode};
 
 constexpr std::chrono::microseconds kReorderWithin{5000};
 
@@ -41,6 +41,7 @@ bool takes_space(const Operation& op) {
     case OperationKind::kMakeDirectory: return true;
     case OperationKind::kRead:
     case OperationKind::kSetModified:
+    case OperationKind::kSetMode:
     case OperationKind::kStat:
     case OperationKind::kUnlink:
     case OperationKind::kRemoveDirectory:
@@ -54,10 +55,23 @@ bool takes_space(const Operation& op) {
 bool changes(const Operation& op) {
   switch (op.kind) {
     case OperationKind::kSetModified:
+    case OperationKind::kSetMode:
     case OperationKind::kUnlink:
     case OperationKind::kRemoveDirectory: return true;
     case OperationKind::kClose: return false;
     default: return takes_space(op);
+  }
+}
+
+// Those whose second try finds out that there was a first; of kOpen only with O_EXCL.
+bool may_show_when_repeated(OperationKind kind) {
+  switch (kind) {
+    case OperationKind::kOpen:
+    case OperationKind::kRename:
+    case OperationKind::kMakeDirectory:
+    case OperationKind::kUnlink:
+    case OperationKind::kRemoveDirectory: return true;
+    default: return false;
   }
 }
 
@@ -150,6 +164,9 @@ Fault parse_fault(std::string_view item) {
   const bool bytes = fault.kind == FaultKind::kShort || fault.kind == FaultKind::kTruncate ||
                      fault.kind == FaultKind::kCorrupt;
   if (bytes && fault.only && !moves_bytes(*fault.only)) refuse(item, "reads and writes only");
+  if (fault.kind == FaultKind::kLost && fault.only && !may_show_when_repeated(*fault.only)) {
+    refuse(item, "open, rename, mkdir, unlink and rmdir only");
+  }
   if (fault.kind == FaultKind::kReorder) fault.time = kReorderWithin;
   if (takes_time(fault.kind) && !fields.empty()) {
     if (const auto time = time_from(fields.front())) {
@@ -181,6 +198,8 @@ std::string_view name_of(FaultKind kind) {
     case FaultKind::kErofs: return "erofs";
     case FaultKind::kEagain: return "eagain";
     case FaultKind::kEintr: return "eintr";
+    case FaultKind::kLost: return "lost";
+    case FaultKind::kLostEio: return "lost_eio";
     case FaultKind::kShort: return "short";
     case FaultKind::kTruncate: return "truncate";
     case FaultKind::kCorrupt: return "corrupt";
@@ -199,6 +218,7 @@ std::string_view name_of(OperationKind kind) {
     case OperationKind::kAllocate: return "allocate";
     case OperationKind::kSync: return "sync";
     case OperationKind::kSetModified: return "touch";
+    case OperationKind::kSetMode: return "chmod";
     case OperationKind::kClose: return "close";
     case OperationKind::kStat: return "stat";
     case OperationKind::kRename: return "rename";
@@ -213,7 +233,7 @@ std::string_view name_of(OperationKind kind) {
   return "unknown";
 }
 
-int errno_of(FaultKind kind) {
+int errno_of(FaultKind kind, OperationKind operation) {
   switch (kind) {
     case FaultKind::kEio: return EIO;
     case FaultKind::kEnospc: return ENOSPC;
@@ -222,6 +242,12 @@ int errno_of(FaultKind kind) {
     case FaultKind::kErofs: return EROFS;
     case FaultKind::kEagain: return EAGAIN;
     case FaultKind::kEintr: return EINTR;
+    case FaultKind::kLost: {
+      const bool makes =
+          operation == OperationKind::kOpen || operation == OperationKind::kMakeDirectory;
+      return makes ? EEXIST : ENOENT;
+    }
+    case FaultKind::kLostEio: return EIO;
     case FaultKind::kShort:
     case FaultKind::kTruncate:
     case FaultKind::kCorrupt:
@@ -232,10 +258,17 @@ int errno_of(FaultKind kind) {
   return 0;
 }
 
+bool is_lost(FaultKind kind) { return kind == FaultKind::kLost || kind == FaultKind::kLostEio; }
+
 bool is_timing(FaultKind kind) { return takes_time(kind) || kind == FaultKind::kHang; }
 
 bool Fault::can_happen_to(const Operation& operation) const {
-  if (only) return *only == operation.kind;
+  if (only && *only != operation.kind) return false;
+  if (kind == FaultKind::kLost) {
+    const bool opens = operation.kind == OperationKind::kOpen;
+    return may_show_when_repeated(operation.kind) && (!opens || (operation.flags & O_EXCL) != 0);
+  }
+  if (only) return true;
   switch (kind) {
     case FaultKind::kEnospc:
     case FaultKind::kEdquot: return takes_space(operation);

@@ -22,6 +22,10 @@ enum class FaultKind : std::uint8_t {
   kEagain,
   kEintr,
 
+  kLost,     // it is executed, the answer is lost, and what a server then says to the same request
+             // is reported: EEXIST of what it has made, ENOENT of what it has renamed or removed
+  kLostEio,  // it is executed, the answer is lost, and the client gives up: EIO
+
   kShort,     // a read or a write moves fewer bytes than asked for, and says so
   kTruncate,  // a read finds the end of the file; a write loses its end, and does not say so
   kCorrupt,   // one bit of what is read or written is another
@@ -31,15 +35,17 @@ enum class FaultKind : std::uint8_t {
 };
 
 inline constexpr std::array kFaultKinds = {
-    FaultKind::kEio,      FaultKind::kEnospc,  FaultKind::kEdquot, FaultKind::kEstale,
-    FaultKind::kErofs,    FaultKind::kEagain,  FaultKind::kEintr,  FaultKind::kShort,
-    FaultKind::kTruncate, FaultKind::kCorrupt, FaultKind::kDelay,  FaultKind::kReorder,
-    FaultKind::kHang};
+    FaultKind::kEio,     FaultKind::kEnospc,  FaultKind::kEdquot,   FaultKind::kEstale,
+    FaultKind::kErofs,   FaultKind::kEagain,  FaultKind::kEintr,    FaultKind::kLost,
+    FaultKind::kLostEio, FaultKind::kShort,   FaultKind::kTruncate, FaultKind::kCorrupt,
+    FaultKind::kDelay,   FaultKind::kReorder, FaultKind::kHang};
 
 [[nodiscard]] std::string_view name_of(FaultKind kind);
 [[nodiscard]] std::string_view name_of(OperationKind kind);
-// Positive; 0 for the kinds that are no errno.
-[[nodiscard]] int errno_of(FaultKind kind);
+// Positive; 0 for the kinds that are no errno. Of kLost it depends on the operation.
+[[nodiscard]] int errno_of(FaultKind kind, OperationKind operation);
+// Those that report a failure though the operation was executed.
+[[nodiscard]] bool is_lost(FaultKind kind);
 // Of those that decide when an operation is executed, not what comes of it.
 [[nodiscard]] bool is_timing(FaultKind kind);
 

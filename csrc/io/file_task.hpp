@@ -1,4 +1,4 @@
-// One file's state machine. Private to direct_file.cpp and file_tasks.cpp.
+// One file's state machine. Private to direct_file.cpp, file_tasks.cpp and small_tasks.cpp.
 //
 // A task runs one operation after another ("steps"), or its pieces all at once; nothing of it runs
 // twice at a time, whatever the number of I/O threads, so its members need no lock but those that
@@ -58,14 +58,14 @@ class FileTask : public OperationHandler {
   void retire() { owner_.retire(this); }  // of conclude()
   void refuse_direct() { owner_.refuse_direct(); }
   void note_touch(int result) { owner_.note_touch(result); }
+  // Sets a file's modification time, or the present one where only its owner may set another.
+  void renew(const std::string& path, std::int64_t modified_ns, Continuation next);
   [[nodiscard]] Caching caching() const { return owner_.caching(); }
   [[nodiscard]] Publish publish() const { return owner_.options_.publish; }
+  [[nodiscard]] Access access() const { return owner_.options_.access; }
   [[nodiscard]] const MountPlace& place() const { return owner_.options_.place; }
-  // What a file gets that has `found` and is used at `wanted`; a wrong clock's time is replaced.
-  [[nodiscard]] std::int64_t renewed_time(std::int64_t found, std::int64_t wanted) const {
-    if (is_of_the_future(found, system_now_ns())) return wanted;
-    return owner_.options_.renew(found, wanted);
-  }
+  // What a file gets that has `found` and is used at `wanted`; `found` if it need not be changed.
+  [[nodiscard]] std::int64_t renewed_time(const struct statx& found, std::int64_t wanted) const;
 
  private:
   void on_complete(Operation& operation, int result) final;

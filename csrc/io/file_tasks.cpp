@@ -1,4 +1,4 @@
-// The three things done to files: read one whole, publish one whole, remove one.
+// What is done to whole files: one is read, or published.
 #include <fcntl.h>
 #include <sys/stat.h>
 
@@ -7,63 +7,15 @@
 
 #include "common/clocks.hpp"
 #include "common/posix.hpp"
+#include "io/file_operations.hpp"
 #include "io/file_task.hpp"
 
 namespace lmkv {
 namespace {
 
-constexpr int kCommonFlags = O_NOFOLLOW | O_CLOEXEC;
-constexpr mode_t kFileMode = 0600;
-constexpr mode_t kDirectoryMode = 0700;
-
-int with_caching(int flags, Caching caching) {
-  return flags | kCommonFlags | (caching == Caching::kDirect ? O_DIRECT : 0);
-}
-
-Operation open_operation(const std::string& path, int flags) {
-  Operation op;
-  op.kind = OperationKind::kOpen;
-  op.path = path.c_str();
-  op.flags = flags;
-  op.mode = kFileMode;
-  return op;
-}
-
-Operation path_operation(OperationKind kind, const std::string& path) {
-  Operation op;
-  op.kind = kind;
-  op.path = path.c_str();
-  op.mode = kDirectoryMode;  // used by kMakeDirectory alone
-  return op;
-}
-
-Operation descriptor_operation(OperationKind kind, int descriptor) {
-  Operation op;
-  op.kind = kind;
-  op.descriptor = descriptor;
-  return op;
-}
-
-Operation set_modified_operation(std::int64_t modified_ns) {
-  Operation op;
-  op.kind = OperationKind::kSetModified;
-  op.modified_ns = modified_ns;
-  return op;
-}
-
-std::int64_t modified_ns_of(const struct statx& found) {
-  return nanoseconds(found.stx_mtime.tv_sec, found.stx_mtime.tv_nsec);
-}
-
 // A temporary file that has a time as old as this might look abandoned.
 bool is_long_ago(std::int64_t modified_ns) {
   return modified_ns < system_now_ns() - kClocksDiffer.count() / 2;
-}
-
-Operation stat_operation(const std::string& path, struct statx& status) {
-  Operation op = path_operation(OperationKind::kStat, path);
-  op.status = &status;
-  return op;
 }
 
 class ReadTask final : public FileTask {
@@ -93,7 +45,7 @@ class ReadTask final : public FileTask {
  private:
   void open() {
     caching_ = caching();
-    step(open_operation(request_.path, with_caching(O_RDONLY, caching_)), [this](int result) {
+    step(open_operation(request_.path, O_RDONLY, caching_), [this](int result) {
       if (result == -EINVAL && caching_ == Caching::kDirect) {
         refuse_direct();
         return open();
@@ -130,6 +82,10 @@ class ReadTask final : public FileTask {
     return Status::bad_chunk(request_.path, what, error);
   }
   void fail(int error, std::string_view operation) {
+    if (error == ESTALE && !tried_again_) {  // another file may have its name by now
+      tried_again_ = true;
+      return start();
+    }
     end(is_gone(error) ? Status::missing(request_.path)
                        : Status::io(error, operation, request_.path));
   }
@@ -142,6 +98,7 @@ class ReadTask final : public FileTask {
   struct statx found_{};
   Caching caching_ = Caching::kDirect;
   int descriptor_ = -1;
+  bool tried_again_ = false;
   Status status_ = Status::cancelled();
 };
 
@@ -150,10 +107,10 @@ class WriteTask final : public FileTask {
   WriteTask(FileIo& owner, FileWrite request)
       : FileTask(owner, Lane::kWrite, request.bytes), request_(std::move(request)) {}
 
+  // A client may remember a file that another host has evicted.
   void start() override {
-    step(stat_operation(request_.path, found_), [this](int result) {
-      const bool whole = result == 0 && S_ISREG(found_.stx_mode) && found_.stx_size == bytes();
-      if (whole) return already_there();
+    step(stat_operation(request_.path, found_, kAskServer), [this](int result) {
+      if (result == 0 && is_whole()) return already_there();
       if (request_.admit && !request_.admit()) {
         return end(Status::full(), FileWrite::Outcome::kFailed);
       }
@@ -165,31 +122,53 @@ class WriteTask final : public FileTask {
   void cancel() override { request_.done(Status::cancelled(), FileWrite::Outcome::kFailed); }
 
  private:
+  [[nodiscard]] bool is_whole() const {
+    return S_ISREG(found_.stx_mode) && found_.stx_size == bytes();
+  }
+
   void already_there() {
-    const std::int64_t found = modified_ns_of(found_);
-    const std::int64_t renewed =
-        request_.modified_ns == 0 ? found : renewed_time(found, request_.modified_ns);
-    if (renewed == found) return end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
-    set_modified_of_published(renewed, [this](int result) {
+    if (request_.modified_ns == 0) return end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
+    const std::int64_t renewed = renewed_time(found_, request_.modified_ns);
+    if (renewed == nanoseconds(found_.stx_mtime)) {
+      return end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
+    }
+    renew(request_.path, renewed, [this](int result) {
       note_touch(result);
       end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
     });
   }
 
-  void set_modified_of_published(std::int64_t modified_ns, Continuation next) {
-    Operation op = set_modified_operation(modified_ns);
-    op.path = request_.path.c_str();
-    step(op, std::move(next));
-  }
-
   void open() {
     caching_ = caching();
-    const int flags = with_caching(O_WRONLY | O_CREAT | O_EXCL, caching_);
-    step(open_operation(request_.temporary, flags), [this](int result) {
-      if (result == -ENOENT && !made_directories_) return remake_tree([this] { open(); });
+    const int flags = O_WRONLY | O_CREAT | O_EXCL;
+    const Operation op =
+        open_operation(request_.temporary, flags, caching_, file_mode_of(access()));
+    step(op, [this](int result) {
+      if (is_lost_directory(result)) return remake_tree([this] { open(); });
       if (result == -EINVAL && caching_ == Caching::kDirect) return again_buffered();
+      // Nobody else has this name: a server has made the file, but its first answer was lost.
+      if (result == -EEXIST && !created_again_) {
+        created_again_ = true;
+        return discard([this] { open(); });
+      }
       if (result < 0) return abandon(-result, "create");
       descriptor_ = result;
+      set_mode();
+    });
+  }
+
+  // At the first time: there is a directory missing on the way, or it is another one by now.
+  [[nodiscard]] bool is_lost_directory(int result) const {
+    return (result == -ENOENT || result == -ESTALE) && !made_directories_;
+  }
+
+  // Whatever the umask takes away of it. Before the file has its name.
+  void set_mode() {
+    if (access() == Access::kPrivate) return allocate();
+    Operation op = descriptor_operation(OperationKind::kSetMode, descriptor_);
+    op.mode = file_mode_of(access());
+    step(op, [this](int result) {
+      if (result < 0) return abandon(-result, "chmod");
       allocate();
     });
   }
@@ -261,16 +240,37 @@ class WriteTask final : public FileTask {
     Operation op = path_operation(OperationKind::kRename, request_.temporary);
     op.target = request_.path.c_str();
     step(op, [this](int result) {
-      if (result == -ENOENT && !made_directories_) {  // with its directory the file went, too
-        return discard([this] { remake_tree([this] { open(); }); });
-      }
       if (result == -EISDIR && !removed_obstacle_) return remove_obstacle();
-      if (result < 0) return abandon(-result, "rename");
-      if (request_.modified_ns == 0 || !is_long_ago(request_.modified_ns)) return written();
-      set_modified_of_published(request_.modified_ns, [this](int set) {
-        if (set < 0) note_touch(set);
-        written();
+      if (result < 0) return look_what_happened(result);
+      published();
+    });
+  }
+
+  // A rename may have been made though it failed: a server whose answer was lost is asked again,
+  // and finds no such file, or the client gives up. The directory is asked for first, since what
+  // the client knows of the names in it is from before.
+  void look_what_happened(int failure) {
+    step(stat_operation(request_.directories.back(), found_, kAskServer), [this, failure](int) {
+      step(stat_operation(request_.temporary, found_), [this, failure](int temporary) {
+        if (!is_gone(-temporary)) return not_renamed(failure);
+        step(stat_operation(request_.path, found_, kAskServer), [this, failure](int result) {
+          if (result != 0 || !is_whole()) return not_renamed(failure);
+          published();
+        });
       });
+    });
+  }
+
+  void not_renamed(int failure) {
+    if (!is_lost_directory(failure)) return abandon(-failure, "rename");
+    discard([this] { remake_tree([this] { open(); }); });  // with it the file went, too
+  }
+
+  void published() {
+    if (request_.modified_ns == 0 || !is_long_ago(request_.modified_ns)) return written();
+    renew(request_.path, request_.modified_ns, [this](int set) {
+      if (set < 0) note_touch(set);
+      written();
     });
   }
 
@@ -288,10 +288,17 @@ class WriteTask final : public FileTask {
 
   void make_directories(std::size_t index, std::function<void()> next) {
     if (index == request_.directories.size()) return next();
-    step(path_operation(OperationKind::kMakeDirectory, request_.directories[index]),
-         [this, index, next = std::move(next)](int result) {
+    const mode_t mode = directory_mode_of(access());
+    const std::string& directory = request_.directories[index];
+    step(path_operation(OperationKind::kMakeDirectory, directory, mode),
+         [this, index, mode, next = std::move(next)](int result) {
            if (result < 0 && result != -EEXIST) return abandon(-result, "mkdir");
-           make_directories(index + 1, next);
+           if (result < 0 || access() == Access::kPrivate) return make_directories(index + 1, next);
+           step(path_operation(OperationKind::kSetMode, request_.directories[index], mode),
+                [this, index, next](int set) {
+                  if (set < 0) return abandon(-set, "chmod");
+                  make_directories(index + 1, next);
+                });
          });
   }
 
@@ -334,69 +341,10 @@ class WriteTask final : public FileTask {
   Caching caching_ = Caching::kDirect;
   int descriptor_ = -1;
   bool made_directories_ = false;
+  bool created_again_ = false;
   bool removed_obstacle_ = false;
   Status status_ = Status::cancelled();
   FileWrite::Outcome outcome_ = FileWrite::Outcome::kFailed;
-};
-
-class RemoveTask final : public FileTask {
- public:
-  RemoveTask(FileIo& owner, std::string path, std::function<void(Status)> done)
-      : FileTask(owner, Lane::kRemove, 0), path_(std::move(path)), done_(std::move(done)) {}
-
-  void start() override {
-    step(path_operation(OperationKind::kUnlink, path_), [this](int result) {
-      if (result != -EISDIR) return end(result, "unlink");
-      step(path_operation(OperationKind::kRemoveDirectory, path_),
-           [this](int removed) { end(removed, "rmdir"); });
-    });
-  }
-
-  void report() override { done_(std::move(status_)); }
-  void cancel() override { done_(Status::cancelled()); }
-
- private:
-  void end(int result, std::string_view operation) {
-    const bool gone = result == 0 || is_gone(-result);
-    status_ = gone ? Status::ok() : Status::io(-result, operation, path_);
-    finish();
-  }
-
-  std::string path_;
-  std::function<void(Status)> done_;
-  Status status_ = Status::cancelled();
-};
-
-class TouchTask final : public FileTask {
- public:
-  TouchTask(FileIo& owner, std::string path, std::int64_t modified_ns)
-      : FileTask(owner, Lane::kTouch, 0), path_(std::move(path)), modified_ns_(modified_ns) {}
-
-  // Most files of a busy prefix carry the time already: a look is cheaper than a change.
-  void start() override {
-    step(stat_operation(path_, found_), [this](int result) {
-      if (result < 0) return end(result);
-      const std::int64_t found = modified_ns_of(found_);
-      const std::int64_t renewed = renewed_time(found, modified_ns_);
-      if (!S_ISREG(found_.stx_mode) || renewed == found) return finish();
-      Operation op = set_modified_operation(renewed);
-      op.path = path_.c_str();
-      step(op, [this](int set) { end(set); });
-    });
-  }
-
-  void report() override {}
-  void cancel() override {}
-
- private:
-  void end(int result) {
-    if (!is_gone(-result)) note_touch(result);
-    finish();
-  }
-
-  std::string path_;
-  std::int64_t modified_ns_;
-  struct statx found_{};
 };
 
 }  // namespace
@@ -407,16 +355,6 @@ std::unique_ptr<FileTask> make_read_task(FileIo& owner, FileRead request) {
 
 std::unique_ptr<FileTask> make_write_task(FileIo& owner, FileWrite request) {
   return std::make_unique<WriteTask>(owner, std::move(request));
-}
-
-std::unique_ptr<FileTask> make_remove_task(FileIo& owner, std::string path,
-                                           std::function<void(Status)> done) {
-  return std::make_unique<RemoveTask>(owner, std::move(path), std::move(done));
-}
-
-std::unique_ptr<FileTask> make_touch_task(FileIo& owner, std::string path,
-                                          std::int64_t modified_ns) {
-  return std::make_unique<TouchTask>(owner, std::move(path), modified_ns);
 }
 
 }  // namespace lmkv

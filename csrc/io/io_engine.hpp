@@ -5,11 +5,13 @@
 // business of direct_file.cpp, above the seam, so that it is written once.
 #pragma once
 
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <ctime>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -26,8 +28,9 @@ enum class OperationKind : std::uint8_t {
   kWriteBack,        // descriptor               -> 0 when its pages are written (no metadata)
   kDropPages,        // descriptor               -> 0 (its clean pages leave the page cache)
   kSetModified,      // descriptor or, if -1, path; modified_ns -> 0 (links are not followed)
+  kSetMode,          // descriptor or, if -1, a directory's path; mode -> 0 (as kSetModified)
   kClose,            // descriptor               -> 0
-  kStat,             // path, status             -> 0 (symbolic links are not followed)
+  kStat,             // path, status, flags      -> 0 (symbolic links are not followed)
   kRename,           // path, target             -> 0
   kMakeDirectory,    // path, mode               -> 0
   kUnlink,           // path                     -> 0
@@ -61,10 +64,16 @@ struct Operation {
   const char* path = nullptr;
   const char* target = nullptr;
   struct statx* status = nullptr;  // type, size and modification time
-  std::int64_t modified_ns = 0;    // since the epoch
+  std::int64_t modified_ns = 0;    // since the epoch, or kModifiedNow
   timespec pause{};
   int retries = 0;  // so far, after EINTR or EAGAIN (the submitter's own count)
 };
+
+// By the filesystem's clock. Others than a file's owner may give it no other time (utimensat(2)).
+inline constexpr std::int64_t kModifiedNow = std::numeric_limits<std::int64_t>::min();
+
+// For kStat: a network filesystem asks its server, whatever it remembers.
+inline constexpr int kAskServer = AT_STATX_FORCE_SYNC;
 
 inline constexpr unsigned kStatMask = STATX_TYPE | STATX_SIZE | STATX_MTIME;
 

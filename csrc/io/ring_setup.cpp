@@ -107,7 +107,8 @@ void prepare_entry(io_uring_sqe* sqe, Operation& op, int slab) {
       break;
     case OperationKind::kClose: io_uring_prep_close(sqe, op.descriptor); break;
     case OperationKind::kStat:
-      io_uring_prep_statx(sqe, AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW, kStatMask, op.status);
+      io_uring_prep_statx(sqe, AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW | op.flags, kStatMask,
+                          op.status);
       break;
     case OperationKind::kRename:
       io_uring_prep_renameat(sqe, AT_FDCWD, op.path, AT_FDCWD, op.target, 0);
@@ -124,7 +125,8 @@ void prepare_entry(io_uring_sqe* sqe, Operation& op, int slab) {
       io_uring_prep_timeout(sqe, reinterpret_cast<__kernel_timespec*>(&op.pause), 0, 0);
       break;
     case OperationKind::kDefer: io_uring_prep_nop(sqe); break;
-    case OperationKind::kSetModified: break;
+    case OperationKind::kSetModified:
+    case OperationKind::kSetMode: break;
   }
 }
 

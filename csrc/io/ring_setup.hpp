@@ -15,8 +15,8 @@ inline constexpr unsigned kRingEntries = 256;
 // this kernel has given, or -errno.
 int open_ring(io_uring& ring, std::string& setup);
 
-// kSetModified has no entry. `slab`: the buffer's number in the ring's table, or -1. The operation
-// stays where it is until it is done.
+// kSetModified and kSetMode have no entry. `slab`: the buffer's number in the ring's table, or -1.
+// The operation stays where it is until it is done.
 void prepare_entry(io_uring_sqe* entry, Operation& operation, int slab);
 
 }  // namespace lmkv

@@ -1,7 +1,6 @@
 #include "io/root_probe.hpp"
 
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <linux/stat.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -10,45 +9,16 @@
 #include <array>
 #include <cerrno>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <map>
 #include <memory>
 #include <stdexcept>
 
 #include "common/types.hpp"
 #include "common/unique_fd.hpp"
+#include "io/filesystem_kind.hpp"
 
 namespace lmkv {
 namespace {
-
-struct Filesystem {
-  const char* name;
-  Publish publish;
-};
-
-// Magic numbers that <linux/magic.h> of older distributions lacks are written out.
-const std::map<std::uint64_t, Filesystem>& known_filesystems() {
-  // Network filesystems report ENOSPC and EDQUOT as late as at fsync or close, and another host may
-  // read the file right after the rename: there, data is synced first.
-  static const std::map<std::uint64_t, Filesystem> table = {
-      {EXT4_SUPER_MAGIC, {"ext4", Publish::kRename}},
-      {0x58465342, {"xfs", Publish::kRename}},
-      {BTRFS_SUPER_MAGIC, {"btrfs", Publish::kRename}},
-      {0xF2F52010, {"f2fs", Publish::kRename}},
-      {0x2FC12FC1, {"zfs", Publish::kRename}},
-      {TMPFS_MAGIC, {"tmpfs", Publish::kRename}},
-      {OVERLAYFS_SUPER_MAGIC, {"overlayfs", Publish::kRename}},
-      {NFS_SUPER_MAGIC, {"nfs", Publish::kSyncThenRename}},
-      {0xFF534D42, {"cifs", Publish::kSyncThenRename}},
-      {0xFE534D42, {"smb", Publish::kSyncThenRename}},
-      {0x00C36400, {"ceph", Publish::kSyncThenRename}},
-      {0x0BD00BD0, {"lustre", Publish::kSyncThenRename}},
-      {0x47504653, {"gpfs", Publish::kSyncThenRename}},
-      {0x65735546, {"fuse", Publish::kSyncThenRename}},
-  };
-  return table;
-}
 
 class Scratch {
  public:
@@ -136,26 +106,21 @@ MountPlace find_place(const std::string& directory) {
 
 }  // namespace
 
-RootProbe probe_root(const std::string& directory, DirectIoChoice choice) {
+RootProbe probe_root(const std::string& directory, DirectIoChoice choice, SharedChoice shared) {
   RootProbe probe;
   struct statfs filesystem{};
   if (::statfs(directory.c_str(), &filesystem) != 0) {
     throw std::runtime_error("statfs " + directory + ": " + std::strerror(errno));
   }
-  const auto magic = static_cast<std::uint32_t>(filesystem.f_type);
-  const auto known = known_filesystems().find(magic);
-  if (known != known_filesystems().end()) {
-    probe.filesystem = known->second.name;
-    probe.publish = known->second.publish;
-    if (probe.filesystem == "fuse") probe.submission = Submission::kBlocks;
-  } else {
-    std::array<char, 16> text{};
-    std::snprintf(text.data(), text.size(), "0x%08x", magic);
-    probe.filesystem = text.data();
-    probe.publish = Publish::kSyncThenRename;
-  }
-
   probe.place = find_place(directory);
+  const FilesystemKind kind =
+      filesystem_kind(static_cast<std::uint32_t>(filesystem.f_type), probe.place.own);
+  probe.filesystem = kind.name;
+  if (kind.is_fuse) probe.submission = Submission::kBlocks;
+  const bool automatic = shared == SharedChoice::kAuto;
+  const bool is_shared = automatic ? kind.is_shared : shared == SharedChoice::kShared;
+  probe.publish = is_shared ? Publish::kSyncThenRename : Publish::kRename;
+  probe.shared_reason = automatic ? kind.reason : "asked for";
 
   const Scratch scratch(directory);
   if (const std::string error = try_page(scratch, Caching::kBuffered); !error.empty()) {

@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/access.hpp"
 #include "common/background_thread.hpp"
 #include "io/io_engine.hpp"
 
@@ -24,9 +25,15 @@ int result_of(long returned) { return returned < 0 ? -errno : static_cast<int>(r
 
 int set_modified(const Operation& op) {
   constexpr std::int64_t kSecond = 1'000'000'000;
-  const timespec times[2] = {{0, UTIME_OMIT}, {op.modified_ns / kSecond, op.modified_ns % kSecond}};
+  const timespec given[2] = {{0, UTIME_OMIT}, {op.modified_ns / kSecond, op.modified_ns % kSecond}};
+  const timespec* const times = op.modified_ns == kModifiedNow ? nullptr : given;
   if (op.descriptor >= 0) return result_of(::futimens(op.descriptor, times));
   return result_of(::utimensat(AT_FDCWD, op.path, times, AT_SYMLINK_NOFOLLOW));
+}
+
+int set_mode(const Operation& op) {
+  if (op.descriptor >= 0) return result_of(::fchmod(op.descriptor, op.mode));
+  return result_of(set_directory_mode(op.path, op.mode));
 }
 
 constexpr unsigned kAll =
@@ -45,11 +52,13 @@ int execute(const Operation& op) {
     case OperationKind::kSync: return result_of(::fdatasync(op.descriptor));
     case OperationKind::kClose: return result_of(::close(op.descriptor));
     case OperationKind::kStat:
-      return result_of(::statx(AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW, kStatMask, op.status));
+      return result_of(
+          ::statx(AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW | op.flags, kStatMask, op.status));
     case OperationKind::kWriteBack: return result_of(::sync_file_range(op.descriptor, 0, 0, kAll));
     case OperationKind::kDropPages:
       return -::posix_fadvise(op.descriptor, 0, 0, POSIX_FADV_DONTNEED);
     case OperationKind::kSetModified: return set_modified(op);
+    case OperationKind::kSetMode: return set_mode(op);
     case OperationKind::kRename: return result_of(::rename(op.path, op.target));
     case OperationKind::kMakeDirectory: return result_of(::mkdir(op.path, op.mode));
     case OperationKind::kUnlink: return result_of(::unlink(op.path));

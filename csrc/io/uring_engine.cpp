@@ -36,8 +36,10 @@ class UringEngine final : public IoEngine {
   }
 
   void submit(Operation& operation) override {
-    // It may wait for the filesystem's journal or a server: a ring does not wait with it.
-    if (operation.kind == OperationKind::kSetModified) return blocking_->submit(operation);
+    // These may wait for the filesystem's journal or a server: a ring does not wait with them.
+    const bool blocks =
+        operation.kind == OperationKind::kSetModified || operation.kind == OperationKind::kSetMode;
+    if (blocks) return blocking_->submit(operation);
     // What a handler submits stays on its ring: no wake-up, and one file's operations together.
     for (const std::unique_ptr<RingThread>& ring : rings_) {
       if (ring.get() == RingThread::current()) return ring->submit(operation);

@@ -19,6 +19,7 @@
 #include <system_error>
 #include <utility>
 
+#include "common/posix.hpp"
 #include "common/unique_fd.hpp"
 
 namespace lmkv {
@@ -96,13 +97,13 @@ std::vector<std::string> ChunkPaths::directories_for(const ChunkKey& key) const 
           directory_of(key)};
 }
 
-void make_root(const std::string& root) {
+void make_root(const std::string& root, Access access) {
   namespace fs = std::filesystem;
   std::error_code error;
   if (fs::is_directory(root, error)) return;
-  // What is above it is not ours and has the usual mode; the root itself is its owner's alone.
+  // What is above it is not ours and has the usual mode.
   fs::create_directories(fs::path(root).parent_path(), error);
-  if (!error && ::mkdir(root.c_str(), 0700) != 0 && errno != EEXIST) {
+  if (!error && make_directory(root, access) != 0 && errno != EEXIST) {
     error.assign(errno, std::generic_category());
   }
   if (!error && !fs::is_directory(root, error) && !error) {
@@ -129,16 +130,57 @@ void spread_children(const std::string& directory) {
 
 }  // namespace
 
-void make_tree(const ChunkPaths& paths) {
-  make_root(paths.root());
+namespace {
+
+// A root that somebody else has made need not hand its group on (setgid).
+void take_group_of(const std::string& root, const std::string& directory) {
+  struct stat above{};
+  struct stat found{};
+  if (::stat(root.c_str(), &above) != 0 || ::lstat(directory.c_str(), &found) != 0) return;
+  if (found.st_uid != ::geteuid() || found.st_gid == above.st_gid) return;
+  constexpr uid_t kSameOwner = static_cast<uid_t>(-1);
+  [[maybe_unused]] const int result = ::lchown(directory.c_str(), kSameOwner, above.st_gid);
+}
+
+// Of directories that are there: one that was made for its owner alone, or whose maker was killed
+// before it had its mode. Only the owner can; for another user's the answer is no.
+void mend_modes(const std::vector<std::string>& directories, const std::string& rank_directory) {
+  const mode_t mode = directory_mode_of(Access::kGroup);
+  const auto mend = [mode](const std::string& directory) {
+    struct stat found{};
+    const bool wrong = ::lstat(directory.c_str(), &found) == 0 && S_ISDIR(found.st_mode) &&
+                       found.st_uid == ::geteuid() && (found.st_mode & 07777U) != mode;
+    if (!wrong) return;
+    [[maybe_unused]] const int result = set_directory_mode(directory, mode);
+  };
+  std::ranges::for_each(directories, mend);
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(rank_directory, ignored)) {
+    mend(entry.path());
+  }
+}
+
+}  // namespace
+
+void make_tree(const ChunkPaths& paths, Access access) {
+  make_root(paths.root(), access);
   std::vector<std::string> directories = paths.directories_for(ChunkKey{});
   directories.pop_back();  // the key's own directory is made when it is needed
   for (const std::string& directory : directories) {
-    if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
+    if (make_directory(directory, access) != 0 && errno != EEXIST) {
       throw std::runtime_error("cannot make the directory " + directory + ": " +
                                std::strerror(errno));
     }
+    if (access == Access::kGroup && directory == directories.front()) {
+      take_group_of(paths.root(), directory);
+    }
+    if (std::error_code ignored; std::filesystem::is_symlink(directory, ignored)) {
+      throw std::runtime_error(directory +
+                               " is a symbolic link, and none is followed below a root: name the "
+                               "directory that it leads to as the root instead");
+    }
   }
+  if (access == Access::kGroup) mend_modes(directories, paths.rank_directory());
   spread_children(paths.rank_directory());
 }
 
@@ -161,32 +203,55 @@ void Directory::set_out_of_service(const std::vector<std::size_t>& roots) {
   }
 }
 
-bool Directory::is_in(const std::vector<ChunkPaths>& ranks, std::vector<UniqueFd>& directories,
+bool Directory::is_in(const std::vector<ChunkPaths>& ranks, std::vector<OpenRank>& open,
                       const ChunkKey& key) {
-  if (directories.empty()) {
+  if (open.empty()) {
     for (const ChunkPaths& paths : ranks) {
+      OpenRank& rank = open.emplace_back();
       const int flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
-      directories.emplace_back(::open(paths.rank_directory().c_str(), flags));
+      rank.directory = UniqueFd(::open(paths.rank_directory().c_str(), flags));
+      struct statx status{};
+      // Network filesystems have no block device, whose numbers never have major 0.
+      rank.may_be_remote =
+          ::statx(rank.directory.get(), "", AT_EMPTY_PATH, STATX_TYPE, &status) == 0 &&
+          status.stx_dev_major == 0;
     }
   }
   const std::string path = ChunkPaths::chunk_below(key);
+  return std::ranges::all_of(open, [&](const OpenRank& rank) { return has(rank, path); });
+}
+
+bool Directory::has(const OpenRank& rank, const std::string& path) {
+  const int directory = rank.directory.get();
   // Not stat, which reads the attributes as well: over NFS, from the server. And no flags, which
   // are another system call (faccessat2) that older seccomp profiles refuse.
-  return std::ranges::all_of(directories, [&](const UniqueFd& fd) {
-    return fd.get() >= 0 && ::faccessat(fd.get(), path.c_str(), F_OK, 0) == 0;
-  });
+  const auto is_there = [&] { return ::faccessat(directory, path.c_str(), F_OK, 0) == 0; };
+  if (directory < 0) return false;
+  if (is_there()) return true;
+  if (!rank.may_be_remote) return false;
+  // An NFS client remembers that a name was absent until what it knows of the directory expires: a
+  // minute (nfs(5), lookupcache). It asks again when the directory is found to have changed. This
+  // one is asked for from the server; where it is absent itself, so is the one above it.
+  struct statx status{};
+  const std::string below = path.substr(0, path.find('/'));
+  if (!stat_afresh(directory, below.c_str(), status)) {
+    constexpr int kFlags = AT_EMPTY_PATH | AT_STATX_FORCE_SYNC;
+    if (::statx(directory, "", kFlags, STATX_BASIC_STATS, &status) != 0) return false;
+    if (!stat_afresh(directory, below.c_str(), status)) return false;
+  }
+  return is_there();
 }
 
 std::vector<bool> Directory::present(std::span<const ChunkKey> keys, Until until) const {
   // Paths below a descriptor have two parts to resolve, not all of the root's as well. Opened anew
   // every time: a directory that was removed and made again is another one.
-  std::vector<std::vector<UniqueFd>> directories(roots_.size());
+  std::vector<std::vector<OpenRank>> open(roots_.size());
   std::vector<bool> there;
   there.reserve(keys.size());
   for (const ChunkKey& key : keys) {
     const std::size_t index = stripes_.of(key);
     there.push_back(!out_of_service_->at(index).load(std::memory_order_relaxed) &&
-                    is_in(roots_[index], directories[index], key));
+                    is_in(roots_[index], open[index], key));
     if (!there.back() && until == Until::kFirstAbsent) break;
   }
   return there;

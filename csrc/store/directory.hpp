@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "common/access.hpp"
 #include "common/types.hpp"
 #include "common/unique_fd.hpp"
 #include "store/stripes.hpp"
@@ -47,11 +48,12 @@ class ChunkPaths {
   std::string writer_;  // "<host>-<pid>-"
 };
 
-// Makes `root` and its parents with the user's umask. Blocks on the disk: start-up only.
-// Throws std::runtime_error.
-void make_root(const std::string& root);
-// The root, then the directories below it that every store needs (0700). As above.
-void make_tree(const ChunkPaths& paths);
+// Makes `root`, and its parents with the user's umask. One that is there stays as it is. Blocks on
+// the disk: start-up only. Throws std::runtime_error.
+void make_root(const std::string& root, Access access = Access::kPrivate);
+// The root, then the directories below it that every store needs. As above. Throws also where a
+// link stands for one of these: scans follow none.
+void make_tree(const ChunkPaths& paths, Access access = Access::kPrivate);
 
 enum class Until { kFirstAbsent, kEnd };
 
@@ -74,9 +76,14 @@ class Directory {
   [[nodiscard]] std::size_t lookup(std::span<const ChunkKey> keys) const;
 
  private:
-  // `directories`: those of the ranks, opened by the first call.
-  [[nodiscard]] static bool is_in(const std::vector<ChunkPaths>& ranks,
-                                  std::vector<UniqueFd>& directories, const ChunkKey& key);
+  struct OpenRank {
+    UniqueFd directory;
+    bool may_be_remote = false;  // its names may be what a client remembers of a server's
+  };
+  // `open`: the ranks' directories, opened by the first call.
+  [[nodiscard]] static bool is_in(const std::vector<ChunkPaths>& ranks, std::vector<OpenRank>& open,
+                                  const ChunkKey& key);
+  [[nodiscard]] static bool has(const OpenRank& rank, const std::string& path);
 
   Stripes stripes_;
   std::vector<std::vector<ChunkPaths>> roots_;  // each with its ranks

@@ -58,7 +58,7 @@ Eviction evict(const std::string& root, const Candidate& candidate, std::int64_t
   if (directory.get() < 0) return is_no_more(errno) ? Eviction::kGone : Eviction::kFailed;
   const std::string name = chunk_file_name(candidate.key);
   FileFacts facts;
-  if (!read_facts(directory.get(), name.c_str(), facts)) {
+  if (!read_facts(directory.get(), name.c_str(), facts, Look::kAfresh)) {
     return errno == 0 || is_no_more(errno) ? Eviction::kGone : Eviction::kFailed;
   }
   if (facts.modified_ns != candidate.modified_ns ||

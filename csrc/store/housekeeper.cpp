@@ -48,7 +48,7 @@ class Housekeeper::Worker final : public TreeVisitor {
         options_(options),
         policy_(make_eviction_policy(options.order)),
         candidates_(options.candidates),
-        lease_(paths, options.lease_expiry) {}
+        lease_(paths, options.lease_expiry, options.access) {}
 
   // The thread. `self` keeps what it works on.
   static void run(const std::shared_ptr<Worker>& self) {
@@ -167,6 +167,8 @@ class Housekeeper::Worker final : public TreeVisitor {
   // False if it was not finished.
   bool scan(Purpose purpose) {
     const Clock::time_point begin = Clock::now();
+    // Where a mount has vanished, what is in its mount point is not counted, still less evicted.
+    if (!sample()) return false;
     purpose_ = purpose;
     scan_now_ns_ =
         purpose == Purpose::kEvict ? lease_.filesystem_now_ns() : filesystem_now_ns(paths_);
@@ -177,7 +179,7 @@ class Housekeeper::Worker final : public TreeVisitor {
     space_.begin_scan();
     ScanOutcome outcome = scan_tree(paths_.root(), *this);
     if (outcome == ScanOutcome::kStopped) return false;
-    // An empty mount point is no empty directory.
+    // It may have vanished meanwhile.
     if (!sample()) outcome = ScanOutcome::kIncomplete;
     if (outcome == ScanOutcome::kIncomplete) failures_.fetch_add(1, std::memory_order_relaxed);
     space_.end_scan(scanned_bytes_, outcome == ScanOutcome::kComplete);

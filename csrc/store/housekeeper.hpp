@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 
+#include "common/access.hpp"
 #include "io/direct_file.hpp"
 #include "store/directory.hpp"
 #include "store/eviction_policy.hpp"
@@ -29,6 +30,7 @@ struct HousekeepingOptions {
   std::chrono::milliseconds stop_timeout{2000};
   EvictionOrder order = EvictionOrder::kReuse;
   std::chrono::seconds max_age{0};       // chunks go that were not used for so long; 0: none does
+  Access access = Access::kPrivate;      // of what it creates
   std::size_t candidates = 1 << 18;      // held at once, below 100 bytes each
   std::size_t files_per_pass = 1 << 18;  // evicted by one pass at most; another may follow
 };

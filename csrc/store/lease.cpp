@@ -35,19 +35,22 @@ std::string holder_name(const ChunkPaths& paths) {
 }
 
 // Empty as it mostly is, somebody may have removed it, or the whole namespace.
-void make_temporary_directory(const ChunkPaths& paths) {
+void make_temporary_directory(const ChunkPaths& paths, Access access) {
   std::vector<std::string> directories = paths.directories_for(ChunkKey{});
   directories.pop_back();  // of the key's own
-  for (const std::string& directory : directories) ::mkdir(directory.c_str(), 0700);
+  for (const std::string& directory : directories) {
+    [[maybe_unused]] const int result = make_directory(directory, access);  // mostly it is there
+  }
 }
 
 }  // namespace
 
-EvictorLease::EvictorLease(const ChunkPaths& paths, Clock::duration expiry)
+EvictorLease::EvictorLease(const ChunkPaths& paths, Clock::duration expiry, Access access)
     : paths_(paths),
       path_(paths.root() + "/v1/evictor.lease"),
       taker_path_(path_ + ".taken"),
       expiry_(expiry),
+      access_(access),
       holder_(holder_name(paths)) {}
 
 EvictorLease::Answer EvictorLease::try_acquire() {
@@ -62,7 +65,7 @@ EvictorLease::Answer EvictorLease::try_acquire() {
 }
 
 bool EvictorLease::create() {
-  const UniqueFd created(::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | kFlags, 0600));
+  const UniqueFd created = create_file(path_, access_);
   if (created.get() < 0) return false;
   held_ = write(created.get());
   if (!held_) {
@@ -88,27 +91,28 @@ bool EvictorLease::is_dead(const Seen& now, Watched& watched) const {
 
 std::optional<EvictorLease::Seen> EvictorLease::look(const std::string& path) {
   Seen seen;
-  struct stat status{};
-  // Opened where we may: an NFS client asks the server for fresh attributes at open.
+  struct statx status{};
+  // Opened where we may, for its text. What the client of a network filesystem remembers of a file
+  // that it may not open can be older than the whole expiry: the server is asked.
   const UniqueFd file(::open(path.c_str(), O_RDONLY | O_NONBLOCK | kFlags));
   if (file.get() >= 0) seen.text = text_of(file.get());
-  if (::fstatat(AT_FDCWD, path.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) return std::nullopt;
-  seen.inode = status.st_ino;
-  seen.modified_ns = nanoseconds(status.st_mtim);
+  if (!stat_afresh(AT_FDCWD, path.c_str(), status)) return std::nullopt;
+  seen.inode = status.stx_ino;
+  seen.modified_ns = nanoseconds(status.stx_mtime);
   return seen;
 }
 
 // Of several who find the same holder dead one may take its file away, so that none of them takes
 // the file of the one that was faster.
 void EvictorLease::take_away(const Seen& dead) {
-  const UniqueFd taker(::open(taker_path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | kFlags, 0600));
+  const UniqueFd taker = create_file(taker_path_, access_);
   if (taker.get() < 0) {
     const std::optional<Seen> other = look(taker_path_);
     if (other && is_dead(*other, taker_watched_)) ::unlink(taker_path_.c_str());
     return;
   }
   const std::string aside = paths_.unique_temporary();
-  make_temporary_directory(paths_);
+  make_temporary_directory(paths_, access_);
   if (look(path_) == dead && ::rename(path_.c_str(), aside.c_str()) == 0) {
     // A holder that was only stuck may have given it back, and another taken it, in between.
     if (look(aside) != dead) {

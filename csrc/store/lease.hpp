@@ -17,6 +17,7 @@
 #include <optional>
 #include <string>
 
+#include "common/access.hpp"
 #include "common/unique_fd.hpp"
 #include "store/directory.hpp"
 
@@ -28,7 +29,7 @@ class EvictorLease {
   using Clock = std::chrono::steady_clock;
 
   // `paths`: whose temporary names are used to take a dead holder's file away.
-  EvictorLease(const ChunkPaths& paths, Clock::duration expiry);
+  EvictorLease(const ChunkPaths& paths, Clock::duration expiry, Access access = Access::kPrivate);
   EvictorLease(const EvictorLease&) = delete;
   EvictorLease& operator=(const EvictorLease&) = delete;
   ~EvictorLease() { release(); }
@@ -76,6 +77,7 @@ class EvictorLease {
   const std::string path_;
   const std::string taker_path_;  // whoever takes a dead holder's file away makes this one first
   const Clock::duration expiry_;
+  const Access access_;
   const std::string holder_;  // "<host> <pid> <random>"
   std::uint64_t beat_ = 0;
   bool held_ = false;

@@ -181,18 +181,23 @@ std::uint64_t space_of(std::uint64_t allocated, std::uint64_t size, std::int64_t
   return says_nothing || may_be_late ? size : allocated;
 }
 
-bool read_facts(int directory, const char* name, FileFacts& facts) {
-  struct stat status{};
-  if (::fstatat(directory, name, &status, AT_SYMLINK_NOFOLLOW) != 0) return false;
-  if (!S_ISREG(status.st_mode)) {
+bool read_facts(int directory, const char* name, FileFacts& facts, Look look) {
+  struct statx status{};
+  const bool seen = look == Look::kAfresh ? stat_afresh(directory, name, status)
+                                          : ::statx(directory, name, AT_SYMLINK_NOFOLLOW,
+                                                    STATX_BASIC_STATS, &status) == 0;
+  if (!seen) return false;
+  if (!S_ISREG(status.stx_mode)) {
     errno = 0;
     return false;
   }
-  constexpr std::uint64_t kSector = 512;  // of st_blocks, whatever the filesystem's own blocks are
-  const auto allocated = static_cast<std::uint64_t>(status.st_blocks) * kSector;
-  facts.modified_ns = nanoseconds(status.st_mtim);
-  facts.changed_ns = nanoseconds(status.st_ctim);
-  facts.size = static_cast<std::uint64_t>(status.st_size);
+  constexpr std::uint64_t kSector = 512;  // of stx_blocks, whatever the filesystem's own blocks are
+  const std::uint64_t allocated = status.stx_blocks * kSector;
+  facts.modified_ns = nanoseconds(status.stx_mtime);
+  facts.changed_ns = nanoseconds(status.stx_ctime);
+  // A filesystem that counts whole seconds: it changed at some time within that one.
+  if (status.stx_ctime.tv_nsec == 0) facts.changed_ns += 999'999'999;
+  facts.size = status.stx_size;
   facts.bytes = space_of(allocated, facts.size, facts.changed_ns, system_now_ns());
   return true;
 }

@@ -20,7 +20,7 @@ namespace lmkv {
 struct FileFacts {
   std::uint64_t bytes = 0;       // on the disk: see space_of()
   std::int64_t modified_ns = 0;  // since the epoch
-  std::int64_t changed_ns = 0;   // by the filesystem's own clock
+  std::int64_t changed_ns = 0;   // by the filesystem's own clock; not before it, if that is coarse
   std::uint64_t size = 0;        // of the file
 };
 
@@ -63,8 +63,12 @@ enum class ScanOutcome {
 [[nodiscard]] std::uint64_t space_of(std::uint64_t allocated, std::uint64_t size,
                                      std::int64_t changed_ns, std::int64_t now_ns);
 
+// kAfresh: a network filesystem asks its server (stat_afresh), once a file: not for whole scans.
+enum class Look { kAsKnown, kAfresh };
+
 // Facts of the regular file `name`; false if there is none, with errno 0 for what is no file.
-[[nodiscard]] bool read_facts(int directory, const char* name, FileFacts& facts);
+[[nodiscard]] bool read_facts(int directory, const char* name, FileFacts& facts,
+                              Look look = Look::kAsKnown);
 
 // Of a file in tmp/: a writer's or a probe's.
 [[nodiscard]] bool is_temporary_name(std::string_view name);

@@ -6,17 +6,20 @@ Imports neither torch nor vLLM, so it also answers where one of them is what is 
 from __future__ import annotations
 
 import errno
+import grp
 import importlib.metadata
 import json
 import os
 import platform
+import pwd
 import resource
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -283,6 +286,8 @@ def _examine_directory(
     )
     if mount := tree_access.mount_text(directory):
         found.facts["mount"] = mount
+    found.facts["shared"] = _chosen("yes" if report.shared else "no", report.shared_reason)
+    found.facts["permissions"] = _permissions(Path(directory))
     found.facts["I/O engine"] = _chosen(report.io_engine, report.io_engine_reason)
     found.facts["O_DIRECT"] = _chosen("yes" if report.direct_io else "no", report.direct_io_reason)
     _examine_io_engine(found, build, report)
@@ -342,6 +347,23 @@ def _examine_io_engine(found: Diagnosis, build: _C.BuildInfo, report: _C.RootRep
         f"Threads do the I/O, which costs more CPU than io_uring ({report.io_engine_reason}). "
         f"{advice}"
     )
+
+
+def _permissions(directory: Path) -> str:
+    """Who can use what is in the directory: by the tree in it, if there is one."""
+    tree = directory / "v1"
+    status = os.stat(tree if tree.is_dir() else directory)
+    mode = stat.S_IMODE(status.st_mode)
+    of_group = mode & 0o070 == 0o070
+    who = f"group {_name(grp.getgrgid, status.st_gid)}" if of_group else "its owner alone"
+    return f"{mode:04o}, of {_name(pwd.getpwuid, status.st_uid)}: for {who}"
+
+
+def _name(look_up: Callable[[int], Sequence[Any]], number: int) -> str:
+    try:
+        return str(look_up(number)[0])
+    except KeyError:  # a user of another host, or of a container
+        return str(number)
 
 
 def _chosen(what: str, reason: str) -> str:

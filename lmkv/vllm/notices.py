@@ -1,6 +1,8 @@
 """What a worker says in the log of how it started, and of a directory that is full."""
 
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Container, Mapping
 
 from vllm.logger import init_logger
 
@@ -14,7 +16,8 @@ def started(
 ) -> None:
     """The first line: where, and what was chosen why."""
     logger.info(
-        "lmkv: %s, namespace %s, io engine %s (%s), direct I/O %s (%s), chunks of %d tokens "
+        "lmkv: %s, namespace %s, io engine %s (%s), direct I/O %s (%s), shared %s (%s), "
+        "file mode %s, chunks of %d tokens "
         "(%d bytes), host memory %s for each of %d ranks, device %s, gather "
         "by %s (%s), scatter by %s (%s)",
         ", ".join(config.path),
@@ -23,6 +26,9 @@ def started(
         info["io_engine_reason"],
         info["direct_io"],
         info["direct_io_reason"],
+        info["shared"],
+        info["shared_reason"],
+        config.file_mode,
         config.chunk_tokens,
         chunk_bytes,
         format_size(config.host_memory),
@@ -42,6 +48,24 @@ def random_seed(algorithm: str) -> None:
         "--prefix-caching-hash-algo sha256_cbor, or set PYTHONHASHSEED.",
         algorithm,
     )
+
+
+def closed_to_group(config: Config, left_out: Container[int]) -> None:
+    """Directories whose own mode keeps out those who are to share them. Blocks on the disk."""
+    if config.file_mode != "group":
+        return
+    for root, path in enumerate(config.path):
+        if root in left_out:
+            continue
+        mode = os.stat(path).st_mode
+        if mode & 0o070 != 0o070:
+            logger.warning(
+                "lmkv: file_mode is group, but %s has mode %04o: other users of its group cannot "
+                "use it. Its owner can change that: chmod g+rwxs %s",
+                path,
+                stat.S_IMODE(mode),
+                path,
+            )
 
 
 def slow(config: Config, info: Mapping[str, str], rank: int) -> None:

@@ -127,6 +127,8 @@ class WorkerSide:
                 eviction=config.eviction,
                 max_age=config.max_age,
                 load_timeout=config.load_timeout,
+                shared=config.shared,
+                file_mode=config.file_mode,
             )
         )
         info = self._engine.info()
@@ -137,10 +139,12 @@ class WorkerSide:
         notices.slow(config, info, self._rank)
         if self._rank:
             return
+        notices.closed_to_group(config, left_out)
         for root, path in enumerate(config.path):
             if root in left_out:
                 continue
-            error = namespace.write_meta(path, identity.about(self._vllm_config, config))
+            about = identity.about(self._vllm_config, config)
+            error = namespace.write_meta(path, about, config.file_mode)
             if error is not None:
                 logger.warning("lmkv: could not write meta.json: %s", error)
         if identity.has_random_seed(self._vllm_config):

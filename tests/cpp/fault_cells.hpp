@@ -96,6 +96,20 @@ inline std::vector<Cell> store_cells() {
   for (const char* operation : {"stat", "open", "allocate", "write", "touch", "close", "rename"}) {
     cells.push_back(cell(operation + std::string(".hang"), End::kDone));
   }
+  for (const FaultKind kind : kErrnos) {
+    cells.push_back(cell("chmod." + std::string(name_of(kind)), End::kFailed));
+  }
+  // What was done although its answer was lost.
+  cells.push_back(cell("rename.lost", End::kDone));
+  cells.push_back(cell("mkdir.lost", End::kDone));
+  cells.push_back(cell("open.lost", End::kFailed));  // twice
+  cells.push_back(cell("write.eio,unlink.lost", End::kFailed));
+  cells.push_back(cell("rename.lost_eio", End::kDone));
+  for (const char* operation : {"open", "allocate", "write", "sync", "close", "mkdir", "chmod"}) {
+    cells.push_back(cell(operation + std::string(".lost_eio"), End::kFailed));
+  }
+  cells.push_back(cell("touch.lost_eio", End::kDone));
+  cells.back().touches_failed = kChunks;
   // Only of the page cache.
   for (const FaultKind kind : kErrnos) {
     cells.push_back(cell("writeback." + std::string(name_of(kind)), End::kFailed));
@@ -129,6 +143,12 @@ inline std::vector<Cell> load_cells() {
     cells.back().touches_failed = stale ? 0 : kChunks;
     if (!stale) cells.push_back(cell("truncate,unlink." + name, End::kStuck));
   }
+  cells.push_back(cell("truncate,unlink.lost", End::kBad));
+  cells.push_back(cell("open.lost_eio", End::kFailed));
+  cells.push_back(cell("read.lost_eio", End::kBad));
+  cells.push_back(cell("close.lost_eio", End::kDone));
+  cells.push_back(cell("touch.lost_eio", End::kDone));
+  cells.back().touches_failed = kChunks;
   cells.push_back(cell("eio", End::kFailed));
   cells.back().touches_failed = kChunks;
   cells.push_back(cell("estale", End::kMissing));

@@ -133,6 +133,54 @@ TEST_F(DirectoryTest, ARootThatIsMadeIsItsOwnersAloneAndOneThatIsThereStaysAsItI
   EXPECT_THROW(make_root(root / "new/file"), std::runtime_error);
 }
 
+TEST_F(DirectoryTest, OfAGroupTheTreeIsTheGroupsWhateverTheUmaskIs) {
+  const auto mode = [](const std::string& path) {
+    struct stat status = {};
+    EXPECT_EQ(::stat(path.c_str(), &status), 0);
+    return status.st_mode & 07777U;
+  };
+  const ChunkPaths paths(root / "kv", name, 0);
+  const mode_t before = ::umask(0077);
+  make_tree(paths, Access::kGroup);
+  // Made for its owner alone, or by somebody who was killed before it had its mode.
+  const std::string old = paths.rank_directory() + "/abc";
+  ASSERT_EQ(::mkdir(old.c_str(), 0700), 0);
+  ASSERT_EQ(::chmod(paths.temporary_directory().c_str(), 0700), 0);
+  make_tree(paths, Access::kGroup);
+  ::umask(before);
+  for (const std::string& path : {paths.root(), paths.root() + "/v1", paths.rank_directory(),
+                                  paths.temporary_directory(), old}) {
+    EXPECT_EQ(mode(path), 02770U) << path;
+  }
+}
+
+TEST_F(DirectoryTest, OfAGroupTheTreeIsOfTheRootsGroup) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root may give a directory to any group";
+  ASSERT_EQ(::chown(root.path().c_str(), 0, 4321), 0);  // without setgid
+  const ChunkPaths paths(root.path(), name, 0);
+  make_tree(paths, Access::kGroup);
+  struct stat status{};
+  ASSERT_EQ(::stat(paths.temporary_directory().c_str(), &status), 0);
+  EXPECT_EQ(status.st_gid, 4321U);
+}
+
+TEST_F(DirectoryTest, ALinkInTheTreeIsRefusedAndNamed) {
+  const ChunkPaths paths(root.path(), name, 0);
+  make_tree(paths);
+  std::filesystem::rename(root / "v1", root / "elsewhere");
+  std::filesystem::create_directory_symlink(root / "elsewhere", root / "v1");
+  try {
+    make_tree(paths);
+    FAIL() << "no exception";
+  } catch (const std::runtime_error& error) {
+    EXPECT_NE(std::string(error.what()).find(root / "v1 is a symbolic link"), std::string::npos);
+  }
+  // The root itself is its user's.
+  std::filesystem::create_directory_symlink(root.path(), root / "link");
+  std::filesystem::remove(root / "v1");
+  EXPECT_NO_THROW(make_tree(ChunkPaths(root / "link", name, 0)));
+}
+
 TEST_F(DirectoryTest, ARootThatCannotBeMadeIsNamed) {
   test::write_file(root / "file", {});
   try {

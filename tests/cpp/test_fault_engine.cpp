@@ -100,6 +100,44 @@ TEST_P(FaultEngineTest, WithoutFaultsItIsTheRealEngine) {
   EXPECT_EQ(engine->name(), start_io_engine(GetParam(), 1).engine->name());
 }
 
+TEST_P(FaultEngineTest, WhatIsLostIsTheAnswerAndNotTheOperation) {
+  const std::size_t descriptors = test::open_descriptors();
+  start("lost");
+  const std::string made = directory / "made";
+  Operation op;
+  op.path = made.c_str();
+  op.mode = 0700;
+  op.kind = OperationKind::kMakeDirectory;
+  EXPECT_EQ(result_of(op), -EEXIST);
+  EXPECT_TRUE(std::filesystem::is_directory(made));
+  op.kind = OperationKind::kRemoveDirectory;
+  EXPECT_EQ(result_of(op), -ENOENT);
+  EXPECT_FALSE(std::filesystem::exists(made));
+  op.kind = OperationKind::kOpen;
+  op.flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
+  EXPECT_EQ(result_of(op), -EEXIST);
+  const std::string renamed = directory / "renamed";
+  op.kind = OperationKind::kRename;
+  op.target = renamed.c_str();
+  EXPECT_EQ(result_of(op), -ENOENT);
+  EXPECT_TRUE(std::filesystem::exists(renamed));
+  EXPECT_FALSE(std::filesystem::exists(made));
+  op.kind = OperationKind::kUnlink;
+  EXPECT_EQ(result_of(op), -ENOENT) << "of its own: there is none";
+  EXPECT_EQ(faults->count(FaultKind::kLost), 4U);
+
+  start("lost_eio");
+  op.path = renamed.c_str();
+  op.kind = OperationKind::kOpen;
+  op.flags = O_RDONLY | O_CLOEXEC;
+  EXPECT_EQ(result_of(op), -EIO);
+  op.kind = OperationKind::kUnlink;
+  EXPECT_EQ(result_of(op), -EIO);
+  EXPECT_FALSE(std::filesystem::exists(renamed));
+  engine.reset();
+  EXPECT_LE(test::open_descriptors(), descriptors) << "what was opened and lost is closed";
+}
+
 TEST_P(FaultEngineTest, ErrnosAreGivenInsteadOfTheOperation) {
   for (const auto& [name, error] : {std::pair("eio", EIO),
                                     {"enospc", ENOSPC},

@@ -45,6 +45,7 @@ class FaultMatrix : public ::testing::TestWithParam<Parameter>, protected test::
     asked_stores = asked_loads = 0;
     hangs = spec.find("hang") != std::string::npos;
     faults = std::make_shared<Faults>(parse_faults(spec), 1);
+    options.access = spec.find("chmod.") == std::string::npos ? Access::kPrivate : Access::kGroup;
     EngineParts parts = make_parts(options);
     if (spec.starts_with("sync.")) parts.roots[0].probe.publish = Publish::kSyncThenRename;
     std::unique_ptr<IoEngine>& io_engine = parts.roots[0].io_engine;

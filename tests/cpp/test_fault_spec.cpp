@@ -62,7 +62,7 @@ TEST(FaultSpec, WhatCannotBeIsAnError) {
   for (const char* text :
        {"eio:2", "eio:-0.1", "eio:nan", "eio:x", "eio:0.1:0.2", "eio:20ms", "delay", "delay:0.5",
         "delay:20", "delay:-1ms", "delay:2h", "delay:0ms", "delay:1ms:0.5:0.5", "hang:", ".eio",
-        "open.short", "stat.corrupt", "close.truncate"}) {
+        "open.short", "stat.corrupt", "close.truncate", "close.lost"}) {
     EXPECT_NE(error_of(text), "none") << text;
   }
 }
@@ -80,11 +80,16 @@ TEST(FaultSpec, WithoutAnOperationAFaultHappensWhereAKernelMayAnswerSo) {
   EXPECT_FALSE(can("short", operation(OperationKind::kStat)));
   EXPECT_TRUE(can("hang", operation(OperationKind::kStat)));
   EXPECT_FALSE(can("write.hang", operation(OperationKind::kStat)));
+  EXPECT_TRUE(can("lost", operation(OperationKind::kOpen, O_CREAT | O_EXCL)));
+  EXPECT_FALSE(can("open.lost", operation(OperationKind::kOpen)));
+  EXPECT_FALSE(can("lost", operation(OperationKind::kRead)));
 }
 
 TEST(FaultSpec, ErrnosAreTheKernels) {
-  EXPECT_EQ(errno_of(FaultKind::kEstale), ESTALE);
-  EXPECT_EQ(errno_of(FaultKind::kShort), 0);
+  EXPECT_EQ(errno_of(FaultKind::kEstale, OperationKind::kStat), ESTALE);
+  EXPECT_EQ(errno_of(FaultKind::kShort, OperationKind::kRead), 0);
+  EXPECT_EQ(errno_of(FaultKind::kLost, OperationKind::kMakeDirectory), EEXIST);
+  EXPECT_EQ(errno_of(FaultKind::kLost, OperationKind::kRename), ENOENT);
 }
 
 }  // namespace

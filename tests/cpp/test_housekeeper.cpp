@@ -86,6 +86,21 @@ TEST_F(HousekeeperTest, MoreThanTheHeapHoldsIsFoundByScanningAgain) {
   for (std::uint64_t n = 1; n <= 200; ++n) EXPECT_EQ(tree.has(n), n <= 95) << n;
 }
 
+TEST_F(HousekeeperTest, WhatLiesWhereTheMountWasIsNeitherCountedNorRemoved) {
+  put(1, 20);
+  const std::string dead = tree.put_file(tree.paths().unique_temporary(), kChunk, 2h);
+  MountPlace other = probe_root(tree.root(), DirectIoChoice::kOff).place;
+  other.above = {other.own};
+  ++other.own.minor;
+  limits.capacity = 10 * kChunk;
+  keeper = std::make_unique<Housekeeper>(tree.paths(), other, limits, options);
+  ASSERT_TRUE(eventually([&] { return stat("housekeeping_failures") > 3; }));
+  EXPECT_EQ(stat("housekeeping_passes"), 0U);
+  EXPECT_EQ(stat("store_bytes_used"), 0U);
+  EXPECT_EQ(present(20), 20U);
+  EXPECT_TRUE(std::filesystem::exists(dead));
+}
+
 TEST_F(HousekeeperTest, ForeignFilesAreNeitherCountedNorRemoved) {
   const std::string foreign = tree.put_file(tree.root() + "/v1/precious", 300 * kChunk, 9999h);
   const std::string noted =

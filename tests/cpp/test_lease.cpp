@@ -42,6 +42,16 @@ TEST_F(LeaseTest, OneHoldsItAndTheNextGetsItWhenItIsGivenBack) {
   EXPECT_EQ(files(), 0U);
 }
 
+TEST_F(LeaseTest, OfAGroupItIsTheGroups) {
+  const mode_t before = ::umask(0077);
+  EvictorLease lease(tree.paths(), 1h, Access::kGroup);
+  EXPECT_EQ(lease.try_acquire(), Answer::kHeld);
+  ::umask(before);
+  struct stat status{};
+  ASSERT_EQ(::stat(lease.path().c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777U, 0660U);
+}
+
 TEST_F(LeaseTest, ADeadHoldersLeaseIsTakenAfterTheExpiryThatTheWaiterItselfHasSeen) {
   // Left behind by kill -9 long ago; what its clock said then does not matter.
   test::write_file(tree.root() + "/v1/evictor.lease", {});

@@ -12,24 +12,24 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from mounts import Disk, FaultyFuse
 
-Mount = Callable[[int], Path]
+Mount = Callable[..., Path]
 
 
 @pytest.fixture
 def loop_ext4(tmp_path: Path) -> Iterator[Mount]:
-    """Makes an ext4 filesystem of so many bytes in a file and mounts it."""
+    """Makes an ext4 of so many bytes in a file, with options of mkfs.ext4, and mounts it."""
     if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
         pytest.skip("needs root and loop devices, which this machine does not give")
     if not shutil.which("mkfs.ext4"):
         pytest.skip("needs mkfs.ext4 (e2fsprogs)")
     mounted: list[Path] = []
 
-    def mount(size: int) -> Path:
+    def mount(size: int, *options: str) -> Path:
         image, folder = tmp_path / f"disk{len(mounted)}.img", tmp_path / f"disk{len(mounted)}"
         with image.open("wb") as file:
             file.truncate(size)
         folder.mkdir()
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", *options, str(image)], check=True)
         done = subprocess.run(
             ["mount", "-o", "loop", str(image), str(folder)],
             capture_output=True, text=True, check=False,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from worker_harness import LAYERS, RealWorker, checked_prompt, files, run
 from lmkv import ConfigError
 from lmkv.config import Config
 from lmkv.vllm.metadata import StepMetadata
-from lmkv.vllm.notices import slow
+from lmkv.vllm.notices import closed_to_group, slow
 from lmkv.vllm.worker import WorkerSide
 
 
@@ -295,6 +296,7 @@ def test_the_first_line_says_how_files_are_read_and_why(make, lines):
     make(extra={"io_engine": "threads", "direct_io": "off"})
     (line,) = [line for line in lines() if "namespace" in line]
     assert "io engine threads (asked for), direct I/O off (switched off)" in line
+    assert re.search(r"shared no \(\w+ is this host's alone\), file mode private", line)
     assert not [line for line in lines() if "io_uring is not used" in line]
 
 
@@ -310,6 +312,28 @@ def test_what_makes_it_slow_is_warned_of_at_start(lines, found, warning):
     slow(Config(path=("/c",)), {"pin_error": "", "io_engine": "io_uring", **found}, 0)
     said = lines()
     assert [line for line in said if warning in line] if warning else said == []
+
+
+def test_what_a_group_shares_is_the_groups(make, root):
+    engine = make(extra={"file_mode": "group", "shared": "yes"})
+    checked_prompt(engine, "a", PROMPT)
+    engine.worker.connector.shutdown()
+    modes = {path: path.stat().st_mode & 0o7777 for path in root.rglob("*")}
+    assert {mode for path, mode in modes.items() if path.is_file()} == {0o660}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o2770}
+
+
+def test_a_directory_that_its_group_cannot_enter_is_warned_of(tmp_path, lines):
+    tmp_path.chmod(0o700)
+    closed_to_group(Config(path=(str(tmp_path),)), ())
+    closed_to_group(Config(path=(str(tmp_path),), file_mode="group"), {0})
+    assert lines() == []
+    closed_to_group(Config(path=(str(tmp_path),), file_mode="group"), ())
+    (line,) = lines()
+    assert f"chmod g+rwxs {tmp_path}" in line
+    tmp_path.chmod(0o2770)
+    closed_to_group(Config(path=(str(tmp_path),), file_mode="group"), ())
+    assert lines() == [line]
 
 
 def test_the_namespace_says_what_the_kv_is_made_of(make, root):
