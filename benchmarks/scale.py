@@ -1,8 +1,8 @@
 """A directory of very many chunks: what counting, evicting and looking up cost.
 
-Makes FILES sparse chunk files with times of last use spread over a week, then starts engines over them:
-one below its capacity, whose first scan counts everything; one above it, which has to evict a tenth. No
-byte of a chunk is read or written, so this is about names, inodes and memory alone.
+Makes sparse chunk files with times of last use spread over a week, then starts engines over them:
+some far below their capacity, whose first scan counts everything; one at it, which has to evict a
+twentieth. No byte of a chunk is read or written: this is about names, inodes and memory alone.
 """
 
 from __future__ import annotations
