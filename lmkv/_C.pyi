@@ -297,7 +297,8 @@ class Faults:
     ``edquot``, ``estale``, ``erofs``, ``eagain``, ``eintr`` (the operation fails so); ``short``
     (fewer bytes than asked for), ``truncate`` (a read meets the end of the file, a write loses its
     end), ``corrupt`` (one bit is another), ``delay`` (takes a time), ``reorder`` (up to a time, 5ms
-    by default), ``hang`` (until :meth:`release`). Operations: ``open``, ``read``, ``write``,
+    by default), ``hang`` (until :meth:`release`). Operations: ``enter`` (a
+    directory), ``open``, ``read``, ``write``,
     ``allocate``, ``sync``, ``touch``, ``close``, ``stat``, ``rename``, ``mkdir``, ``unlink``,
     ``rmdir``; without one a fault happens wherever a kernel may answer so. The rate is 0 to 1, and
     1 if it is not given. Equal seeds draw equal faults for equal operations. Raises ConfigError for

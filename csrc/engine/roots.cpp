@@ -5,9 +5,15 @@
 namespace lmkv {
 namespace {
 
-FileIoOptions file_options(const EngineOptions& options, const RootProbe& probe) {
-  return {probe.id,           probe.caching,      probe.publish, options.request_bytes,
-          options.load_depth, options.store_depth};
+FileIoOptions file_options(const EngineOptions& options, const std::string& path,
+                           const RootProbe& probe) {
+  return {path,
+          probe.id,
+          probe.caching,
+          probe.publish,
+          options.request_bytes,
+          options.load_depth,
+          options.store_depth};
 }
 
 SpaceLimits space_limits(const EngineOptions& options) {
@@ -24,7 +30,7 @@ Root::Root(const EngineOptions& options, const std::string& path, RootParts part
       housekeeper_(paths, probe_.id, space_limits(options), options.housekeeping),
       io_engine_(std::move(parts.io_engine)),
       registration_error_(io_engine_->register_memory(slabs)),
-      files_(*io_engine_, file_options(options, probe_)) {}
+      files_(*io_engine_, file_options(options, path, probe_)) {}
 
 void Root::add_stats(std::map<std::string, std::uint64_t>& all) const {
   for (const auto& [name, value] : housekeeper_.stats()) all[name] += value;

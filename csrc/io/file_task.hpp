@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "common/unique_fd.hpp"
 #include "io/direct_file.hpp"
 
 namespace lmkv {
@@ -27,7 +28,7 @@ class FileTask : public OperationHandler {
   FileTask(const FileTask&) = delete;
   FileTask& operator=(const FileTask&) = delete;
 
-  virtual void start() = 0;
+  void start();
   virtual void report() = 0;  // to the requester, once, when the last operation is done
   virtual void cancel() = 0;  // instead of start() and report()
 
@@ -37,6 +38,15 @@ class FileTask : public OperationHandler {
 
  protected:
   using Continuation = std::function<void(int result)>;
+
+  // Where the task's files are; and its first step, when that was entered, or could not be.
+  [[nodiscard]] virtual const std::string& path() const = 0;
+  virtual void entered(int result) = 0;
+
+  // Opens `directory`, which is the root or below it; no link below the root is followed. Steps
+  // resolve paths of this directory from it from now on, whatever comes into its place.
+  void enter(std::string directory, Continuation next);
+  [[nodiscard]] const std::string& root() const { return owner_.options_.root; }
 
   // One operation; `next` gets its result. EINTR and EAGAIN are retried underneath, but for a
   // close.
@@ -66,6 +76,9 @@ class FileTask : public OperationHandler {
   const Lane lane_;
   const std::size_t bytes_;
   const std::uint64_t group_;
+
+  std::string place_;  // the directory that was entered, with a slash behind it
+  UniqueFd place_descriptor_;
 
   Operation step_;
   OperationKind step_kind_{};  // while step_ pauses before a retry, as pieces_kind_

@@ -1,4 +1,4 @@
-// The three things done to files: read one whole, publish one whole, remove one.
+// What is done to whole files: one is read, one is published.
 #include <fcntl.h>
 #include <sys/stat.h>
 
@@ -7,6 +7,7 @@
 
 #include "common/posix.hpp"
 #include "io/file_task.hpp"
+#include "io/operations.hpp"
 
 namespace lmkv {
 namespace {
@@ -28,14 +29,6 @@ Operation open_operation(const std::string& path, int flags) {
   return op;
 }
 
-Operation path_operation(OperationKind kind, const std::string& path) {
-  Operation op;
-  op.kind = kind;
-  op.path = path.c_str();
-  op.mode = kDirectoryMode;  // used by kMakeDirectory alone
-  return op;
-}
-
 Operation descriptor_operation(OperationKind kind, int descriptor) {
   Operation op;
   op.kind = kind;
@@ -43,42 +36,30 @@ Operation descriptor_operation(OperationKind kind, int descriptor) {
   return op;
 }
 
-Operation set_modified_operation(std::int64_t modified_ns) {
-  Operation op;
-  op.kind = OperationKind::kSetModified;
-  op.modified_ns = modified_ns;
-  return op;
-}
-
-bool is_older(const struct statx& found, std::int64_t modified_ns) {
-  return found.stx_mtime.tv_sec * 1'000'000'000LL + found.stx_mtime.tv_nsec < modified_ns;
-}
-
-Operation stat_operation(const std::string& path, struct statx& status) {
-  Operation op = path_operation(OperationKind::kStat, path);
-  op.status = &status;
-  return op;
-}
+std::string parent_of(const std::string& path) { return path.substr(0, path.rfind('/')); }
 
 class ReadTask final : public FileTask {
  public:
   ReadTask(FileIo& owner, FileRead request)
       : FileTask(owner, Lane::kRead, request.bytes, request.group), request_(std::move(request)) {}
 
+  void report() override { request_.done(std::move(status_)); }
+  void cancel() override { request_.done(Status::cancelled()); }
+
+ private:
+  [[nodiscard]] const std::string& path() const override { return request_.path; }
+
   // The type is looked at before the file is opened: opening a FIFO would wait for a writer.
-  void start() override {
-    step(stat_operation(request_.path, found_), [this](int result) {
-      if (result < 0) return fail(-result, "stat");
+  void entered(int result) override {
+    if (result < 0) return fail(-result, "directory of");
+    step(stat_operation(request_.path, found_), [this](int looked) {
+      if (looked < 0) return fail(-looked, "stat");
       if (!S_ISREG(found_.stx_mode)) return end(bad("not a regular file"));
       if (found_.stx_size != bytes()) return end(bad("file of an unexpected size"));
       open();
     });
   }
 
-  void report() override { request_.done(std::move(status_)); }
-  void cancel() override { request_.done(Status::cancelled()); }
-
- private:
   void open() {
     caching_ = caching();
     step(open_operation(request_.path, with_caching(O_RDONLY, caching_)), [this](int result) {
@@ -87,6 +68,10 @@ class ReadTask final : public FileTask {
         return open();
       }
       if (result == -ELOOP) return end(bad("a symbolic link"));
+      // Somebody else's file: to be read by them, and nothing that is wrong with the directory.
+      if (result == -EACCES || result == -EPERM) {
+        return end(Status::no_permission(-result, request_.path));
+      }
       if (result < 0) return fail(-result, "open");
       descriptor_ = result;
       transfer(OperationKind::kRead, descriptor_, request_.buffer, caching_,
@@ -138,21 +123,30 @@ class WriteTask final : public FileTask {
   WriteTask(FileIo& owner, FileWrite request)
       : FileTask(owner, Lane::kWrite, request.bytes), request_(std::move(request)) {}
 
-  void start() override {
-    step(stat_operation(request_.path, found_), [this](int result) {
-      const bool whole = result == 0 && S_ISREG(found_.stx_mode) && found_.stx_size == bytes();
-      if (whole) return already_there();
-      if (request_.admit && !request_.admit()) {
-        return end(Status::full(), FileWrite::Outcome::kFailed);
-      }
-      open();
-    });
-  }
-
   void report() override { request_.done(std::move(status_), outcome_); }
   void cancel() override { request_.done(Status::cancelled(), FileWrite::Outcome::kFailed); }
 
  private:
+  [[nodiscard]] const std::string& path() const override { return request_.path; }
+
+  void entered(int result) override {
+    if (result == -ENOENT) return admitted([this] { remake_tree(); });
+    if (result < 0) return abandon(-result, "directory of");
+    step(stat_operation(request_.path, found_), [this](int looked) {
+      const bool whole = looked == 0 && S_ISREG(found_.stx_mode) && found_.stx_size == bytes();
+      if (whole) return already_there();
+      admitted([this] { open(); });
+    });
+  }
+
+  template <typename F>
+  void admitted(F&& next) {
+    if (request_.admit && !request_.admit()) {
+      return end(Status::full(), FileWrite::Outcome::kFailed);
+    }
+    next();
+  }
+
   void already_there() {
     if (!is_older(found_, request_.modified_ns)) {
       return end(Status::ok(), FileWrite::Outcome::kAlreadyThere);
@@ -169,7 +163,7 @@ class WriteTask final : public FileTask {
     caching_ = caching();
     const int flags = with_caching(O_WRONLY | O_CREAT | O_EXCL, caching_);
     step(open_operation(request_.temporary, flags), [this](int result) {
-      if (result == -ENOENT && !made_directories_) return remake_tree([this] { open(); });
+      if (result == -ENOENT && !made_directories_) return remake_tree();
       if (result == -EINVAL && caching_ == Caching::kDirect) return again_buffered();
       if (result < 0) return abandon(-result, "create");
       descriptor_ = result;
@@ -245,7 +239,7 @@ class WriteTask final : public FileTask {
     op.target = request_.path.c_str();
     step(op, [this](int result) {
       if (result == -ENOENT && !made_directories_) {  // with its directory the file went, too
-        return discard([this] { remake_tree([this] { open(); }); });
+        return discard([this] { remake_tree(); });
       }
       if (result == -EISDIR && !removed_obstacle_) return remove_obstacle();
       if (result < 0) return abandon(-result, "rename");
@@ -253,23 +247,40 @@ class WriteTask final : public FileTask {
     });
   }
 
-  void remake_tree(std::function<void()> next) {
+  // Makes what is missing on the way to the file, enters its directory, and opens it.
+  void remake_tree() {
     made_directories_ = true;
-    step(stat_operation(request_.root, found_), [this, next = std::move(next)](int result) {
-      if (result < 0) return abandon(-result, "stat root");
-      const FilesystemId here{found_.stx_dev_major, found_.stx_dev_minor};
-      if (here != filesystem()) return abandon(ENODEV, "root");
-      make_directories(0, next);
+    enter(root(), [this](int entered) {
+      if (entered < 0) return abandon(-entered, "directory of");
+      step(stat_operation(root_itself_, found_), [this](int result) {
+        if (result < 0) return abandon(-result, "stat root");
+        const FilesystemId here{found_.stx_dev_major, found_.stx_dev_minor};
+        if (here != filesystem()) return abandon(ENODEV, "root");
+        make_directories(0);
+      });
     });
   }
 
-  void make_directories(std::size_t index, std::function<void()> next) {
-    if (index == request_.directories.size()) return next();
-    step(path_operation(OperationKind::kMakeDirectory, request_.directories[index]),
-         [this, index, next = std::move(next)](int result) {
-           if (result < 0 && result != -EEXIST) return abandon(-result, "mkdir");
-           make_directories(index + 1, next);
-         });
+  // Each from its parent, so that none is made behind a link.
+  void make_directories(std::size_t index) {
+    if (index == request_.directories.size()) return enter_again();
+    const std::string& directory = request_.directories[index];
+    enter(parent_of(directory), [this, index, &directory](int entered) {
+      if (entered < 0) return abandon(-entered, "directory of");
+      Operation op = path_operation(OperationKind::kMakeDirectory, directory);
+      op.mode = kDirectoryMode;
+      step(op, [this, index](int made) {
+        if (made < 0 && made != -EEXIST) return abandon(-made, "mkdir");
+        make_directories(index + 1);
+      });
+    });
+  }
+
+  void enter_again() {
+    enter(parent_of(request_.path), [this](int result) {
+      if (result < 0) return abandon(-result, "directory of");
+      open();
+    });
   }
 
   // An empty directory in the file's place; one with something in it is not ours to touch.
@@ -307,6 +318,7 @@ class WriteTask final : public FileTask {
   }
 
   FileWrite request_;
+  const std::string root_itself_ = root() + "/.";  // and not a link in its place
   struct statx found_{};
   Caching caching_ = Caching::kDirect;
   int descriptor_ = -1;
@@ -314,64 +326,6 @@ class WriteTask final : public FileTask {
   bool removed_obstacle_ = false;
   Status status_ = Status::cancelled();
   FileWrite::Outcome outcome_ = FileWrite::Outcome::kFailed;
-};
-
-class RemoveTask final : public FileTask {
- public:
-  RemoveTask(FileIo& owner, std::string path, std::function<void(Status)> done)
-      : FileTask(owner, Lane::kRemove, 0), path_(std::move(path)), done_(std::move(done)) {}
-
-  void start() override {
-    step(path_operation(OperationKind::kUnlink, path_), [this](int result) {
-      if (result != -EISDIR) return end(result, "unlink");
-      step(path_operation(OperationKind::kRemoveDirectory, path_),
-           [this](int removed) { end(removed, "rmdir"); });
-    });
-  }
-
-  void report() override { done_(std::move(status_)); }
-  void cancel() override { done_(Status::cancelled()); }
-
- private:
-  void end(int result, std::string_view operation) {
-    const bool gone = result == 0 || is_gone(-result);
-    status_ = gone ? Status::ok() : Status::io(-result, operation, path_);
-    finish();
-  }
-
-  std::string path_;
-  std::function<void(Status)> done_;
-  Status status_ = Status::cancelled();
-};
-
-class TouchTask final : public FileTask {
- public:
-  TouchTask(FileIo& owner, std::string path, std::int64_t modified_ns)
-      : FileTask(owner, Lane::kTouch, 0), path_(std::move(path)), modified_ns_(modified_ns) {}
-
-  // Most files of a busy prefix carry the time already: a look is cheaper than a change.
-  void start() override {
-    step(stat_operation(path_, found_), [this](int result) {
-      if (result < 0) return end(result);
-      if (!S_ISREG(found_.stx_mode) || !is_older(found_, modified_ns_)) return finish();
-      Operation op = set_modified_operation(modified_ns_);
-      op.path = path_.c_str();
-      step(op, [this](int set) { end(set); });
-    });
-  }
-
-  void report() override {}
-  void cancel() override {}
-
- private:
-  void end(int result) {
-    if (!is_gone(-result)) note_touch(result);
-    finish();
-  }
-
-  std::string path_;
-  std::int64_t modified_ns_;
-  struct statx found_{};
 };
 
 }  // namespace
@@ -382,16 +336,6 @@ std::unique_ptr<FileTask> make_read_task(FileIo& owner, FileRead request) {
 
 std::unique_ptr<FileTask> make_write_task(FileIo& owner, FileWrite request) {
   return std::make_unique<WriteTask>(owner, std::move(request));
-}
-
-std::unique_ptr<FileTask> make_remove_task(FileIo& owner, std::string path,
-                                           std::function<void(Status)> done) {
-  return std::make_unique<RemoveTask>(owner, std::move(path), std::move(done));
-}
-
-std::unique_ptr<FileTask> make_touch_task(FileIo& owner, std::string path,
-                                          std::int64_t modified_ns) {
-  return std::make_unique<TouchTask>(owner, std::move(path), modified_ns);
 }
 
 }  // namespace lmkv

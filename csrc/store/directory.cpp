@@ -19,6 +19,7 @@
 #include <system_error>
 #include <utility>
 
+#include "common/enter.hpp"
 #include "common/unique_fd.hpp"
 
 namespace lmkv {
@@ -127,20 +128,37 @@ void spread_children(const std::string& directory) {
   [[maybe_unused]] const int result = ::ioctl(opened.get(), FS_IOC_SETFLAGS, &flags);
 }
 
+bool make_directory(const std::string& root, const std::string& directory) {
+  const std::filesystem::path path(directory);
+  const UniqueFd parent = enter(root, path.parent_path().native());
+  if (parent.get() < 0) return false;
+  if (::mkdirat(parent.get(), path.filename().c_str(), 0700) != 0 && errno != EEXIST) return false;
+  return enter(root, directory).get() >= 0;
+}
+
+// The first that is not there in the end, with errno; empty if all are.
+std::string first_not_made(const ChunkPaths& paths) {
+  std::vector<std::string> directories = paths.directories_for(ChunkKey{});
+  directories.pop_back();  // the key's own directory is made when it is needed
+  for (const std::string& directory : directories) {
+    if (!make_directory(paths.root(), directory)) return directory;
+  }
+  return {};
+}
+
 }  // namespace
 
 void make_tree(const ChunkPaths& paths) {
   make_root(paths.root());
-  std::vector<std::string> directories = paths.directories_for(ChunkKey{});
-  directories.pop_back();  // the key's own directory is made when it is needed
-  for (const std::string& directory : directories) {
-    if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
-      throw std::runtime_error("cannot make the directory " + directory + ": " +
-                               std::strerror(errno));
-    }
+  if (const std::string missing = first_not_made(paths); !missing.empty()) {
+    throw std::runtime_error(
+        "cannot make the directory " + missing + ": " +
+        (errno == ELOOP ? "a symbolic link is in its place or on the way" : std::strerror(errno)));
   }
   spread_children(paths.rank_directory());
 }
+
+bool make_directories(const ChunkPaths& paths) { return first_not_made(paths).empty(); }
 
 Directory::Directory(const std::vector<std::string>& roots, const NamespaceDigest& namespace_digest,
                      std::uint32_t ranks)
@@ -165,8 +183,7 @@ bool Directory::is_in(const std::vector<ChunkPaths>& ranks, std::vector<UniqueFd
                       const ChunkKey& key) {
   if (directories.empty()) {
     for (const ChunkPaths& paths : ranks) {
-      const int flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
-      directories.emplace_back(::open(paths.rank_directory().c_str(), flags));
+      directories.push_back(enter(paths.root(), paths.rank_directory()));
     }
   }
   const std::string path = ChunkPaths::chunk_below(key);

@@ -50,8 +50,11 @@ class ChunkPaths {
 // Makes `root` and its parents with the user's umask. Blocks on the disk: start-up only.
 // Throws std::runtime_error.
 void make_root(const std::string& root);
-// The root, then the directories below it that every store needs (0700). As above.
+// The root, then the directories below it that every store needs (0700). As above. A link in the
+// place of one of them is not followed: it is an error.
 void make_tree(const ChunkPaths& paths);
+// The latter alone, as far as they can be made. False, with errno, if one is not there in the end.
+bool make_directories(const ChunkPaths& paths);
 
 enum class Until { kFirstAbsent, kEnd };
 
