@@ -9,8 +9,10 @@ import json
 import os
 import secrets
 import socket
+import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,36 @@ from lmkv._version import __version__
 FORMAT = 1
 
 Fact = str | int | bool | Sequence[str]
+
+
+META = "meta.json"
+
+
+@contextmanager
+def entered(root: str, *names: str, make: bool = False) -> Iterator[int]:
+    """A descriptor of a directory below ``root``, for ``dir_fd``; no link below it is followed.
+
+    ``make`` makes what is missing. Blocks on the disk. Raises OSError.
+    """
+    place = os.open(root, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for name in names:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=place)
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+            outer, place = place, os.open(name, flags, dir_fd=place)
+            os.close(outer)
+        yield place
+    finally:
+        os.close(place)
+
+
+def is_file(name: str, place: int) -> bool:
+    """Whether ``name`` in the directory ``place`` is a file, and no link, FIFO or device."""
+    with suppress(OSError):
+        return stat.S_ISREG(os.stat(name, dir_fd=place, follow_symlinks=False).st_mode)
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +79,12 @@ class Namespace:
         return Path(root) / "v1" / self.short
 
     def write_meta(self, root: str, about: Mapping[str, Fact] | None = None) -> OSError | None:
-        """Write ``<root>/v1/<namespace>/meta.json`` unless it is there; blocks on the disk.
+        """Write ``<root>/v1/<namespace>/meta.json`` unless that file is there; blocks on the disk.
 
         ``about`` is for people only (where the model came from, say) and is no part of the
         namespace. The file is complete whenever it is visible. Returns what went wrong, if
         anything: KV is exchanged with or without it.
         """
-        target = self.directory(root) / "meta.json"
         text = json.dumps(
             {
                 "namespace": self.digest.hex(),
@@ -67,17 +98,19 @@ class Namespace:
             default=list,
         )
         try:
-            if target.exists():
-                return None
-            temporary_directory = target.parent / "tmp"
-            for directory in (*reversed(temporary_directory.parents), temporary_directory):
-                directory.mkdir(mode=0o700, exist_ok=True)
-            name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
-            temporary = temporary_directory / name
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-            os.rename(temporary, target)
+            Path(root).mkdir(mode=0o700, parents=True, exist_ok=True)
+            with entered(root, "v1", self.short, make=True) as place:
+                if not is_file(META, place):
+                    self._publish(root, place, text + "\n")
         except OSError as error:
             return error
         return None
+
+    def _publish(self, root: str, place: int, text: str) -> None:
+        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with entered(root, "v1", self.short, "tmp", make=True) as temporary:
+            opened = os.open(name, flags, 0o600, dir_fd=temporary)
+            with open(opened, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.rename(name, META, src_dir_fd=temporary, dst_dir_fd=place)

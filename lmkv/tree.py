@@ -10,17 +10,18 @@ import itertools
 import json
 import os
 import re
-import stat
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lmkv._C import Finding, Inspection, Removal, TreeFile, inspect_chunk, remove_chunk, scan_tree
 from lmkv.errors import ConfigError
+from lmkv.namespace import META, entered, is_file
 
 PAGE_BYTES = 4096  # of the header, and of what a file is padded to
 # As engines do: csrc/store/housekeeper.hpp, HousekeepingOptions.
@@ -29,6 +30,7 @@ SPARED_SECONDS = 5.0
 # Chunks that a clean-up keeps in memory at once (it scans again for more): below 200 MB.
 CANDIDATES = 200_000
 META_BYTES = 1 << 20  # of a meta.json, which has a few hundred
+_NAME = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(slots=True)
@@ -79,25 +81,57 @@ def is_abandoned(file: TreeFile, now: float) -> bool:
 
 def check_namespace(root: str, name: str) -> str:
     """``name`` if it is a namespace under ``root``. Raises ConfigError if not."""
-    if not re.fullmatch(r"[0-9a-f]{16}", name) or not (Path(root) / "v1" / name).is_dir():
+    if not _NAME.fullmatch(name) or not (Path(root) / "v1" / name).is_dir():
         raise ConfigError(f"there is no namespace {name!r} (16 hex digits): see lmkv stats")
     return name
 
 
+def namespaces(root: str) -> list[str]:
+    """Names of all that have a ``meta.json``, whatever it is. Links are not followed."""
+    found = []
+    with suppress(OSError), entered(root, "v1") as place:
+        opened = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)
+        try:
+            names = os.listdir(opened)
+        finally:
+            os.close(opened)
+        for name in filter(_NAME.fullmatch, names):
+            with suppress(OSError), entered(root, "v1", name) as one:
+                os.stat(META, dir_fd=one, follow_symlinks=False)
+                found.append(name)
+    return sorted(found)
+
+
 def read_meta(root: str, namespace: str) -> dict[str, Any]:
-    """What a namespace is made of; empty if its ``meta.json`` is missing or no such file."""
-    path = Path(root) / "v1" / namespace / "meta.json"
+    """What a namespace is made of; empty if its ``meta.json`` is missing or no such file.
+
+    Whatever lies there: no link is followed, no FIFO waited for, no device opened, and of what it
+    says only text, numbers and lists of text are taken.
+    """
     try:
-        # Whatever lies there: no link is followed, no FIFO waited for.
-        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(opened, encoding="utf-8") as file:
-            if not stat.S_ISREG(os.fstat(opened).st_mode):
+        with entered(root, "v1", namespace) as place:
+            if not is_file(META, place):
                 return {}
+            opened = os.open(META, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=place)
+        with open(opened, encoding="utf-8") as file:
             said = json.loads(file.read(META_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
-    good = isinstance(said, dict) and all(isinstance(said.get(k), dict) for k in ("facts", "about"))
-    return said if good else {}
+    if not isinstance(said, dict):
+        return {}
+    facts, about = said.get("facts"), said.get("about")
+    if not isinstance(facts, dict) or not isinstance(about, dict):
+        return {}
+    return _flat(said) | {"facts": _flat(facts), "about": _flat(about)}
+
+
+def _flat(said: dict[str, Any]) -> dict[str, Any]:
+    def is_fact(value: object) -> bool:
+        if isinstance(value, list):
+            return all(isinstance(one, str) for one in value)
+        return isinstance(value, str | int)
+
+    return {name: value for name, value in said.items() if is_fact(value)}
 
 
 def summarize(root: str) -> Summary:

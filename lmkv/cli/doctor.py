@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmkv._version import __version__
-from lmkv.cli.text import size_text
+from lmkv.cli.text import shown, size_text
 
 if TYPE_CHECKING:
     from lmkv import _C
@@ -225,19 +225,19 @@ def _examine_io_engine(found: Diagnosis, build: _C.BuildInfo, report: _C.RootRep
 
 
 def _examine_namespaces(found: Diagnosis, directory: Path) -> None:
-    from lmkv.tree import read_meta
+    from lmkv.tree import namespaces, read_meta
 
-    for meta in sorted(directory.glob("v1/*/meta.json")):
-        said = read_meta(str(directory), meta.parent.name)
+    for name in namespaces(str(directory)):
+        said = read_meta(str(directory), name)
         try:
             facts, model = said["facts"], said["about"].get("model") or said["facts"]["model"]
-            text = (
+            text = shown(
                 f"{model}, {facts['dtype']}, blocks of {facts['block_tokens']} tokens, "
                 f"chunks of {facts['chunk_tokens']}"
             )
         except KeyError:
             text = "its meta.json cannot be read"
-        found.facts[f"namespace {meta.parent.name}"] = text
+        found.facts[f"namespace {name}"] = text
 
 
 def _chosen(what: str, reason: str) -> str:

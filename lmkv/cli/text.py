@@ -28,6 +28,12 @@ def age_text(seconds: float) -> str:
     return f"{max(0, int(seconds))} s"
 
 
+def shown(text: str, most: int = 200) -> str:
+    """What somebody else's file says, as a terminal may show it: no control characters."""
+    cut = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(one if one.isprintable() else "?" for one in cut)
+
+
 def parse_age(text: str) -> float:
     """Seconds in "90s", "30m", "12h", "7d" or "2w". Raises ConfigError for anything else."""
     match = _AGE.fullmatch(text.strip())
