@@ -5,9 +5,11 @@ What a link leads to is neither read, written, renamed, removed nor touched.
 
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,40 +147,30 @@ def test_a_file_in_a_directorys_place_is_no_chunk_and_is_left_alone(
     assert run_json("stats", str(root))[0] == 0
 
 
-def in_a_child_of(user: int, work: Callable[[], object]) -> Any:
-    """What ``work`` returns in a child that runs as ``user``."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(user)
-            os.setuid(user)
-            os.write(write, json.dumps(work()).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with open(read, encoding="utf-8") as text:
-        said = text.read()
-    os.waitpid(child, 0)
-    return json.loads(said)
+def as_nobody(task: str, root: Path) -> Any:
+    """What a task of ``another_user.py`` returns."""
+    script = Path(__file__).parent / "another_user.py"
+    command = [sys.executable, str(script), str(NOBODY), task, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.fixture
-def shared_by_owners(tmp_path: Path) -> Path:
+def shared_by_owners() -> Iterator[Path]:
     """A tree of nobody's with chunks of root's: 1 may be read, 2 to 5 not; 6 is nobody's own."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to be another user")
-    root = tmp_path / "root"
+    folder = tempfile.TemporaryDirectory()  # pytest's are its own user's alone
+    Path(folder.name).chmod(0o711)
+    root = Path(folder.name) / "root"
     fill(root, 1, 2, 3, 4, 5, 6)
     for path in (root, *root.rglob("*")):
         if path.is_dir() or path == chunk_path(root, 6):
             os.chown(path, NOBODY, NOBODY)
     chunk_path(root, 1).chmod(0o644)
-    for above in root.parents:
-        if above.stat().st_mode & 0o001 == 0 and str(above).startswith(str(tmp_path.parents[1])):
-            above.chmod(above.stat().st_mode | 0o001)
-    return root
+    yield root
+    folder.cleanup()
 
 
 def test_files_of_another_owner_are_read_if_they_may_be_and_never_removed(
@@ -188,16 +180,7 @@ def test_files_of_another_owner_are_read_if_they_may_be_and_never_removed(
     for number in range(1, 7):
         os.utime(chunk_path(root, number), (1_600_000_000, 1_600_000_000))
 
-    def work() -> dict[str, Any]:
-        with engine(root) as one:
-            came = one.load(2, 3, 4, 5)
-            mixed = one.load(1, 2, 6)
-            stored = one.store(2)
-            one.engine.drain(5)
-            time.sleep(0.1)
-            return {"came": came, "mixed": mixed, "stored": stored, **one.stats()}
-
-    said = in_a_child_of(NOBODY, work)
+    said = as_nobody("engine", root)
     assert said["came"] == [False] * 4
     # Whose files they are says nothing of the directory.
     assert said["mixed"] == [True, False, True]
@@ -214,15 +197,7 @@ def test_tools_say_which_files_of_another_owner_they_could_not_read(
 ) -> None:
     root = shared_by_owners
 
-    def work() -> list[Any]:
-        return [
-            run_json(*arguments)
-            for arguments in (
-                ("stats", str(root)), ("verify", str(root)), ("verify", str(root), "--delete"),
-            )
-        ]  # fmt: skip
-
-    (stats_code, stats), (code, found), (delete_code, deleted) = in_a_child_of(NOBODY, work)
+    (stats_code, stats), (code, found), (delete_code, deleted) = as_nobody("tools", root)
     assert (stats_code, stats["namespaces"][0]["chunks"]) == (0, 6)
     assert (code, found["sound"], len(found["unreadable"])) == (1, 2, 4)
     assert (delete_code, deleted["sound"], deleted["bad"]) == (1, 2, [])
