@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 
 #include <atomic>
@@ -139,8 +140,13 @@ TEST_F(LeaseTest, WhateverElseLiesInItsPlaceIsNotOpenedAndGivesWay) {
       } else if (::mknod(place.c_str(), kind | 0600, 0) != 0) {
         continue;  // a device, and we are not root
       }
+      const UniqueFd opens(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
+      ASSERT_GE(::inotify_add_watch(opens.get(), place.c_str(), IN_OPEN), 0);
       EvictorLease lease(tree.paths(), 20ms);
       EXPECT_TRUE(test::eventually([&] { return lease.try_acquire() == Answer::kHeld; })) << kind;
+      inotify_event event{};
+      ASSERT_GE(::read(opens.get(), &event, sizeof event), 0) << "that it is gone is told";
+      EXPECT_EQ(event.mask & IN_OPEN, 0U) << kind;
       lease.release();
       EXPECT_EQ(files(), 0U);
       EXPECT_FALSE(std::filesystem::exists(place));
