@@ -40,12 +40,15 @@ build_targets() {
 
 # run_target NAME SECONDS: one line that says how much was tried, or what was found.
 run_target() {
-  local name=$1 seconds=$2 log=$BUILD/$1.log rc=0
+  local name=$1 seconds=$2 log=$BUILD/$1.log rc=0 memory=/tmp scratch
   mkdir -p "$BUILD/corpus/$name" "$BUILD/found"
-  "$BUILD/tests/fuzz/fuzz_$name" "$BUILD/corpus/$name" "tests/fuzz/corpus/$name" \
+  [[ ! -d /dev/shm ]] || memory=/dev/shm
+  scratch=$(mktemp -d "$memory/lmkv-fuzz-XXXXXX")
+  TMPDIR=$scratch "$BUILD/tests/fuzz/fuzz_$name" "$BUILD/corpus/$name" "tests/fuzz/corpus/$name" \
     -dict="tests/fuzz/$name.dict" -artifact_prefix="$BUILD/found/$name-" -max_len=2048 \
     -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
     >"$log" 2>&1 || rc=$?
+  rm -rf "$scratch"
   if ((rc != 0)); then
     tail -n 40 "$log" >&2
     say "fuzz $name: FOUND (status $rc): $(grep -o 'Test unit written to .*' "$log" || echo "see $log")"

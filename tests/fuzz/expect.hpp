@@ -15,11 +15,12 @@ inline void expect(bool holds, const char* what) {
   std::abort();
 }
 
-// In memory where that can be had, and gone when the process ends as it should.
+// In TMPDIR, and gone when the process ends as it should.
 class Scratch {
  public:
   Scratch() {
-    std::string pattern = (std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : "/tmp");
+    const char* const given = std::getenv("TMPDIR");
+    std::string pattern = given != nullptr ? given : "/tmp";
     pattern += "/lmkv-fuzz-XXXXXX";
     if (::mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp");
     path_ = pattern;

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -98,13 +99,16 @@ def fuzz(
 ) -> subprocess.CompletedProcess[str]:
     corpus, seeds = folder / "corpus", HERE / "corpus" / target
     corpus.mkdir()
-    return run(
-        [
-            program, corpus, seeds, f"-dict={HERE / target}.dict", "-max_len=2048",
-            f"-artifact_prefix={folder}/", "-timeout=10", "-print_final_stats=1", *options,
-        ],
-        timeout=120,
-    )  # fmt: skip
+    # In memory where that can be had: what a crash leaves there goes with it.
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(prefix="lmkv-fuzz-", dir=memory) as scratch:
+        return run(
+            [
+                program, corpus, seeds, f"-dict={HERE / target}.dict", "-max_len=2048",
+                f"-artifact_prefix={folder}/", "-timeout=10", "-print_final_stats=1", *options,
+            ],
+            timeout=120, env={**os.environ, "TMPDIR": scratch},
+        )  # fmt: skip
 
 
 @pytest.mark.slow
