@@ -39,8 +39,9 @@ class [[nodiscard]] Status {
   }
   // Of one file, in a directory that works: no `error_number` of its own.
   static Status no_permission(int error_number, std::string_view path) {
-    return Status(StatusKind::kIo, 0,
-                  "open " + std::string(path) + ": " + std::strerror(error_number));
+    Status status = io(error_number, "open", path);
+    status.error_number_ = 0;
+    return status;
   }
   static Status device(std::string message) {
     return Status(StatusKind::kDevice, 0, std::move(message));

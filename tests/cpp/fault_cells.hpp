@@ -87,10 +87,10 @@ inline std::vector<Cell> store_cells() {
     const std::string name(passing);
     for (const char* operation :
          {"stat", "open", "allocate", "write", "sync", "touch", "rename", "mkdir"}) {
-      cells.push_back(cell(operation + ("." + name), End::kDone, ":0.8"));
+      cells.push_back(cell(operation + ("." + name), End::kDone, ":0.95"));
     }
     cells.push_back(cell("close." + name, End::kFailed));  // never closed twice
-    cells.push_back(cell("write.eio,unlink." + name, End::kFailed, ":0.8"));
+    cells.push_back(cell("write.eio,unlink." + name, End::kFailed, ":0.95"));
     cells.push_back(cell(name + "_for_ever", End::kFailed));
     cells.back().spec = "write." + name;
   }
@@ -162,10 +162,10 @@ inline std::vector<Cell> load_cells() {
   for (const char* passing : {"eagain", "eintr"}) {
     const std::string name(passing);
     for (const char* operation : {"enter", "stat", "open", "read", "touch"}) {
-      cells.push_back(cell(operation + ("." + name), End::kDone, ":0.8"));
+      cells.push_back(cell(operation + ("." + name), End::kDone, ":0.95"));
     }
     cells.push_back(cell("close." + name, End::kDone));
-    cells.push_back(cell("truncate,unlink." + name, End::kBad, ":0.8"));
+    cells.push_back(cell("truncate,unlink." + name, End::kBad, ":0.95"));
     cells.push_back(cell(name + "_for_ever", End::kFailed));
     cells.back().spec = "read." + name;
   }
