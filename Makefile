@@ -3,7 +3,7 @@
 #   VLLM='vllm==0.33.0' another vLLM than the default; VLLM=none leaves it alone
 #   ARGS='...'          passed on: `make demo ARGS=--headless`, `make test ARGS='-k doctor'`
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint format docs wheel gpu-check clean
+.PHONY: help build demo test lint format docs wheel fuzz gpu-check clean
 export PYTHON VLLM
 ARGS ?=
 
@@ -18,7 +18,7 @@ demo: ## real engines with and without lmkv, side by side on a page (set-up abou
 	@scripts/demo.sh $(ARGS)
 
 test: ## all tests, C++ and Python, sanitizers and real engines included
-	@scripts/setup.sh build engine browser
+	@scripts/setup.sh build engine browser fuzz
 	@scripts/test.sh $(ARGS)
 
 lint: ## formatters in check mode, linters, type checker
@@ -36,6 +36,10 @@ docs: ## the site of docs/ into site/; a warning or a dead link fails
 wheel: ## a manylinux wheel with all it needs inside, into dist/; PYTHONS='python3.10 python3.12' for others
 	@scripts/setup.sh build
 	@scripts/wheel.sh $(ARGS)
+
+fuzz: ## the fuzz targets (tests/fuzz) for five minutes, or ARGS=3600 seconds
+	@scripts/setup.sh build fuzz
+	@scripts/fuzz.sh $(or $(ARGS),300)
 
 gpu-check: ## the tests that need a CUDA device
 	@scripts/gpu-check.sh $(ARGS)

@@ -318,11 +318,11 @@ class Faults:
     (it is executed, and fails as if it were for the second time), ``lost_eio``; ``short``
     (fewer bytes than asked for), ``truncate`` (a read meets the end of the file, a write loses its
     end), ``corrupt`` (one bit is another), ``delay`` (takes a time), ``reorder`` (up to a time, 5ms
-    by default), ``hang`` (until :meth:`release`). Operations: ``open``, ``read``, ``write``,
-    ``allocate``, ``sync``, ``touch``, ``chmod``, ``close``, ``stat``, ``rename``, ``mkdir``,
-    ``unlink``, ``rmdir``; without one a fault happens wherever a kernel may answer so. The rate is
-    0 to 1, and 1 if it is not given. Equal seeds draw equal faults for equal operations. Raises
-    ConfigError for a text that cannot be, with the nearest word that can.
+    by default), ``hang`` (until :meth:`release`). Operations: ``enter`` (a directory), ``open``,
+    ``read``, ``write``, ``allocate``, ``sync``, ``touch``, ``chmod``, ``close``, ``stat``,
+    ``rename``, ``mkdir``, ``unlink``, ``rmdir``; without one a fault happens wherever a kernel may
+    answer so. The rate is 0 to 1, and 1 if it is not given. Equal seeds draw equal faults for equal
+    operations. Raises ConfigError for a text that cannot be, with the nearest word that can.
     """
 
     def __init__(self, spec: str = "", seed: int = 0) -> None: ...

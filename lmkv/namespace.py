@@ -4,7 +4,7 @@ A namespace is a flat dict of facts; its digest names a directory and is written
 chunk. ``meta.json`` in that directory holds the facts for people and ``lmkv doctor``.
 """
 
-import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +12,8 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,45 @@ from typing import Any
 from lmkv._version import __version__
 
 FORMAT = 1
-META_BYTES = 1 << 20  # of a meta.json, which has a few hundred
+META = "meta.json"
+META_BYTES = 1 << 20  # of it; it has a few hundred
 
 Fact = str | int | bool | Sequence[str]
+
+
+@contextmanager
+def entered(root: str, *names: str, make: str = "") -> Iterator[int]:
+    """A descriptor of a directory below ``root``, for ``dir_fd``; no link below it is followed.
+
+    ``make`` makes what is missing, with that ``file_mode``. Blocks on the disk. Raises OSError.
+    """
+    place = os.open(root, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for name in names:
+            if make:
+                _make_directory(name, place, make)
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+            outer, place = place, os.open(name, flags, dir_fd=place)
+            os.close(outer)
+        yield place
+    finally:
+        os.close(place)
+
+
+def _make_directory(name: str, place: int | None, file_mode: str) -> None:
+    """As the core makes them; what is there stays as it is."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=place)
+    except OSError:
+        if os.access(name, os.F_OK, dir_fd=place):
+            return
+        raise
+    if file_mode == "group":
+        opened = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place)
+        try:
+            os.fchmod(opened, 0o2770)
+        finally:
+            os.close(opened)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +90,13 @@ class Namespace:
     def write_meta(
         self, root: str, about: Mapping[str, Fact] | None = None, file_mode: str = "private"
     ) -> OSError | None:
-        """Write ``<root>/v1/<namespace>/meta.json`` unless it is there; blocks on the disk.
+        """Write ``<root>/v1/<namespace>/meta.json`` unless that file is there; blocks on the disk.
 
         ``about`` is for people only (where the model came from, say) and is no part of the
         namespace. ``file_mode`` as in :class:`lmkv.config.Config`. The file is complete whenever
-        it is visible; one that is damaged is replaced. Returns what went wrong, if anything: KV is
-        exchanged with or without it.
+        it is visible; one that is damaged is replaced, and so is what is no file. Returns what
+        went wrong, if anything: KV is exchanged with or without it.
         """
-        target = self.directory(root) / "meta.json"
         text = json.dumps(
             {
                 "namespace": self.digest.hex(),
@@ -74,66 +110,70 @@ class Namespace:
             default=list,
         )
         try:
-            if _stands(target):
-                return None
-            temporary_directory = target.parent / "tmp"
-            for directory in (*reversed(temporary_directory.parents), temporary_directory):
-                _make_directory(directory, file_mode)
-            name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
-            temporary = temporary_directory / name
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            opened = os.open(temporary, flags, 0o600)
-            try:
-                with open(opened, "w", encoding="utf-8") as file:
-                    if file_mode == "group":
-                        os.fchmod(opened, 0o660)
-                    file.write(text + "\n")
-                    file.flush()
-                    os.fsync(opened)  # written once, and read for months
-                os.rename(temporary, target)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
+            Path(root).parent.mkdir(parents=True, exist_ok=True)
+            _make_directory(root, None, file_mode)
+            with entered(root, "v1", self.short, make=file_mode) as place:
+                if not _stands(place):
+                    self._publish(root, place, text + "\n", file_mode)
         except OSError as error:
             return error
         return None
 
+    def _publish(self, root: str, place: int, text: str, file_mode: str) -> None:
+        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with entered(root, "v1", self.short, "tmp", make=file_mode) as temporary:
+            opened = os.open(name, flags, 0o600, dir_fd=temporary)
+            try:
+                with open(opened, "w", encoding="utf-8") as file:
+                    if file_mode == "group":
+                        os.fchmod(opened, 0o660)
+                    file.write(text)
+                    file.flush()
+                    os.fsync(opened)  # written once, and read for months
+                os.rename(name, META, src_dir_fd=temporary, dst_dir_fd=place)
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=temporary)
+                raise
 
-def load_meta(path: Path) -> dict[str, Any]:
-    """What a ``meta.json`` says; empty if it is damaged.
 
-    Raises OSError if it cannot be read, or is no file: no link is followed, no FIFO waited for.
+def load_meta(place: int) -> dict[str, Any]:
+    """What the ``meta.json`` in the directory ``place`` says; empty if it is damaged.
+
+    Raises OSError if it cannot be read, or is no file: no link is followed, no FIFO waited for, no
+    device opened. Of what it says only text, numbers and lists of text are taken.
     """
-    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.stat(META, dir_fd=place, follow_symlinks=False).st_mode):
+        raise FileNotFoundError(errno.ENOENT, "no file", META)
+    opened = os.open(META, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=place)
     with open(opened, encoding="utf-8") as file:
-        if not stat.S_ISREG(os.fstat(opened).st_mode):
-            raise OSError(f"not a file: {path}")
         try:
             said = json.loads(file.read(META_BYTES))
         except (ValueError, RecursionError):
             return {}
-    good = isinstance(said, dict) and all(isinstance(said.get(k), dict) for k in ("facts", "about"))
-    return said if good else {}
+    if not isinstance(said, dict):
+        return {}
+    facts, about = said.get("facts"), said.get("about")
+    if not isinstance(facts, dict) or not isinstance(about, dict):
+        return {}
+    return _flat(said) | {"facts": _flat(facts), "about": _flat(about)}
 
 
-def _stands(path: Path) -> bool:
-    """Whether there is a meta.json to be left alone, or something in its place."""
+def _flat(said: dict[str, Any]) -> dict[str, Any]:
+    def is_fact(value: object) -> bool:
+        if isinstance(value, list):
+            return all(isinstance(one, str) for one in value)
+        return isinstance(value, str | int)
+
+    return {name: value for name, value in said.items() if is_fact(value)}
+
+
+def _stands(place: int) -> bool:
+    """Whether there is a meta.json to be left alone: a whole one, or one that we may not read."""
     try:
-        return bool(load_meta(path))
-    except (FileNotFoundError, NotADirectoryError):
+        return bool(load_meta(place))
+    except FileNotFoundError:
         return False
     except OSError:
         return True
-
-
-def _make_directory(directory: Path, file_mode: str) -> None:
-    """As the core makes them; what is there stays as it is."""
-    try:
-        directory.mkdir(mode=0o700)
-    except OSError:
-        if directory.is_dir():
-            return
-        raise
-    if file_mode == "group":
-        directory.chmod(0o2770)

@@ -13,13 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lmkv._C import Finding, Inspection, Removal, TreeFile, inspect_chunk, remove_chunk, scan_tree
 from lmkv.errors import ConfigError
-from lmkv.namespace import load_meta
+from lmkv.namespace import entered, load_meta
 
 PAGE_BYTES = 4096  # of the header, and of what a file is padded to
 # As engines do: csrc/store/housekeeper.hpp, HousekeepingOptions.
@@ -30,6 +31,7 @@ CLOCKS_DIFFER_SECONDS = 3600.0
 LONG_BEFORE_NS = 4 * 10**18
 # Chunks that a clean-up keeps in memory at once (it scans again for more): below 200 MB.
 CANDIDATES = 200_000
+_NAME = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(slots=True)
@@ -90,15 +92,31 @@ def _is_of_the_future(time_ns: int, now: float) -> bool:
 
 def check_namespace(root: str, name: str) -> str:
     """``name`` if it is a namespace under ``root``. Raises ConfigError if not."""
-    if not re.fullmatch(r"[0-9a-f]{16}", name) or not (Path(root) / "v1" / name).is_dir():
+    if not _NAME.fullmatch(name) or not (Path(root) / "v1" / name).is_dir():
         raise ConfigError(f"there is no namespace {name!r} (16 hex digits): see lmkv stats")
     return name
+
+
+def namespaces(root: str) -> list[str]:
+    """Names of all, whatever is in them. Links are not followed."""
+    found = []
+    with suppress(OSError), entered(root, "v1") as place:
+        opened = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)
+        try:
+            names = os.listdir(opened)
+        finally:
+            os.close(opened)
+        for name in filter(_NAME.fullmatch, names):
+            with suppress(OSError), entered(root, "v1", name):
+                found.append(name)
+    return sorted(found)
 
 
 def read_meta(root: str, namespace: str) -> dict[str, Any]:
     """What a namespace is made of; empty if its ``meta.json`` is missing or no such file."""
     try:
-        return load_meta(Path(root) / "v1" / namespace / "meta.json")
+        with entered(root, "v1", namespace) as place:
+            return load_meta(place)
     except OSError:
         return {}
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# setup.sh [tools] [build] [engine] [browser] [demo]: makes this clone ready, doing what is not done yet.
+# setup.sh [tools] [build] [engine] [browser] [fuzz] [demo]: makes this clone ready, doing what is not done yet.
 #   tools   .venv with the linters and test tools
 #   build   tools, system packages, lmkv itself (editable)
 #   engine  vLLM (for the CPU where there is no GPU) and the demo's small model
 #   browser Chromium, for the tests of the demo's page
+#   fuzz    clang with libFuzzer, for the fuzz targets
 #   demo    build and engine, without linters and test tools (600 MB less)
 # Each step leaves a stamp in .venv that holds what it depends on; an equal stamp skips the step.
 # Two of these at once are safe: the second waits.
@@ -87,6 +88,18 @@ missing_for_build() {
   command -v fio >/dev/null || echo fio
 }
 
+# clang with libFuzzer, in the version that this distribution has both packages of.
+missing_for_fuzz() {
+  local version
+  if has_fuzzer; then return; fi
+  for version in {14..19}; do
+    [[ $(apt-cache pkgnames "libclang-rt-$version-dev" 2>/dev/null) ]] || continue
+    printf '%s\n' "clang-$version" "libclang-rt-$version-dev"
+    return
+  done
+  printf '%s\n' clang-14 libclang-rt-14-dev
+}
+
 missing_for_browser() {
   local name
   for name in chromium chromium-browser google-chrome; do
@@ -98,6 +111,15 @@ missing_for_browser() {
 headers_of() { "$1" -c 'import sysconfig; print(sysconfig.get_path("include"))'; }
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+
+has_fuzzer() {
+  local name
+  for name in clang++ clang++-{19,18,17,16,15,14}; do
+    command -v "$name" >/dev/null || continue
+    if compgen -G "$("$name" -print-resource-dir)/lib/linux/libclang_rt.fuzzer-*" >/dev/null; then return; fi
+  done
+  return 1
+}
 
 has_header() { command -v c++ >/dev/null && echo "#include <$1>" | c++ -x c++ -E - >/dev/null 2>&1; }
 
@@ -111,7 +133,7 @@ install_missing() {
     say "installing system packages: $* (about a minute)"
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" </dev/null ||
-      [[ $* == chromium ]] || die "apt-get could not install: $*"
+      [[ $1 == chromium || $1 == clang-* ]] || die "apt-get could not install: $*"
     return 0
   fi
   say "please install (names as in Debian and Ubuntu): $*"
@@ -119,7 +141,7 @@ install_missing() {
   for name in "$@"; do
     # Without liburing the thread engine does the I/O; the others are for tests alone.
     case $name in
-      liburing-dev | libgtest-dev | fuse3 | xfsprogs | fio | chromium) ;;
+      liburing-dev | libgtest-dev | fuse3 | xfsprogs | fio | chromium | clang-* | libclang-rt-*) ;;
       *) die "lmkv cannot be built here without $name" ;;
     esac
   done
@@ -221,6 +243,8 @@ demo() {
 
 browser() { install_missing missing_for_browser "$VENV/bin/python"; }
 
+fuzz() { install_missing missing_for_fuzz "$VENV/bin/python"; }
+
 # Packages of the torch family that were built for another torch fail to import, and take the import
 # of transformers down with them. Text models need none of them.
 remove_broken_torch_packages() {
@@ -243,7 +267,7 @@ flock -n 9 || {
 }
 for step in "$@"; do
   case $step in
-    tools | build | engine | browser | demo) "$step" ;;
-    *) die "unknown step '$step': tools, build, engine, browser or demo" ;;
+    tools | build | engine | browser | fuzz | demo) "$step" ;;
+    *) die "unknown step '$step': tools, build, engine, browser, fuzz or demo" ;;
   esac
 done

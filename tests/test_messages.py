@@ -78,7 +78,7 @@ def reasons_in_the_core() -> list[str]:
         "store/chunk_format.cpp": r'case ChunkFault::\w+: return "([^"]+)"',
         "store/space.cpp": r'case Refusal::\w+: return "([^"]+)"',
         "store/inspection.cpp": r'\bbad\([^"]*?"([^"]+)"',
-        "io/file_tasks.cpp": r'\bbad\("([^"]+)"',
+        "io/read_task.cpp": r'\bbad\("([^"]+)"',
         "engine/load_pipeline.cpp": r'(?:timed_out\(|stalled\([^"]*)"([^"]+)"',
         "common/status.hpp": r'Status\(StatusKind::\w+, 0,\s*"([^"]+)"',
     }.items():

@@ -109,25 +109,21 @@ def test_meta_json_that_a_power_loss_has_damaged_is_written_again(tmp_path, dama
     assert list((file.parent / "tmp").iterdir()) == []
 
 
-def test_what_is_no_file_in_the_place_of_meta_json_is_left_alone(tmp_path):
+def test_what_is_no_file_in_the_place_of_meta_json_gives_way(tmp_path):
     namespace = Namespace(FACTS)
     place = namespace.directory(str(tmp_path)) / "meta.json"
     place.parent.mkdir(parents=True)
     (tmp_path / "theirs").write_text("theirs")
-    for make in (
-        lambda: place.symlink_to(tmp_path / "theirs"),
-        lambda: os.mkfifo(place),
-        place.mkdir,
-    ):
+    for make in (lambda: place.symlink_to(tmp_path / "theirs"), lambda: os.mkfifo(place)):
         make()
-        before = place.lstat()
         assert namespace.write_meta(str(tmp_path)) is None
-        assert place.lstat() == before
-        if place.is_dir():
-            place.rmdir()
-        else:
-            place.unlink()
+        assert stat.S_ISREG(place.lstat().st_mode)
+        place.unlink()
     assert (tmp_path / "theirs").read_text() == "theirs"
+    place.mkdir()
+    assert isinstance(namespace.write_meta(str(tmp_path)), OSError)
+    assert place.is_dir()
+    assert list((place.parent / "tmp").iterdir()) == []
 
 
 def test_meta_json_has_its_name_when_it_is_on_the_disk_and_not_before(tmp_path, monkeypatch):

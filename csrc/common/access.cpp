@@ -8,24 +8,25 @@
 
 namespace lmkv {
 
-int set_directory_mode(const std::string& path, mode_t mode) {
-  const UniqueFd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  return directory.get() < 0 ? -1 : ::fchmod(directory.get(), mode);
+int set_directory_mode(int parent, const char* name, mode_t mode) {
+  const UniqueFd opened(::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  return opened.get() < 0 ? -1 : ::fchmod(opened.get(), mode);
 }
 
-int make_directory(const std::string& path, Access access) {
+int make_directory(int parent, const char* name, Access access) {
   const mode_t mode = directory_mode_of(access);
-  if (::mkdir(path.c_str(), mode) != 0) return -1;
-  return access == Access::kGroup ? set_directory_mode(path, mode) : 0;
+  if (::mkdirat(parent, name, mode) != 0) return -1;
+  return access == Access::kGroup ? set_directory_mode(parent, name, mode) : 0;
 }
 
-UniqueFd create_file(const std::string& path, Access access) {
+UniqueFd create_file(int directory, const char* name, Access access) {
+  constexpr int kFlags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
   const mode_t mode = file_mode_of(access);
-  UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode));
+  UniqueFd file(::openat(directory, name, kFlags, mode));
   if (file.get() < 0 || access == Access::kPrivate) return file;
   if (::fchmod(file.get(), mode) == 0) return file;
   const int error = errno;
-  ::unlink(path.c_str());
+  ::unlinkat(directory, name, 0);
   errno = error;
   return UniqueFd();
 }

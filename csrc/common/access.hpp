@@ -3,8 +3,6 @@
 
 #include <sys/types.h>
 
-#include <string>
-
 #include "common/unique_fd.hpp"
 
 namespace lmkv {
@@ -23,11 +21,11 @@ enum class Access { kPrivate, kGroup };
 
 // For threads that may block on the disk. The group's modes are set whatever the umask is.
 
-// As mkdir(2).
-[[nodiscard]] int make_directory(const std::string& path, Access access);
+// As mkdirat(2).
+[[nodiscard]] int make_directory(int parent, const char* name, Access access);
 // Sets a directory's mode, unless a link is in its place. 0, or -1 with errno.
-[[nodiscard]] int set_directory_mode(const std::string& path, mode_t mode);
+[[nodiscard]] int set_directory_mode(int parent, const char* name, mode_t mode);
 // Opens a file for writing that was not there (O_EXCL); -1 with errno if it cannot.
-[[nodiscard]] UniqueFd create_file(const std::string& path, Access access);
+[[nodiscard]] UniqueFd create_file(int directory, const char* name, Access access);
 
 }  // namespace lmkv

@@ -12,7 +12,7 @@ enum class StatusKind {
   kOk,
   kMissing,       // there is no such chunk (any more): a plain miss
   kBadChunk,      // what is there is not the chunk that was asked for
-  kIo,            // the filesystem refused or failed; `error_number` says how
+  kIo,            // the filesystem refused or failed; `error_number` says how, or 0: one file's own
   kDevice,        // gather or scatter failed
   kTimedOut,      // given up, because it took too long
   kOutOfService,  // not tried, because the directory has failed again and again
@@ -36,6 +36,12 @@ class [[nodiscard]] Status {
     return Status(
         StatusKind::kIo, error_number,
         std::string(operation) + " " + std::string(path) + ": " + std::strerror(error_number));
+  }
+  // Of one file, in a directory that works: no `error_number` of its own.
+  static Status no_permission(int error_number, std::string_view path) {
+    Status status = io(error_number, "open", path);
+    status.error_number_ = 0;
+    return status;
   }
   static Status device(std::string message) {
     return Status(StatusKind::kDevice, 0, std::move(message));

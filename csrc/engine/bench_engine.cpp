@@ -96,7 +96,7 @@ EngineParts parts_with(const EngineOptions& options, std::shared_ptr<Faults> fau
 }
 
 // As in a tree that is in use: a fresh one would have one made for nearly every file.
-void make_directories(const EngineOptions& options) {
+void make_all_directories(const EngineOptions& options) {
   constexpr unsigned kDirectories = 1 << 12;  // the first three digits of a key
   for (unsigned i = 0; i < kDirectories * options.roots.size(); ++i) {
     const ChunkPaths paths(options.roots[i / kDirectories], options.namespace_digest, options.rank);
@@ -104,9 +104,7 @@ void make_directories(const EngineOptions& options) {
     key.bytes[0] = static_cast<std::uint8_t>(i % kDirectories >> 4);
     key.bytes[1] = static_cast<std::uint8_t>((i & 15) << 4);
     // What it cannot make, the store that needs it will report.
-    for (const std::string& directory : paths.directories_for(key)) {
-      [[maybe_unused]] const int result = make_directory(directory, options.access);
-    }
+    make_directories(paths, key, options.access);
   }
 }
 
@@ -120,7 +118,7 @@ std::unique_ptr<Engine> make_faulty_engine(const EngineOptions& options,
 std::unique_ptr<Engine> make_bench_engine(const EngineOptions& options,
                                           std::shared_ptr<Faults> faults) {
   EngineParts parts = parts_with(options, std::move(faults));
-  make_directories(options);
+  make_all_directories(options);
   parts.device = std::make_unique<NoCopyDevice>(SegmentTable(options.segments).block_bytes());
   auto engine = std::make_unique<Engine>(options, std::move(parts));
   // Housekeeping's first look at the tree belongs to the start, not to what is measured.

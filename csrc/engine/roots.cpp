@@ -7,8 +7,10 @@
 namespace lmkv {
 namespace {
 
-FileIoOptions file_options(const EngineOptions& options, const RootProbe& probe) {
+FileIoOptions file_options(const EngineOptions& options, const std::string& path,
+                           const RootProbe& probe) {
   FileIoOptions files;
+  files.root = path;
   files.place = probe.place;
   files.caching = probe.caching;
   files.publish = probe.publish;
@@ -40,7 +42,7 @@ Root::Root(const EngineOptions& options, const std::string& path, RootParts part
       housekeeper_(paths, probe_.place, space_limits(options), housekeeping_options(options)),
       io_engine_(std::move(parts.io_engine)),
       registration_error_(io_engine_->register_memory(slabs)),
-      files_(*io_engine_, file_options(options, probe_)) {}
+      files_(*io_engine_, file_options(options, path, probe_)) {}
 
 void Root::add_stats(std::map<std::string, std::uint64_t>& all) const {
   for (const auto& [name, value] : housekeeper_.stats()) all[name] += value;

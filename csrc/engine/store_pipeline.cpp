@@ -134,7 +134,6 @@ void StorePipeline::write(std::shared_ptr<Job> job) {
   FileWrite request;
   request.path = root.paths.chunk(job->identity.key);
   request.temporary = root.paths.unique_temporary(job->identity.key);
-  request.root = root.paths.root();
   request.directories = root.paths.directories_for(job->identity.key);
   request.buffer = job->sealed->bytes().data();
   request.bytes = job->identity.file_bytes();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <iterator>
+#include <string_view>
 #include <utility>
 
 #include "common/types.hpp"
@@ -26,7 +27,41 @@ constexpr std::size_t kMaxWaitingTouches = 1 << 14;
 
 }  // namespace
 
+void FileTask::start() {
+  enter(path().substr(0, path().rfind('/')), [this](int result) { entered(result); });
+}
+
+// O_PATH descriptors are closed at once, without a look at the disk: no operation is needed.
+void FileTask::enter(std::string directory, Continuation next) {
+  directory_ = std::move(directory) + "/";
+  opened_directory_ = UniqueFd();
+  Operation op;
+  op.kind = OperationKind::kEnter;
+  op.path = root().c_str();
+  step(op, [this, next = std::move(next)](int opened_root) {
+    if (opened_root < 0) return next(opened_root);
+    opened_directory_ = UniqueFd(opened_root);
+    if (directory_.size() == root().size() + 1) return next(0);
+    Operation below;
+    below.kind = OperationKind::kEnter;
+    below.path = directory_.c_str();
+    below.directory = opened_root;
+    below.skip = root().size() + 1;
+    step(below, [this, next](int opened) {
+      opened_directory_ = UniqueFd(opened);  // -1 or an errno is none
+      next(std::min(opened, 0));
+    });
+  });
+}
+
 void FileTask::step(Operation operation, Continuation next) {
+  const std::string_view path = operation.path == nullptr ? "" : operation.path;
+  const bool is_here = operation.kind != OperationKind::kEnter && path.starts_with(directory_) &&
+                       path.find('/', directory_.size()) == std::string_view::npos;
+  if (is_here) {
+    operation.directory = opened_directory_.get();
+    operation.skip = directory_.size();
+  }
   step_ = operation;
   step_.handler = this;
   step_kind_ = operation.kind;

@@ -38,9 +38,8 @@ struct FileRead {
 
 struct FileWrite {
   std::string path;
-  std::string temporary;                 // written first, renamed to `path` when whole
-  std::string root;                      // is there, or the write fails
-  std::vector<std::string> directories;  // made, outermost first, if one turns out to be missing
+  std::string temporary;                 // written first, renamed to `path`, which it is beside
+  std::vector<std::string> directories;  // below the root; made, outermost first, if one is missing
   const std::byte* buffer = nullptr;     // page-aligned
   std::size_t bytes = 0;                 // whole pages
   std::int64_t modified_ns = 0;          // the file's modification time; 0: as it comes
@@ -72,6 +71,8 @@ struct MountPlace {
 };
 
 struct FileIoOptions {
+  // Files are below it, or in it. It may be, or lie behind, a symbolic link; what is below it not.
+  std::string root;
   // Missing directories are made where the root is: where its mount has vanished, the empty mount
   // point must not be filled.
   MountPlace place;

@@ -14,11 +14,12 @@ namespace lmkv {
 namespace {
 
 constexpr std::array kOperationKinds = {
-    OperationKind::kOpen,          OperationKind::kRead,      OperationKind::kWrite,
-    OperationKind::kAllocate,      OperationKind::kSync,      OperationKind::kSetModified,
-    OperationKind::kClose,         OperationKind::kStat,      OperationKind::kRename,
-    OperationKind::kMakeDirectory, OperationKind::kUnlink,    OperationKind::kRemoveDirectory,
-    OperationKind::kWriteBack,     OperationKind::kDropPages, OperationKind::kSetMode};
+    OperationKind::kEnter,           OperationKind::kOpen,          OperationKind::kRead,
+    OperationKind::kWrite,           OperationKind::kAllocate,      OperationKind::kSync,
+    OperationKind::kSetModified,     OperationKind::kClose,         OperationKind::kStat,
+    OperationKind::kRename,          OperationKind::kMakeDirectory, OperationKind::kUnlink,
+    OperationKind::kRemoveDirectory, OperationKind::kWriteBack,     OperationKind::kDropPages,
+    OperationKind::kSetMode};
 
 constexpr std::chrono::microseconds kReorderWithin{5000};
 
@@ -39,6 +40,7 @@ bool takes_space(const Operation& op) {
     case OperationKind::kClose:  // NFS says it here
     case OperationKind::kRename:
     case OperationKind::kMakeDirectory: return true;
+    case OperationKind::kEnter:
     case OperationKind::kRead:
     case OperationKind::kSetModified:
     case OperationKind::kSetMode:
@@ -212,6 +214,7 @@ std::string_view name_of(FaultKind kind) {
 
 std::string_view name_of(OperationKind kind) {
   switch (kind) {
+    case OperationKind::kEnter: return "enter";
     case OperationKind::kOpen: return "open";
     case OperationKind::kRead: return "read";
     case OperationKind::kWrite: return "write";

@@ -1,4 +1,4 @@
-// One file's state machine. Private to direct_file.cpp, file_tasks.cpp and small_tasks.cpp.
+// One file's state machine. Private to direct_file.cpp and the tasks.
 //
 // A task runs one operation after another ("steps"), or its pieces all at once; nothing of it runs
 // twice at a time, whatever the number of I/O threads, so its members need no lock but those that
@@ -15,6 +15,7 @@
 
 #include "common/clocks.hpp"
 #include "common/posix.hpp"
+#include "common/unique_fd.hpp"
 #include "io/direct_file.hpp"
 
 namespace lmkv {
@@ -29,7 +30,7 @@ class FileTask : public OperationHandler {
   FileTask(const FileTask&) = delete;
   FileTask& operator=(const FileTask&) = delete;
 
-  virtual void start() = 0;
+  void start();
   virtual void report() = 0;  // to the requester, once, when the last operation is done
   virtual void cancel() = 0;  // instead of start() and report()
   // Ends in retire(), once its depth is given back and the files that got it have been started.
@@ -41,6 +42,15 @@ class FileTask : public OperationHandler {
 
  protected:
   using Continuation = std::function<void(int result)>;
+
+  // Where the task's files are; and its first step, when that was entered, or could not be.
+  [[nodiscard]] virtual const std::string& path() const = 0;
+  virtual void entered(int result) = 0;
+
+  // Opens `directory`, which is the root or below it; no link below the root is followed. Steps
+  // resolve paths of this directory from it from now on, whatever comes into its place.
+  void enter(std::string directory, Continuation next);
+  [[nodiscard]] const std::string& root() const { return owner_.options_.root; }
 
   // One operation; `next` gets its result. EINTR and EAGAIN are retried underneath, but for a
   // close.
@@ -77,6 +87,9 @@ class FileTask : public OperationHandler {
   const Lane lane_;
   const std::size_t bytes_;
   const std::uint64_t group_;
+
+  std::string directory_;  // that was entered, with a slash behind it
+  UniqueFd opened_directory_;
 
   Operation step_;
   OperationKind step_kind_{};  // while step_ pauses before a retry, as pieces_kind_

@@ -20,6 +20,7 @@
 namespace lmkv {
 
 enum class OperationKind : std::uint8_t {
+  kEnter,            // path                     -> descriptor of a directory, O_PATH (links: below)
   kOpen,             // path, flags, mode        -> file descriptor
   kRead,             // descriptor, buffer, length, offset -> bytes, 0 at the end of the file
   kWrite,            // descriptor, buffer, length, offset -> bytes
@@ -63,6 +64,10 @@ struct Operation {
   std::uint64_t offset = 0;
   const char* path = nullptr;
   const char* target = nullptr;
+  // Where paths are resolved from, without their first `skip` bytes, which name it. kEnter follows
+  // links without it, and none with it.
+  int directory = AT_FDCWD;
+  std::size_t skip = 0;
   struct statx* status = nullptr;  // type, size and modification time
   std::int64_t modified_ns = 0;    // since the epoch, or kModifiedNow
   timespec pause{};

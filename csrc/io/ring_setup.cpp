@@ -4,15 +4,19 @@
 
 #include <cerrno>
 
+#include "common/enter.hpp"
+
 namespace lmkv {
 namespace {
 
 // The operations that lmkv needs. The youngest, kMakeDirectory, is in kernels from 5.15 on.
 constexpr int kNeededOpcodes[] = {
-    IORING_OP_OPENAT,  IORING_OP_READ,     IORING_OP_WRITE,          IORING_OP_READ_FIXED,
-    IORING_OP_CLOSE,   IORING_OP_FSYNC,    IORING_OP_FALLOCATE,      IORING_OP_WRITE_FIXED,
-    IORING_OP_STATX,   IORING_OP_RENAMEAT, IORING_OP_UNLINKAT,       IORING_OP_MKDIRAT,
-    IORING_OP_FADVISE, IORING_OP_TIMEOUT,  IORING_OP_SYNC_FILE_RANGE};
+    IORING_OP_OPENAT,  IORING_OP_READ,     IORING_OP_WRITE,           IORING_OP_READ_FIXED,
+    IORING_OP_CLOSE,   IORING_OP_FSYNC,    IORING_OP_FALLOCATE,       IORING_OP_WRITE_FIXED,
+    IORING_OP_STATX,   IORING_OP_RENAMEAT, IORING_OP_UNLINKAT,        IORING_OP_MKDIRAT,
+    IORING_OP_FADVISE, IORING_OP_TIMEOUT,  IORING_OP_SYNC_FILE_RANGE, IORING_OP_OPENAT2};
+
+constexpr unsigned kResolveNoSymlinks = 0x04;  // of openat2, which older headers lack
 
 struct Setup {
   unsigned flags;
@@ -72,11 +76,19 @@ int open_ring(io_uring& ring, std::string& setup) {
 }
 
 void prepare_entry(io_uring_sqe* sqe, Operation& op, int slab) {
+  static open_how without_links = {kEnterFlags, 0, kResolveNoSymlinks};
   const auto length = static_cast<unsigned>(op.length);
+  const int directory = op.directory;
+  const char* const path = op.path == nullptr ? nullptr : op.path + op.skip;
   switch (op.kind) {
-    case OperationKind::kOpen:
-      io_uring_prep_openat(sqe, AT_FDCWD, op.path, op.flags, op.mode);
+    case OperationKind::kEnter:
+      if (directory == AT_FDCWD) {
+        io_uring_prep_openat(sqe, directory, path, kEnterFlags, 0);
+      } else {
+        io_uring_prep_openat2(sqe, directory, path, &without_links);
+      }
       break;
+    case OperationKind::kOpen: io_uring_prep_openat(sqe, directory, path, op.flags, op.mode); break;
     case OperationKind::kRead:
       if (slab >= 0) {
         io_uring_prep_read_fixed(sqe, op.descriptor, op.buffer, length, op.offset, slab);
@@ -107,18 +119,16 @@ void prepare_entry(io_uring_sqe* sqe, Operation& op, int slab) {
       break;
     case OperationKind::kClose: io_uring_prep_close(sqe, op.descriptor); break;
     case OperationKind::kStat:
-      io_uring_prep_statx(sqe, AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW | op.flags, kStatMask,
+      io_uring_prep_statx(sqe, directory, path, AT_SYMLINK_NOFOLLOW | op.flags, kStatMask,
                           op.status);
       break;
     case OperationKind::kRename:
-      io_uring_prep_renameat(sqe, AT_FDCWD, op.path, AT_FDCWD, op.target, 0);
+      io_uring_prep_renameat(sqe, directory, path, directory, op.target + op.skip, 0);
       break;
-    case OperationKind::kMakeDirectory:
-      io_uring_prep_mkdirat(sqe, AT_FDCWD, op.path, op.mode);
-      break;
-    case OperationKind::kUnlink: io_uring_prep_unlinkat(sqe, AT_FDCWD, op.path, 0); break;
+    case OperationKind::kMakeDirectory: io_uring_prep_mkdirat(sqe, directory, path, op.mode); break;
+    case OperationKind::kUnlink: io_uring_prep_unlinkat(sqe, directory, path, 0); break;
     case OperationKind::kRemoveDirectory:
-      io_uring_prep_unlinkat(sqe, AT_FDCWD, op.path, AT_REMOVEDIR);
+      io_uring_prep_unlinkat(sqe, directory, path, AT_REMOVEDIR);
       break;
     case OperationKind::kPause:
       static_assert(sizeof(timespec) == sizeof(__kernel_timespec));

@@ -16,18 +16,21 @@ class RemoveTask final : public FileTask {
   RemoveTask(FileIo& owner, std::string path, std::function<void(Status)> done)
       : FileTask(owner, Lane::kRemove, 0), path_(std::move(path)), done_(std::move(done)) {}
 
-  void start() override {
-    step(path_operation(OperationKind::kUnlink, path_), [this](int result) {
-      if (result != -EISDIR) return end(result, "unlink");
+  void report() override { done_(std::move(status_)); }
+  void cancel() override { done_(Status::cancelled()); }
+
+ private:
+  [[nodiscard]] const std::string& path() const override { return path_; }
+
+  void entered(int result) override {
+    if (result < 0) return end(result, "directory of");
+    step(path_operation(OperationKind::kUnlink, path_), [this](int unlinked) {
+      if (unlinked != -EISDIR) return end(unlinked, "unlink");
       step(path_operation(OperationKind::kRemoveDirectory, path_),
            [this](int removed) { end(removed, "rmdir"); });
     });
   }
 
-  void report() override { done_(std::move(status_)); }
-  void cancel() override { done_(Status::cancelled()); }
-
- private:
   void end(int result, std::string_view operation) {
     const bool gone = result == 0 || is_gone(-result);
     status_ = gone ? Status::ok() : Status::io(-result, operation, path_);
@@ -44,10 +47,17 @@ class TouchTask final : public FileTask {
   TouchTask(FileIo& owner, std::string path, std::int64_t modified_ns)
       : FileTask(owner, Lane::kTouch, 0), path_(std::move(path)), modified_ns_(modified_ns) {}
 
+  void report() override {}
+  void cancel() override {}
+
+ private:
+  [[nodiscard]] const std::string& path() const override { return path_; }
+
   // Most files of a busy prefix carry the time already: a look is cheaper than a change.
-  void start() override {
-    step(stat_operation(path_, found_), [this](int result) {
-      if (result < 0) return end(result);
+  void entered(int result) override {
+    if (result < 0) return end(result);
+    step(stat_operation(path_, found_), [this](int looked) {
+      if (looked < 0) return end(looked);
       if (!S_ISREG(found_.stx_mode)) return finish();
       const std::int64_t renewed = renewed_time(found_, modified_ns_);
       if (renewed == nanoseconds(found_.stx_mtime)) return finish();
@@ -55,10 +65,6 @@ class TouchTask final : public FileTask {
     });
   }
 
-  void report() override {}
-  void cancel() override {}
-
- private:
   void end(int result) {
     if (!is_gone(-result)) note_touch(result);
     finish();

@@ -16,6 +16,7 @@
 
 #include "common/access.hpp"
 #include "common/background_thread.hpp"
+#include "common/enter.hpp"
 #include "io/io_engine.hpp"
 
 namespace lmkv {
@@ -28,20 +29,28 @@ int set_modified(const Operation& op) {
   const timespec given[2] = {{0, UTIME_OMIT}, {op.modified_ns / kSecond, op.modified_ns % kSecond}};
   const timespec* const times = op.modified_ns == kModifiedNow ? nullptr : given;
   if (op.descriptor >= 0) return result_of(::futimens(op.descriptor, times));
-  return result_of(::utimensat(AT_FDCWD, op.path, times, AT_SYMLINK_NOFOLLOW));
+  return result_of(::utimensat(op.directory, op.path + op.skip, times, AT_SYMLINK_NOFOLLOW));
 }
 
 int set_mode(const Operation& op) {
   if (op.descriptor >= 0) return result_of(::fchmod(op.descriptor, op.mode));
-  return result_of(set_directory_mode(op.path, op.mode));
+  return result_of(set_directory_mode(op.directory, op.path + op.skip, op.mode));
 }
 
 constexpr unsigned kAll =
     SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
 
+int enter(const Operation& op) {
+  if (op.directory == AT_FDCWD) return result_of(::open(op.path, kEnterFlags));
+  return result_of(enter_below(op.directory, op.path + op.skip));
+}
+
 int execute(const Operation& op) {
+  const int directory = op.directory;
+  const char* const path = op.path == nullptr ? nullptr : op.path + op.skip;
   switch (op.kind) {
-    case OperationKind::kOpen: return result_of(::open(op.path, op.flags, op.mode));
+    case OperationKind::kEnter: return enter(op);
+    case OperationKind::kOpen: return result_of(::openat(directory, path, op.flags, op.mode));
     case OperationKind::kRead:
       return result_of(::pread(op.descriptor, op.buffer, op.length, static_cast<off_t>(op.offset)));
     case OperationKind::kWrite:
@@ -53,16 +62,18 @@ int execute(const Operation& op) {
     case OperationKind::kClose: return result_of(::close(op.descriptor));
     case OperationKind::kStat:
       return result_of(
-          ::statx(AT_FDCWD, op.path, AT_SYMLINK_NOFOLLOW | op.flags, kStatMask, op.status));
+          ::statx(directory, path, AT_SYMLINK_NOFOLLOW | op.flags, kStatMask, op.status));
     case OperationKind::kWriteBack: return result_of(::sync_file_range(op.descriptor, 0, 0, kAll));
     case OperationKind::kDropPages:
       return -::posix_fadvise(op.descriptor, 0, 0, POSIX_FADV_DONTNEED);
     case OperationKind::kSetModified: return set_modified(op);
     case OperationKind::kSetMode: return set_mode(op);
-    case OperationKind::kRename: return result_of(::rename(op.path, op.target));
-    case OperationKind::kMakeDirectory: return result_of(::mkdir(op.path, op.mode));
-    case OperationKind::kUnlink: return result_of(::unlink(op.path));
-    case OperationKind::kRemoveDirectory: return result_of(::rmdir(op.path));
+    case OperationKind::kRename:
+      return result_of(::renameat(directory, path, directory, op.target + op.skip));
+    case OperationKind::kMakeDirectory: return result_of(::mkdirat(directory, path, op.mode));
+    case OperationKind::kUnlink: return result_of(::unlinkat(directory, path, 0));
+    case OperationKind::kRemoveDirectory:
+      return result_of(::unlinkat(directory, path, AT_REMOVEDIR));
     case OperationKind::kPause:  // ThreadEngine has waited
     case OperationKind::kDefer: return 0;
   }

@@ -1,5 +1,6 @@
 #include "store/directory.hpp"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
@@ -19,6 +20,7 @@
 #include <system_error>
 #include <utility>
 
+#include "common/enter.hpp"
 #include "common/posix.hpp"
 #include "common/unique_fd.hpp"
 
@@ -103,7 +105,7 @@ void make_root(const std::string& root, Access access) {
   if (fs::is_directory(root, error)) return;
   // What is above it is not ours and has the usual mode.
   fs::create_directories(fs::path(root).parent_path(), error);
-  if (!error && make_directory(root, access) != 0 && errno != EEXIST) {
+  if (!error && make_directory(AT_FDCWD, root.c_str(), access) != 0 && errno != EEXIST) {
     error.assign(errno, std::generic_category());
   }
   if (!error && !fs::is_directory(root, error) && !error) {
@@ -114,12 +116,18 @@ void make_root(const std::string& root, Access access) {
 
 namespace {
 
+// One below `root`, or itself, to be read.
+UniqueFd open_directory(const std::string& root, const std::string& directory) {
+  const UniqueFd place = enter(root, directory);
+  return UniqueFd(::openat(place.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+}
+
 // ext2 to ext4 put the children of a directory so marked into block groups all over the disk, as
 // they do with those of their root. Otherwise all chunks lie in a few groups, and where eviction
 // removes some, each new file looks at every inode that was freed there in the last minutes
 // (docs/decisions/0011). Other filesystems have no such mark, and no such trouble.
-void spread_children(const std::string& directory) {
-  const UniqueFd opened(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+void spread_children(const ChunkPaths& paths) {
+  const UniqueFd opened = open_directory(paths.root(), paths.rank_directory());
   int flags = 0;
   if (opened.get() < 0 || ::ioctl(opened.get(), FS_IOC_GETFLAGS, &flags) != 0) return;
   if ((flags & FS_TOPDIR_FL) != 0) return;
@@ -128,60 +136,97 @@ void spread_children(const std::string& directory) {
   [[maybe_unused]] const int result = ::ioctl(opened.get(), FS_IOC_SETFLAGS, &flags);
 }
 
-}  // namespace
+bool make_one(const std::string& root, const std::string& directory, Access access) {
+  const std::filesystem::path path(directory);
+  const UniqueFd parent = enter(root, path.parent_path().native());
+  if (parent.get() < 0) return false;
+  const int made = make_directory(parent.get(), path.filename().c_str(), access);
+  if (made != 0 && errno != EEXIST) return false;
+  return enter(root, directory).get() >= 0;
+}
 
-namespace {
+// The first that is not there in the end, with errno; empty if all are.
+std::string first_not_made(const std::string& root, const std::vector<std::string>& directories,
+                           Access access) {
+  for (const std::string& directory : directories) {
+    if (!make_one(root, directory, access)) return directory;
+  }
+  return {};
+}
 
 // A root that somebody else has made need not hand its group on (setgid).
-void take_group_of(const std::string& root, const std::string& directory) {
+void take_group_of_root(const ChunkPaths& paths, const std::string& directory) {
+  const UniqueFd root(::open(paths.root().c_str(), kEnterFlags));
+  const UniqueFd opened = open_directory(paths.root(), directory);
   struct stat above{};
   struct stat found{};
-  if (::stat(root.c_str(), &above) != 0 || ::lstat(directory.c_str(), &found) != 0) return;
+  if (::fstat(root.get(), &above) != 0 || ::fstat(opened.get(), &found) != 0) return;
   if (found.st_uid != ::geteuid() || found.st_gid == above.st_gid) return;
   constexpr uid_t kSameOwner = static_cast<uid_t>(-1);
-  [[maybe_unused]] const int result = ::lchown(directory.c_str(), kSameOwner, above.st_gid);
+  [[maybe_unused]] const int result = ::fchown(opened.get(), kSameOwner, above.st_gid);
 }
 
 // Of directories that are there: one that was made for its owner alone, or whose maker was killed
 // before it had its mode. Only the owner can; for another user's the answer is no.
-void mend_modes(const std::vector<std::string>& directories, const std::string& rank_directory) {
-  const mode_t mode = directory_mode_of(Access::kGroup);
-  const auto mend = [mode](const std::string& directory) {
+void mend_modes(const ChunkPaths& paths, const std::vector<std::string>& directories) {
+  const auto mend = [](int parent, const char* name) {
+    const mode_t mode = directory_mode_of(Access::kGroup);
     struct stat found{};
-    const bool wrong = ::lstat(directory.c_str(), &found) == 0 && S_ISDIR(found.st_mode) &&
-                       found.st_uid == ::geteuid() && (found.st_mode & 07777U) != mode;
+    const bool wrong = ::fstatat(parent, name, &found, AT_SYMLINK_NOFOLLOW) == 0 &&
+                       S_ISDIR(found.st_mode) && found.st_uid == ::geteuid() &&
+                       (found.st_mode & 07777U) != mode;
     if (!wrong) return;
-    [[maybe_unused]] const int result = set_directory_mode(directory, mode);
+    [[maybe_unused]] const int result = set_directory_mode(parent, name, mode);
   };
-  std::ranges::for_each(directories, mend);
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(rank_directory, ignored)) {
-    mend(entry.path());
+  for (const std::string& directory : directories) {
+    mend(enter(paths.root(), directory).get(), ".");
   }
+  UniqueFd opened = open_directory(paths.root(), paths.rank_directory());
+  DIR* const stream = ::fdopendir(opened.get());
+  if (stream == nullptr) return;
+  [[maybe_unused]] const int streams_own = opened.release();
+  while (const dirent* const entry = ::readdir(stream)) {
+    const std::string_view name = entry->d_name;
+    if (name != "." && name != "..") mend(::dirfd(stream), entry->d_name);
+  }
+  ::closedir(stream);
+}
+
+std::vector<std::string> directories_for_all(const ChunkPaths& paths) {
+  std::vector<std::string> directories = paths.directories_for(ChunkKey{});
+  directories.pop_back();  // the key's own directory is made when it is needed
+  return directories;
 }
 
 }  // namespace
 
 void make_tree(const ChunkPaths& paths, Access access) {
   make_root(paths.root(), access);
-  std::vector<std::string> directories = paths.directories_for(ChunkKey{});
-  directories.pop_back();  // the key's own directory is made when it is needed
+  const std::vector<std::string> directories = directories_for_all(paths);
   for (const std::string& directory : directories) {
-    if (make_directory(directory, access) != 0 && errno != EEXIST) {
+    if (!make_one(paths.root(), directory, access)) {
+      if (errno == ELOOP) {
+        throw std::runtime_error(directory +
+                                 " is a symbolic link, and none is followed below a root: name the "
+                                 "directory that it leads to as the root instead");
+      }
       throw std::runtime_error("cannot make the directory " + directory + ": " +
                                std::strerror(errno));
     }
     if (access == Access::kGroup && directory == directories.front()) {
-      take_group_of(paths.root(), directory);
-    }
-    if (std::error_code ignored; std::filesystem::is_symlink(directory, ignored)) {
-      throw std::runtime_error(directory +
-                               " is a symbolic link, and none is followed below a root: name the "
-                               "directory that it leads to as the root instead");
+      take_group_of_root(paths, directory);
     }
   }
-  if (access == Access::kGroup) mend_modes(directories, paths.rank_directory());
-  spread_children(paths.rank_directory());
+  if (access == Access::kGroup) mend_modes(paths, directories);
+  spread_children(paths);
+}
+
+bool make_directories(const ChunkPaths& paths, Access access) {
+  return first_not_made(paths.root(), directories_for_all(paths), access).empty();
+}
+
+bool make_directories(const ChunkPaths& paths, const ChunkKey& key, Access access) {
+  return first_not_made(paths.root(), paths.directories_for(key), access).empty();
 }
 
 Directory::Directory(const std::vector<std::string>& roots, const NamespaceDigest& namespace_digest,
@@ -208,8 +253,7 @@ bool Directory::is_in(const std::vector<ChunkPaths>& ranks, std::vector<OpenRank
   if (open.empty()) {
     for (const ChunkPaths& paths : ranks) {
       OpenRank& rank = open.emplace_back();
-      const int flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
-      rank.directory = UniqueFd(::open(paths.rank_directory().c_str(), flags));
+      rank.directory = enter(paths.root(), paths.rank_directory());
       struct statx status{};
       // Network filesystems have no block device, whose numbers never have major 0.
       rank.may_be_remote =

@@ -52,8 +52,12 @@ class ChunkPaths {
 // the disk: start-up only. Throws std::runtime_error.
 void make_root(const std::string& root, Access access = Access::kPrivate);
 // The root, then the directories below it that every store needs. As above. Throws also where a
-// link stands for one of these: scans follow none.
+// link stands for one of these: none is followed.
 void make_tree(const ChunkPaths& paths, Access access = Access::kPrivate);
+// The latter alone, as far as they can be made. False, with errno, if one is not there in the end.
+bool make_directories(const ChunkPaths& paths, Access access);
+// The same, with the directory of `key`.
+bool make_directories(const ChunkPaths& paths, const ChunkKey& key, Access access);
 
 enum class Until { kFirstAbsent, kEnd };
 

@@ -10,12 +10,15 @@
 #include <filesystem>
 #include <utility>
 
+#include "common/enter.hpp"
 #include "common/posix.hpp"
 #include "store/file_times.hpp"
 
 namespace lmkv {
 namespace {
 
+constexpr char kName[] = "evictor.lease";
+constexpr char kTaker[] = "evictor.lease.taken";  // made first by whoever takes a dead one away
 constexpr int kFlags = O_NOFOLLOW | O_CLOEXEC;
 constexpr std::size_t kTextBytes = 512;  // longer than a host's name and three numbers
 
@@ -27,6 +30,13 @@ std::string text_of(int descriptor) {
 
 bool is_full(int error) { return error == ENOSPC || error == EDQUOT; }
 
+// A file, a link or whatever else lies there; of directories only an empty one.
+void remove(int directory, const char* name) {
+  if (::unlinkat(directory, name, 0) != 0 && errno == EISDIR) {
+    ::unlinkat(directory, name, AT_REMOVEDIR);
+  }
+}
+
 // The last part of a temporary's path is "<host>-<pid>-<random>", which is who we are.
 std::string holder_name(const ChunkPaths& paths) {
   std::string name = std::filesystem::path(paths.unique_temporary()).filename();
@@ -34,43 +44,40 @@ std::string holder_name(const ChunkPaths& paths) {
   return name;
 }
 
-// Empty as it mostly is, somebody may have removed it, or the whole namespace.
-void make_temporary_directory(const ChunkPaths& paths, Access access) {
-  std::vector<std::string> directories = paths.directories_for(ChunkKey{});
-  directories.pop_back();  // of the key's own
-  for (const std::string& directory : directories) {
-    [[maybe_unused]] const int result = make_directory(directory, access);  // mostly it is there
-  }
-}
-
 }  // namespace
 
 EvictorLease::EvictorLease(const ChunkPaths& paths, Clock::duration expiry, Access access)
     : paths_(paths),
-      path_(paths.root() + "/v1/evictor.lease"),
-      taker_path_(path_ + ".taken"),
+      path_(paths.root() + "/v1/" + kName),
       expiry_(expiry),
       access_(access),
       holder_(holder_name(paths)) {}
 
 EvictorLease::Answer EvictorLease::try_acquire() {
   if (held_) return renew() ? Answer::kHeld : Answer::kBusy;
-  if (create()) return Answer::kHeld;
+  const UniqueFd tree = enter_tree();
+  if (tree.get() < 0) return Answer::kFailed;
+  if (create(tree.get())) return Answer::kHeld;
   if (is_full(errno)) return hold_without_file();
   if (errno != EEXIST) return Answer::kFailed;
-  const std::optional<Seen> there = look(path_);
+  const std::optional<Seen> there = look(tree.get(), kName);
   if (!there || !is_dead(*there, holder_watched_)) return Answer::kBusy;
-  take_away(*there);
-  return create() ? Answer::kHeld : Answer::kBusy;
+  if (there->is_directory && ::unlinkat(tree.get(), kName, AT_REMOVEDIR) != 0) {
+    return Answer::kFailed;  // with something in it, which is not ours
+  }
+  take_away(tree.get(), *there);
+  return create(tree.get()) ? Answer::kHeld : Answer::kBusy;
 }
 
-bool EvictorLease::create() {
-  const UniqueFd created = create_file(path_, access_);
+UniqueFd EvictorLease::enter_tree() const { return enter(paths_.root(), paths_.root() + "/v1"); }
+
+bool EvictorLease::create(int tree) {
+  const UniqueFd created = create_file(tree, kName, access_);
   if (created.get() < 0) return false;
   held_ = write(created.get());
   if (!held_) {
     const int error = errno;
-    ::unlink(path_.c_str());
+    ::unlinkat(tree, kName, 0);
     errno = error;
   }
   return held_;
@@ -89,38 +96,46 @@ bool EvictorLease::is_dead(const Seen& now, Watched& watched) const {
   return Clock::now() - watched.since >= expiry_;
 }
 
-std::optional<EvictorLease::Seen> EvictorLease::look(const std::string& path) {
+std::optional<EvictorLease::Seen> EvictorLease::look(int directory, const char* name) {
   Seen seen;
   struct statx status{};
-  // Opened where we may, for its text. What the client of a network filesystem remembers of a file
-  // that it may not open can be older than the whole expiry: the server is asked.
-  const UniqueFd file(::open(path.c_str(), O_RDONLY | O_NONBLOCK | kFlags));
-  if (file.get() >= 0) seen.text = text_of(file.get());
-  if (!stat_afresh(AT_FDCWD, path.c_str(), status)) return std::nullopt;
+  // What the client of a network filesystem remembers of a file that it may not open can be older
+  // than the whole expiry: the server is asked.
+  if (!stat_afresh(directory, name, status)) return std::nullopt;
+  if (S_ISREG(status.stx_mode)) {  // to open a device may do something
+    const UniqueFd file(::openat(directory, name, O_RDONLY | O_NONBLOCK | kFlags));
+    if (file.get() >= 0) seen.text = text_of(file.get());
+    if (!stat_afresh(directory, name, status)) return std::nullopt;
+  }
   seen.inode = status.stx_ino;
   seen.modified_ns = nanoseconds(status.stx_mtime);
+  seen.is_directory = S_ISDIR(status.stx_mode);
   return seen;
 }
 
 // Of several who find the same holder dead one may take its file away, so that none of them takes
 // the file of the one that was faster.
-void EvictorLease::take_away(const Seen& dead) {
-  const UniqueFd taker = create_file(taker_path_, access_);
+void EvictorLease::take_away(int tree, const Seen& dead) {
+  const UniqueFd taker = create_file(tree, kTaker, access_);
   if (taker.get() < 0) {
-    const std::optional<Seen> other = look(taker_path_);
-    if (other && is_dead(*other, taker_watched_)) ::unlink(taker_path_.c_str());
+    const std::optional<Seen> other = look(tree, kTaker);
+    if (other && is_dead(*other, taker_watched_)) remove(tree, kTaker);
     return;
   }
-  const std::string aside = paths_.unique_temporary();
-  make_temporary_directory(paths_, access_);
-  if (look(path_) == dead && ::rename(path_.c_str(), aside.c_str()) == 0) {
+  const std::string name = std::filesystem::path(paths_.unique_temporary()).filename();
+  const char* const aside = name.c_str();
+  // Empty as it mostly is, somebody may have removed it, or the whole namespace.
+  make_directories(paths_, access_);
+  const UniqueFd there = enter(paths_.root(), paths_.temporary_directory());
+  const int place = there.get();
+  if (place >= 0 && look(tree, kName) == dead && ::renameat(tree, kName, place, aside) == 0) {
     // A holder that was only stuck may have given it back, and another taken it, in between.
-    if (look(aside) != dead) {
-      [[maybe_unused]] const int put_back = ::link(aside.c_str(), path_.c_str());
+    if (look(place, aside) != dead) {
+      [[maybe_unused]] const int put_back = ::linkat(place, aside, tree, kName, 0);
     }
-    ::unlink(aside.c_str());
+    ::unlinkat(place, aside, 0);
   }
-  ::unlink(taker_path_.c_str());
+  ::unlinkat(tree, kTaker, 0);
 }
 
 bool EvictorLease::write(int descriptor) {
@@ -146,8 +161,8 @@ std::int64_t EvictorLease::filesystem_now_ns() const {
   return renewed_ns_ + since.count();
 }
 
-UniqueFd EvictorLease::open_own() {
-  UniqueFd file(::open(path_.c_str(), O_RDWR | kFlags));
+UniqueFd EvictorLease::open_own(int tree) {
+  UniqueFd file(::openat(tree, kName, O_RDWR | O_NONBLOCK | kFlags));
   struct stat status{};
   if (file.get() < 0 || ::fstat(file.get(), &status) != 0) return UniqueFd();
   const std::string text = text_of(file.get());
@@ -158,12 +173,13 @@ UniqueFd EvictorLease::open_own() {
 bool EvictorLease::renew() {
   if (!held_) return false;
   if (Clock::now() - renewed_at_ < expiry_ / 4) return true;
+  const UniqueFd tree = enter_tree();
   if (!has_file_) {  // there may be room for one by now
-    if (create()) return true;
+    if (create(tree.get())) return true;
     if (is_full(errno)) return hold_without_file() == Answer::kHeld;
     return held_ = false;
   }
-  const UniqueFd file = open_own();
+  const UniqueFd file = open_own(tree.get());
   held_ = file.get() >= 0 && write(file.get());
   return held_;
 }
@@ -172,7 +188,8 @@ void EvictorLease::release() {
   if (!held_) return;
   held_ = false;
   if (!has_file_) return;
-  if (open_own().get() >= 0) ::unlink(path_.c_str());
+  const UniqueFd tree = enter_tree();
+  if (open_own(tree.get()).get() >= 0) ::unlinkat(tree.get(), kName, 0);
 }
 
 }  // namespace lmkv

@@ -56,26 +56,28 @@ class EvictorLease {
     std::uint64_t inode = 0;
     std::int64_t modified_ns = 0;
     std::string text;
+    bool is_directory = false;
     friend bool operator==(const Seen&, const Seen&) = default;
   };
 
-  [[nodiscard]] static std::optional<Seen> look(const std::string& path);
+  [[nodiscard]] static std::optional<Seen> look(int directory, const char* name);
   // A file as it was first seen, and when: as long as it does not change, its owner may be dead.
   struct Watched {
     std::optional<Seen> seen;
     Clock::time_point since;
   };
 
-  bool create();
+  // Where it lies: <root>/v1, entered anew by each call.
+  [[nodiscard]] UniqueFd enter_tree() const;
+  bool create(int tree);
   Answer hold_without_file();
   bool write(int descriptor);
   [[nodiscard]] bool is_dead(const Seen& now, Watched& watched) const;
-  void take_away(const Seen& dead);
-  [[nodiscard]] UniqueFd open_own();
+  void take_away(int tree, const Seen& dead);
+  [[nodiscard]] UniqueFd open_own(int tree);
 
   const ChunkPaths paths_;
   const std::string path_;
-  const std::string taker_path_;  // whoever takes a dead holder's file away makes this one first
   const Clock::duration expiry_;
   const Access access_;
   const std::string holder_;  // "<host> <pid> <random>"

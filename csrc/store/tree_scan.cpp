@@ -5,11 +5,8 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
-#include <charconv>
 #include <memory>
-#include <optional>
 
 #include "common/posix.hpp"
 
@@ -18,45 +15,10 @@ namespace {
 
 constexpr std::string_view kVersionName = "v1";
 constexpr std::string_view kTemporaryName = "tmp";
-constexpr std::string_view kChunkSuffix = ".kv";
-constexpr std::size_t kFanOutDigits = 3;
 constexpr int kDirectoryFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
-bool is_hex(char c) { return is_digit(c) || (c >= 'a' && c <= 'f'); }
-bool is_alphanumeric(char c) {
-  return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-}
-bool all_hex(std::string_view text, std::size_t digits) {
-  return text.size() == digits && std::all_of(text.begin(), text.end(), is_hex);
-}
-
-std::optional<std::uint32_t> rank_of(std::string_view name) {
-  if (name.size() < 2 || name[0] != 'r') return std::nullopt;
-  std::uint32_t rank = 0;
-  const char* const end = name.data() + name.size();
-  const auto [stop, error] = std::from_chars(name.data() + 1, end, rank);
-  // Not r007, nor r+7: the name is built again from the number.
-  if (error != std::errc() || stop != end || name.substr(1) != std::to_string(rank)) {
-    return std::nullopt;
-  }
-  return rank;
-}
-
-std::uint8_t nibble(char c) {
-  return static_cast<std::uint8_t>(is_digit(c) ? c - '0' : c - 'a' + 10);
-}
-
-std::optional<ChunkKey> key_of(std::string_view name, std::string_view fan_out) {
-  if (!name.ends_with(kChunkSuffix)) return std::nullopt;
-  const std::string_view hex = name.substr(0, name.size() - kChunkSuffix.size());
-  if (!all_hex(hex, 2 * ChunkKey::kBytes) || !hex.starts_with(fan_out)) return std::nullopt;
-  ChunkKey key;
-  for (std::size_t i = 0; i < ChunkKey::kBytes; ++i) {
-    key.bytes[i] = static_cast<std::uint8_t>(nibble(hex[2 * i]) << 4 | nibble(hex[2 * i + 1]));
-  }
-  return key;
-}
+// Longer than any chunk: such a file is a hole or damage, and must not evict all others.
+constexpr std::uint64_t kLongestBelieved = std::uint64_t{16} << 30;
 
 constexpr std::int64_t kSettlesNs = 30'000'000'000;  // how long a filesystem may allocate late
 
@@ -70,7 +32,7 @@ class Walk {
     if (directory.get() < 0) return ScanOutcome::kIncomplete;
     UniqueFd version = open_below(directory.get(), kVersionName.data());
     for_each(std::move(version), [this](int parent, const char* name) {
-      if (all_hex(name, 16)) walk_namespace(parent, name);
+      if (is_namespace_name(name)) walk_namespace(parent, name);
     });
     if (stopped_) return ScanOutcome::kStopped;
     return failed_ ? ScanOutcome::kIncomplete : ScanOutcome::kComplete;
@@ -91,7 +53,7 @@ class Walk {
   void walk_rank(int parent, const char* name) {
     for_each(open_below(parent, name), [this](int inside, const char* entry) {
       if (entry == kTemporaryName) return walk_temporaries(inside);
-      if (all_hex(entry, kFanOutDigits)) walk_chunks(inside, entry);
+      if (is_fan_out_name(entry)) walk_chunks(inside, entry);
     });
   }
 
@@ -176,6 +138,7 @@ ScanOutcome scan_tree(const std::string& root, TreeVisitor& visitor) {
 
 std::uint64_t space_of(std::uint64_t allocated, std::uint64_t size, std::int64_t changed_ns,
                        std::int64_t now_ns) {
+  if (size > kLongestBelieved) return allocated;
   const bool says_nothing = allocated == 0;
   const bool may_be_late = allocated < size && changed_ns > now_ns - kSettlesNs;
   return says_nothing || may_be_late ? size : allocated;
@@ -201,26 +164,6 @@ bool read_facts(int directory, const char* name, FileFacts& facts, Look look) {
   facts.bytes = space_of(allocated, facts.size, facts.changed_ns, system_now_ns());
   return true;
 }
-
-bool is_temporary_name(std::string_view name) {
-  const std::size_t last = name.rfind('-');
-  if (last == std::string_view::npos || last == 0) return false;
-  const std::size_t before = name.rfind('-', last - 1);
-  if (before == std::string_view::npos || before == 0) return false;
-  const std::string_view pid = name.substr(before + 1, last - before - 1);
-  const std::string_view unique = name.substr(last + 1);
-  return !pid.empty() && std::all_of(pid.begin(), pid.end(), is_digit) && !unique.empty() &&
-         std::all_of(unique.begin(), unique.end(), is_alphanumeric);
-}
-
-bool is_unfinished_name(std::string_view name) {
-  constexpr std::size_t kDigits = 16;
-  if (!is_temporary_name(name)) return false;
-  const std::string_view unique = name.substr(name.rfind('-') + 1);
-  return unique.size() == kDigits && all_hex(unique.data(), kDigits);
-}
-
-std::string chunk_file_name(const ChunkKey& key) { return key.hex() + std::string(kChunkSuffix); }
 
 UniqueFd open_chunk_directory(const std::string& root, const RankName& rank, const ChunkKey& key) {
   UniqueFd directory(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));

@@ -14,6 +14,7 @@
 
 #include "common/types.hpp"
 #include "common/unique_fd.hpp"
+#include "store/tree_names.hpp"
 
 namespace lmkv {
 
@@ -56,10 +57,10 @@ enum class ScanOutcome {
 // Opens the directory that holds `key`, no link on the way followed; -1 with errno if it cannot.
 [[nodiscard]] UniqueFd open_chunk_directory(const std::string& root, const RankName& rank,
                                             const ChunkKey& key);
-[[nodiscard]] std::string chunk_file_name(const ChunkKey& key);
 
 // What a file counts as: what is allocated, or its size where the filesystem does not say (some
-// FUSE and object filesystems) or may not have allocated all of it yet.
+// FUSE and object filesystems) or may not have allocated all of it yet; longer than any chunk, it
+// counts as what is allocated in any case.
 [[nodiscard]] std::uint64_t space_of(std::uint64_t allocated, std::uint64_t size,
                                      std::int64_t changed_ns, std::int64_t now_ns);
 
@@ -69,10 +70,5 @@ enum class Look { kAsKnown, kAfresh };
 // Facts of the regular file `name`; false if there is none, with errno 0 for what is no file.
 [[nodiscard]] bool read_facts(int directory, const char* name, FileFacts& facts,
                               Look look = Look::kAsKnown);
-
-// Of a file in tmp/: a writer's or a probe's.
-[[nodiscard]] bool is_temporary_name(std::string_view name);
-// The same of one beside chunks, where only writers make files: it ends in 16 hex digits.
-[[nodiscard]] bool is_unfinished_name(std::string_view name);
 
 }  // namespace lmkv

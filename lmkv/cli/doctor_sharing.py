@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkv.cli.diagnosis import Diagnosis
+from lmkv.cli.text import shown
 from lmkv.errors import ConfigError
 from lmkv.sharing import Comparison, Side, compare, nearest_pairs
 
@@ -22,12 +23,12 @@ UNREADABLE = "its meta.json cannot be read"
 
 def read_metas(directories: Sequence[str]) -> Metas:
     """Of all namespaces in ``directories``; empty where one cannot be read."""
-    from lmkv.tree import read_meta
+    from lmkv.tree import namespaces, read_meta
 
     found: Metas = {}
     for directory in directories:
-        for folder in sorted(Path(directory).glob("v1/" + "[0-9a-f]" * 16)):
-            found.setdefault(folder.name, {})[directory] = read_meta(directory, folder.name)
+        for name in namespaces(directory):
+            found.setdefault(name, {})[directory] = read_meta(directory, name)
     return found
 
 
@@ -69,7 +70,7 @@ def examine_sharing(
 def _in_short(side: Side) -> str:
     facts = side.facts
     try:
-        return (
+        return shown(
             f"{side.model}, {facts['dtype']}, blocks of {facts['block_tokens']} tokens, "
             f"chunks of {facts['chunk_tokens']}"
         )

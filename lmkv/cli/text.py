@@ -28,6 +28,12 @@ def age_text(seconds: float) -> str:
     return f"{max(0, int(seconds))} s"
 
 
+def shown(text: str, most: int = 200) -> str:
+    """What somebody else's file says, as a terminal may show it: no control characters."""
+    cut = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(one if one.isprintable() else "?" for one in cut)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """What cannot work is one line and exit status 2."""

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from lmkv.cli.text import age_text, one_line_errors, size_text
+from lmkv.cli.text import age_text, one_line_errors, shown, size_text
 from lmkv.config import parse_age, parse_size
 from lmkv.errors import ConfigError
 
@@ -84,8 +84,8 @@ def _print_summary(found: Summary, console: Console) -> None:
     for one in found.namespaces:
         table.add_row(
             one.name,
-            escape(one.model or "?"),
-            escape(one.fact("dtype") or "?"),
+            escape(shown(one.model) or "?"),
+            escape(shown(one.fact("dtype")) or "?"),
             str(len(one.ranks)),
             f"{one.chunks:,}",
             f"{one.tokens:,}",

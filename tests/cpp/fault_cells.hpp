@@ -72,8 +72,9 @@ inline std::vector<Cell> store_cells() {
   for (const FaultKind kind : kErrnos) {
     const std::string name(name_of(kind));
     cells.push_back(cell(name, End::kFailed));
-    for (const char* operation : {"stat", "open", "allocate", "write", "sync", "close", "rename",
-                                  "mkdir"}) {  // stat: of the root, before a directory is made
+    for (const char* operation :
+         {"enter", "stat", "open", "allocate", "write", "sync", "close", "rename",
+          "mkdir"}) {  // stat: of the root, before a directory is made
       cells.push_back(cell(operation + ("." + name), End::kFailed));
     }
     cells.push_back(cell("touch." + name, End::kDone));
@@ -86,10 +87,10 @@ inline std::vector<Cell> store_cells() {
     const std::string name(passing);
     for (const char* operation :
          {"stat", "open", "allocate", "write", "sync", "touch", "rename", "mkdir"}) {
-      cells.push_back(cell(operation + ("." + name), End::kDone, ":0.8"));
+      cells.push_back(cell(operation + ("." + name), End::kDone, ":0.95"));
     }
     cells.push_back(cell("close." + name, End::kFailed));  // never closed twice
-    cells.push_back(cell("write.eio,unlink." + name, End::kFailed, ":0.8"));
+    cells.push_back(cell("write.eio,unlink." + name, End::kFailed, ":0.95"));
     cells.push_back(cell(name + "_for_ever", End::kFailed));
     cells.back().spec = "write." + name;
   }
@@ -133,10 +134,12 @@ inline std::vector<Cell> load_cells() {
     const std::string name(name_of(kind));
     const bool stale = kind == FaultKind::kEstale;
     const End end = stale ? End::kMissing : End::kFailed;
-    for (const char* operation : {"stat", "open"}) {
+    for (const char* operation : {"enter", "stat", "open"}) {
       cells.push_back(cell(operation + ("." + name), end));
     }
-    cells[cells.size() - 2].touches_failed = stale ? 0 : kChunks;  // a touch looks first
+    for (const std::size_t back : {2, 3}) {  // a touch looks first
+      cells[cells.size() - back].touches_failed = stale ? 0 : kChunks;
+    }
     cells.push_back(cell("read." + name, kind == FaultKind::kEio ? End::kBad : end));
     cells.push_back(cell("close." + name, End::kDone));
     cells.push_back(cell("touch." + name, End::kDone));
@@ -158,11 +161,11 @@ inline std::vector<Cell> load_cells() {
   cells.back().touches_failed = kChunks;
   for (const char* passing : {"eagain", "eintr"}) {
     const std::string name(passing);
-    for (const char* operation : {"stat", "open", "read", "touch"}) {
-      cells.push_back(cell(operation + ("." + name), End::kDone, ":0.8"));
+    for (const char* operation : {"enter", "stat", "open", "read", "touch"}) {
+      cells.push_back(cell(operation + ("." + name), End::kDone, ":0.95"));
     }
     cells.push_back(cell("close." + name, End::kDone));
-    cells.push_back(cell("truncate,unlink." + name, End::kBad, ":0.8"));
+    cells.push_back(cell("truncate,unlink." + name, End::kBad, ":0.95"));
     cells.push_back(cell(name + "_for_ever", End::kFailed));
     cells.back().spec = "read." + name;
   }

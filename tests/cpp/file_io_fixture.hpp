@@ -27,6 +27,7 @@ class FileIoTest : public ::testing::TestWithParam<IoEngineChoice> {
     const RootProbe probe = probe_root(directory.path(), DirectIoChoice::kAuto);
     options.caching = probe.caching;
     options.place = probe.place;
+    options.root = directory.path();
     start({});
   }
 
@@ -43,9 +44,8 @@ class FileIoTest : public ::testing::TestWithParam<IoEngineChoice> {
     auto result = promise.get_future();
     FileWrite request;
     request.path = path;
-    request.temporary = directory / ("tmp/" + std::to_string(++temporaries));
-    request.root = directory.path();
-    request.directories = {directory / "tmp", std::filesystem::path(path).parent_path()};
+    request.temporary = beside(path, "w" + std::to_string(++temporaries));
+    request.directories = {std::filesystem::path(path).parent_path()};
     request.buffer = bytes.data();
     request.bytes = bytes.size();
     request.modified_ns = modified_ns;
@@ -76,10 +76,15 @@ class FileIoTest : public ::testing::TestWithParam<IoEngineChoice> {
     EXPECT_TRUE(status.is_ok()) << status.message();
     EXPECT_TRUE(std::equal(sink.data(), sink.data() + kFileBytes, source.data()));
   }
+  static std::string beside(const std::string& path, const std::string& name) {
+    return std::filesystem::path(path).parent_path() / ("tmp-1-" + name);
+  }
   std::size_t leftovers() {
-    const std::string temporaries_directory = directory / "tmp";
-    if (!std::filesystem::exists(temporaries_directory)) return 0;
-    return count_files(temporaries_directory);
+    std::size_t count = 0;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(directory.path())) {
+      if (entry.path().filename().string().starts_with("tmp-1-")) ++count;
+    }
+    return count;
   }
 
   TemporaryDirectory directory;

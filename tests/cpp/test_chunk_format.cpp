@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "common/checksum.hpp"
 #include "store/chunk_format.hpp"
 #include "support.hpp"
 
@@ -103,6 +104,39 @@ TEST(ChunkFormat, ASoundChunkOfAnotherIdentityIsRefused) {
   EXPECT_EQ(differing([](I& i) { i.block_tokens *= 2; }), ChunkFault::kOtherIdentity);
   EXPECT_EQ(differing([](I& i) { i.block_count -= 1; }), ChunkFault::kOtherIdentity);
   EXPECT_EQ(differing([](I& i) { i.block_bytes -= 8; }), ChunkFault::kOtherIdentity);
+}
+
+// A header that whoever wrote it has checksummed rightly.
+std::vector<std::byte> with_number(std::vector<std::byte> slab, std::size_t offset,
+                                   std::uint64_t value, std::size_t bytes) {
+  std::memcpy(slab.data() + offset, &value, bytes);
+  std::memset(slab.data() + 16, 0, 8);
+  const std::uint64_t sum = xxh3(slab.data(), kHeaderBytes);
+  std::memcpy(slab.data() + 16, &sum, sizeof sum);
+  return slab;
+}
+
+TEST(ChunkFormat, AHeaderThatNoWriterMakesIsRefusedByLoadsAndToolsAlike) {
+  const ChunkIdentity identity = some_identity();
+  const std::vector<std::byte> good = sealed(identity);
+  ChunkIdentity found;
+  ASSERT_EQ(read_identity(with_number(good, 108, 5, 4), found), ChunkFault::kNone);
+  ASSERT_EQ(verify_chunk(with_number(good, 108, 5, 4), identity), ChunkFault::kNone);
+  struct Number {
+    std::size_t offset;
+    std::uint64_t value;
+    std::size_t bytes;
+  };
+  // Header bytes, token count, reserved, a checksum of a block that there is not.
+  for (const Number& n : {Number{12, 8192, 4}, Number{104, 81, 4}, Number{128, 1, 8},
+                          Number{248, 1, 8}, Number{256 + 5 * 8, 1, 8}, Number{4088, 1, 8}}) {
+    const auto slab = with_number(good, n.offset, n.value, n.bytes);
+    EXPECT_EQ(read_identity(slab, found), ChunkFault::kOtherIdentity) << n.offset;
+    EXPECT_EQ(verify_chunk(slab, identity), ChunkFault::kOtherIdentity) << n.offset;
+  }
+  auto overflowing = with_number(good, 92, 0x8000'0000, 4);  // times 5: the low half says 2^31
+  overflowing = with_number(overflowing, 104, 0x8000'0000, 4);
+  EXPECT_EQ(read_identity(overflowing, found), ChunkFault::kOtherIdentity);
 }
 
 TEST(ChunkFormat, ZerosAndOtherVersionsAreNamed) {

@@ -181,6 +181,23 @@ TEST_F(DirectoryTest, ALinkInTheTreeIsRefusedAndNamed) {
   EXPECT_NO_THROW(make_tree(ChunkPaths(root / "link", name, 0)));
 }
 
+TEST_F(DirectoryTest, ALinkInTheTreeIsNotFollowedWhenItIsMade) {
+  namespace fs = std::filesystem;
+  const ChunkPaths paths(root.path(), name, 0);
+  const test::TemporaryDirectory elsewhere;
+  std::vector<std::string> directories = paths.directories_for(keys[0]);
+  directories.pop_back();
+  for (const std::string& directory : directories) {
+    make_tree(paths);
+    fs::rename(directory, root / "aside");
+    fs::create_directory_symlink(elsewhere.path(), directory);
+    EXPECT_THROW(make_tree(paths), std::runtime_error) << directory;
+    EXPECT_TRUE(fs::is_empty(elsewhere.path()));
+    fs::remove_all(root / "v1");
+    fs::remove_all(root / "aside");
+  }
+}
+
 TEST_F(DirectoryTest, ARootThatCannotBeMadeIsNamed) {
   test::write_file(root / "file", {});
   try {

@@ -30,6 +30,7 @@ class FileLanes : public ::testing::TestWithParam<IoEngineChoice> {
   FileLanes() {
     options.request_bytes = kFileBytes;
     options.place = probe_root(directory.path(), DirectIoChoice::kOff).place;
+    options.root = directory.path();
     options.caching = Caching::kBuffered;
     test::fill_random(buffer.span(), 1);
     for (int i = 0; i < 10; ++i) test::write_file(directory / std::to_string(i), buffer.span());
@@ -65,7 +66,6 @@ class FileLanes : public ::testing::TestWithParam<IoEngineChoice> {
     FileWrite request;
     request.path = directory / name;
     request.temporary = directory / ("." + name);
-    request.root = directory.path();
     request.buffer = buffer.data();
     request.bytes = kFileBytes;
     request.done = [](const Status& status, FileWrite::Outcome) {

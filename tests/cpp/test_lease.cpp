@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 
 #include <atomic>
@@ -156,6 +157,64 @@ TEST_F(LeaseTest, ALinkInItsPlaceIsNotFollowed) {
   EvictorLease lease(tree.paths(), 500ms);
   ASSERT_TRUE(test::eventually([&] { return lease.try_acquire() == Answer::kHeld; }));
   EXPECT_EQ(test::bytes_of_file(elsewhere / "precious").size(), 10U);
+}
+
+TEST_F(LeaseTest, WhateverElseLiesInItsPlaceIsNotOpenedAndGivesWay) {
+  const std::string path = tree.root() + "/v1/evictor.lease";
+  for (const std::string& place : {path, path + ".taken"}) {
+    for (const mode_t kind : {S_IFIFO, S_IFSOCK, S_IFDIR, S_IFCHR}) {
+      if (place != path) test::write_file(path, {});
+      if (kind == S_IFDIR) {
+        std::filesystem::create_directory(place);
+      } else if (::mknod(place.c_str(), kind | 0600, 0) != 0) {
+        continue;  // a device, and we are not root
+      }
+      const UniqueFd opens(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
+      ASSERT_GE(::inotify_add_watch(opens.get(), place.c_str(), IN_OPEN), 0);
+      EvictorLease lease(tree.paths(), 20ms);
+      EXPECT_TRUE(test::eventually([&] { return lease.try_acquire() == Answer::kHeld; })) << kind;
+      inotify_event event{};
+      ASSERT_GE(::read(opens.get(), &event, sizeof event), 0) << "that it is gone is told";
+      EXPECT_EQ(event.mask & IN_OPEN, 0U) << kind;
+      lease.release();
+      EXPECT_EQ(files(), 0U);
+      EXPECT_FALSE(std::filesystem::exists(place));
+    }
+  }
+}
+
+TEST_F(LeaseTest, ADirectoryWithSomethingInItIsNotMovedAndItSaysSo) {
+  const std::string path = tree.root() + "/v1/evictor.lease";
+  std::filesystem::create_directories(path + "/users own");
+  EvictorLease lease(tree.paths(), 20ms);
+  ASSERT_TRUE(test::eventually([&] { return lease.try_acquire() == Answer::kFailed; }));
+  EXPECT_EQ(errno, ENOTEMPTY);
+  EXPECT_TRUE(std::filesystem::is_directory(path + "/users own"));
+}
+
+TEST_F(LeaseTest, BehindALinkNothingIsWrittenMovedOrRemoved) {
+  const test::TemporaryDirectory elsewhere;
+  namespace fs = std::filesystem;
+  const std::string tmp = tree.paths().temporary_directory();
+  fs::remove(tmp);
+  fs::create_directory_symlink(elsewhere.path(), tmp);
+  test::write_file(tree.root() + "/v1/evictor.lease", {});
+  EvictorLease by_tmp(tree.paths(), 0s);
+  EXPECT_EQ(by_tmp.try_acquire(), Answer::kBusy);  // there is no place to put it aside
+  EXPECT_TRUE(fs::is_empty(elsewhere.path()));
+
+  fs::remove(tree.root() + "/v1/evictor.lease");
+  EvictorLease holder(tree.paths(), 0s);
+  ASSERT_EQ(holder.try_acquire(), Answer::kHeld);
+  fs::rename(tree.root() + "/v1", elsewhere / "v1");
+  fs::create_directory_symlink(elsewhere / "v1", tree.root() + "/v1");
+  EXPECT_FALSE(holder.renew());
+  holder.release();
+  EXPECT_TRUE(fs::exists(elsewhere / "v1/evictor.lease"));
+  fs::remove(elsewhere / "v1/evictor.lease");
+  EXPECT_EQ(holder.try_acquire(), Answer::kFailed);
+  EXPECT_EQ(errno, ELOOP);
+  EXPECT_FALSE(fs::exists(elsewhere / "v1/evictor.lease"));
 }
 
 TEST_F(LeaseTest, WithoutATreeItFailsAndSaysWhy) {

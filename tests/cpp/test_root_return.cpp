@@ -38,7 +38,7 @@ class RootReturn : public test::EngineTest {
     start([this](Operation& operation) -> std::optional<int> {
       if (operation.kind != OperationKind::kOpen || (operation.flags & O_CREAT) != 0) return {};
       ++opened_;
-      return failing_ ? std::optional(-EACCES) : std::nullopt;
+      return failing_ ? std::optional(-ENOTCONN) : std::nullopt;
     });
   }
   void take_out() {
@@ -127,7 +127,7 @@ TEST_P(RootReturn, WithoutASlabItWaits) {
   start([this](Operation& operation) -> std::optional<int> {
     if (operation.kind != OperationKind::kOpen || (operation.flags & O_CREAT) != 0) return {};
     ++opened_;
-    return failing_ ? std::optional(-EACCES) : std::nullopt;
+    return failing_ ? std::optional(-ENOTCONN) : std::nullopt;
   });
   take_out();
   store(10, ids({0, 1, 2, 3}));

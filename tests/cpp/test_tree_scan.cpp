@@ -169,6 +169,9 @@ TEST_F(TreeScanTest, AFileTakesWhatIsAllocatedOrItsSizeWhereThatIsNotKnown) {
   EXPECT_EQ(space_of(4096, 5000, 0, now), 4096U);                   // compressed
   EXPECT_EQ(space_of(4096, 5000, now - 29 * kSecond, now), 5000U);  // not yet allocated
   EXPECT_EQ(space_of(4096, 5000, now - 31 * kSecond, now), 4096U);
+  constexpr std::uint64_t kTerabyte = std::uint64_t{1} << 40;  // no chunk is so long
+  EXPECT_EQ(space_of(0, kTerabyte, now, now), 0U);
+  EXPECT_EQ(space_of(8192, kTerabyte, now, now), 8192U);
 }
 
 TEST_F(TreeScanTest, TheSizeOfAFileWithoutBlocksCounts) {
@@ -177,16 +180,6 @@ TEST_F(TreeScanTest, TheSizeOfAFileWithoutBlocksCounts) {
   std::filesystem::resize_file(path, 10 * kPageBytes);  // a hole
   EXPECT_EQ(scan(), ScanOutcome::kComplete);
   EXPECT_EQ(seen.bytes, 10 * kPageBytes);
-}
-
-TEST_F(TreeScanTest, TemporaryNamesAreThoseOfWritersAndProbes) {
-  const std::string own = std::filesystem::path(tree.paths().unique_temporary()).filename();
-  for (const char* name : {own.c_str(), "a.b-c-1-00ff", ".probe-77-aB3xYz"}) {
-    EXPECT_TRUE(is_temporary_name(name)) << name;
-  }
-  for (const char* name : {"", "-", "--", "a-b", "-1-a", "a-1-", "a--b", "a-x-b", "a-1-b.c", "a"}) {
-    EXPECT_FALSE(is_temporary_name(name)) << name;
-  }
 }
 
 TEST_F(TreeScanTest, BesideChunksOnlyTheNamesOfWritersAreOurs) {

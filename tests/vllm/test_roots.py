@@ -86,7 +86,7 @@ def test_one_that_fails_changes_no_answer_is_not_asked_any_more_and_comes_back(m
     assert engine.side._any_out.loads == {1}
     assert engine.counted["loads_out_of_service"] == 1
     (line,) = [line for line in lines() if "is out of service for loads" in line]
-    assert f"lmkv: rank 0: {roots[1]} is out of service for loads: stat {roots[1]}/v1/" in line
+    assert f"{roots[1]} is out of service for loads: directory of {roots[1]}/v1/" in line
     assert "Too many levels of symbolic links" in line
     # What is computed is stored in the other one only.
     step_until(engine, lambda: engine.side._any_out.stores == {1})

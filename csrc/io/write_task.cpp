@@ -1,4 +1,4 @@
-// What is done to whole files: one is read, or published.
+// What is done to a file that is published.
 #include <fcntl.h>
 #include <sys/stat.h>
 
@@ -18,110 +18,37 @@ bool is_long_ago(std::int64_t modified_ns) {
   return modified_ns < system_now_ns() - kClocksDiffer.count() / 2;
 }
 
-class ReadTask final : public FileTask {
- public:
-  ReadTask(FileIo& owner, FileRead request)
-      : FileTask(owner, Lane::kRead, request.bytes, request.group), request_(std::move(request)) {}
-
-  // The type is looked at before the file is opened: opening a FIFO would wait for a writer.
-  void start() override {
-    step(stat_operation(request_.path, found_), [this](int result) {
-      if (result < 0) return fail(-result, "stat");
-      if (!S_ISREG(found_.stx_mode)) return end(bad("not a regular file"));
-      if (found_.stx_size != bytes()) return end(bad("file of an unexpected size"));
-      open();
-    });
-  }
-
-  void report() override { request_.done(std::move(status_)); }
-  void cancel() override { request_.done(Status::cancelled()); }
-  // The report verifies checksums for milliseconds: what is to be submitted goes first.
-  void conclude() override {
-    Operation op;
-    op.kind = OperationKind::kDefer;
-    step(op, [this](int) { retire(); });
-  }
-
- private:
-  void open() {
-    caching_ = caching();
-    step(open_operation(request_.path, O_RDONLY, caching_), [this](int result) {
-      if (result == -EINVAL && caching_ == Caching::kDirect) {
-        refuse_direct();
-        return open();
-      }
-      if (result == -ELOOP) return end(bad("a symbolic link"));
-      if (result < 0) return fail(-result, "open");
-      descriptor_ = result;
-      transfer(OperationKind::kRead, descriptor_, request_.buffer, caching_,
-               [this](int outcome) { drop_pages(outcome); });
-    });
-  }
-
-  // The chunk goes to the KV cache: its copy in the page cache would displace what others need.
-  void drop_pages(int outcome) {
-    if (caching_ == Caching::kDirect) return close(outcome);
-    step(descriptor_operation(OperationKind::kDropPages, descriptor_),
-         [this, outcome](int) { close(outcome); });
-  }
-
-  void close(int outcome) {
-    step(descriptor_operation(OperationKind::kClose, descriptor_), [this, outcome](int) {
-      if (outcome == EINVAL && caching_ == Caching::kDirect) {
-        refuse_direct();
-        return open();
-      }
-      if (outcome == kEndOfFile) return end(bad("truncated file"));
-      if (is_damaged(outcome)) return end(bad("unreadable file", outcome));
-      if (outcome != 0) return fail(outcome, "read");
-      end(Status::ok());
-    });
-  }
-
-  [[nodiscard]] Status bad(std::string_view what, int error = 0) const {
-    return Status::bad_chunk(request_.path, what, error);
-  }
-  void fail(int error, std::string_view operation) {
-    if (error == ESTALE && !tried_again_) {  // another file may have its name by now
-      tried_again_ = true;
-      return start();
-    }
-    end(is_gone(error) ? Status::missing(request_.path)
-                       : Status::io(error, operation, request_.path));
-  }
-  void end(Status status) {
-    status_ = std::move(status);
-    finish();
-  }
-
-  FileRead request_;
-  struct statx found_{};
-  Caching caching_ = Caching::kDirect;
-  int descriptor_ = -1;
-  bool tried_again_ = false;
-  Status status_ = Status::cancelled();
-};
+std::string parent_of(const std::string& path) { return path.substr(0, path.rfind('/')); }
 
 class WriteTask final : public FileTask {
  public:
   WriteTask(FileIo& owner, FileWrite request)
       : FileTask(owner, Lane::kWrite, request.bytes), request_(std::move(request)) {}
 
-  // A client may remember a file that another host has evicted.
-  void start() override {
-    step(stat_operation(request_.path, found_, kAskServer), [this](int result) {
-      if (result == 0 && is_whole()) return already_there();
-      if (request_.admit && !request_.admit()) {
-        return end(Status::full(), FileWrite::Outcome::kFailed);
-      }
-      open();
-    });
-  }
-
   void report() override { request_.done(std::move(status_), outcome_); }
   void cancel() override { request_.done(Status::cancelled(), FileWrite::Outcome::kFailed); }
 
  private:
+  [[nodiscard]] const std::string& path() const override { return request_.path; }
+
+  void entered(int result) override {
+    if (is_lost_directory(result)) return admitted([this] { remake_tree(); });
+    if (result < 0) return fail(-result, "directory of");
+    // A client may remember a file that another host has evicted.
+    step(stat_operation(request_.path, found_, kAskServer), [this](int looked) {
+      if (looked == 0 && is_whole()) return already_there();
+      admitted([this] { open(); });
+    });
+  }
+
+  template <typename F>
+  void admitted(F&& next) {
+    if (request_.admit && !request_.admit()) {
+      return end(Status::full(), FileWrite::Outcome::kFailed);
+    }
+    next();
+  }
+
   [[nodiscard]] bool is_whole() const {
     return S_ISREG(found_.stx_mode) && found_.stx_size == bytes();
   }
@@ -144,7 +71,7 @@ class WriteTask final : public FileTask {
     const Operation op =
         open_operation(request_.temporary, flags, caching_, file_mode_of(access()));
     step(op, [this](int result) {
-      if (is_lost_directory(result)) return remake_tree([this] { open(); });
+      if (is_lost_directory(result)) return remake_tree();
       if (result == -EINVAL && caching_ == Caching::kDirect) return again_buffered();
       // Nobody else has this name: a server has made the file, but its first answer was lost.
       if (result == -EEXIST && !created_again_) {
@@ -250,7 +177,7 @@ class WriteTask final : public FileTask {
   // and finds no such file, or the client gives up. The directory is asked for first, since what
   // the client knows of the names in it is from before.
   void look_what_happened(int failure) {
-    step(stat_operation(request_.directories.back(), found_, kAskServer), [this, failure](int) {
+    step(stat_operation(directory_itself_, found_, kAskServer), [this, failure](int) {
       step(stat_operation(request_.temporary, found_), [this, failure](int temporary) {
         if (!is_gone(-temporary)) return not_renamed(failure);
         step(stat_operation(request_.path, found_, kAskServer), [this, failure](int result) {
@@ -263,7 +190,7 @@ class WriteTask final : public FileTask {
 
   void not_renamed(int failure) {
     if (!is_lost_directory(failure)) return abandon(-failure, "rename");
-    discard([this] { remake_tree([this] { open(); }); });  // with it the file went, too
+    discard([this] { remake_tree(); });  // with it the file went, too
   }
 
   void published() {
@@ -276,30 +203,48 @@ class WriteTask final : public FileTask {
 
   void written() { end(Status::ok(), FileWrite::Outcome::kWritten); }
 
-  void remake_tree(std::function<void()> next) {
+  // Makes what is missing on the way to the file, enters its directory, and opens it.
+  void remake_tree() {
     made_directories_ = true;
-    step(stat_operation(request_.root, found_), [this, next = std::move(next)](int result) {
-      if (result < 0) return abandon(-result, "stat root");
-      const FilesystemId here{found_.stx_dev_major, found_.stx_dev_minor};
-      if (place().has_vanished(here)) return abandon(ENODEV, "root");
-      make_directories(0, next);
+    enter(root(), [this](int entered) {
+      if (entered < 0) return fail(-entered, "directory of");
+      step(stat_operation(root_itself_, found_), [this](int result) {
+        if (result < 0) return fail(-result, "stat root");
+        const FilesystemId here{found_.stx_dev_major, found_.stx_dev_minor};
+        if (place().has_vanished(here)) return fail(ENODEV, "root");
+        make_directories(0);
+      });
     });
   }
 
-  void make_directories(std::size_t index, std::function<void()> next) {
-    if (index == request_.directories.size()) return next();
+  // Each from its parent, so that none is made behind a link.
+  void make_directories(std::size_t index) {
+    if (index == request_.directories.size()) return enter_again();
+    enter(parent_of(request_.directories[index]), [this, index](int entered) {
+      if (entered < 0) return fail(-entered, "directory of");
+      make_directory(index);
+    });
+  }
+
+  void make_directory(std::size_t index) {
     const mode_t mode = directory_mode_of(access());
     const std::string& directory = request_.directories[index];
     step(path_operation(OperationKind::kMakeDirectory, directory, mode),
-         [this, index, mode, next = std::move(next)](int result) {
-           if (result < 0 && result != -EEXIST) return abandon(-result, "mkdir");
-           if (result < 0 || access() == Access::kPrivate) return make_directories(index + 1, next);
-           step(path_operation(OperationKind::kSetMode, request_.directories[index], mode),
-                [this, index, next](int set) {
-                  if (set < 0) return abandon(-set, "chmod");
-                  make_directories(index + 1, next);
-                });
+         [this, index, mode, &directory](int result) {
+           if (result < 0 && result != -EEXIST) return fail(-result, "mkdir");
+           if (result < 0 || access() == Access::kPrivate) return make_directories(index + 1);
+           step(path_operation(OperationKind::kSetMode, directory, mode), [this, index](int set) {
+             if (set < 0) return fail(-set, "chmod");
+             make_directories(index + 1);
+           });
          });
+  }
+
+  void enter_again() {
+    enter(parent_of(request_.path), [this](int result) {
+      if (result < 0) return fail(-result, "directory of");
+      open();
+    });
   }
 
   // An empty directory in the file's place; one with something in it is not ours to touch.
@@ -314,6 +259,11 @@ class WriteTask final : public FileTask {
   void again_buffered() {
     refuse_direct();
     discard([this] { open(); });
+  }
+
+  // Where no temporary file can be.
+  void fail(int error, std::string_view operation) {
+    end(Status::io(error, operation, request_.temporary), FileWrite::Outcome::kFailed);
   }
 
   void abandon(int error, std::string_view operation) {
@@ -337,6 +287,9 @@ class WriteTask final : public FileTask {
   }
 
   FileWrite request_;
+  // And not a link in their places.
+  const std::string root_itself_ = root() + "/.";
+  const std::string directory_itself_ = parent_of(request_.path) + "/.";
   struct statx found_{};
   Caching caching_ = Caching::kDirect;
   int descriptor_ = -1;
@@ -348,10 +301,6 @@ class WriteTask final : public FileTask {
 };
 
 }  // namespace
-
-std::unique_ptr<FileTask> make_read_task(FileIo& owner, FileRead request) {
-  return std::make_unique<ReadTask>(owner, std::move(request));
-}
 
 std::unique_ptr<FileTask> make_write_task(FileIo& owner, FileWrite request) {
   return std::make_unique<WriteTask>(owner, std::move(request));
