@@ -14,14 +14,6 @@
 
 namespace lmkv {
 
-// When a chunk was last used, for the order of eviction. A time of the future would keep it for
-// years and says nothing: such chunks go before all others, in the order that they have among
-// themselves, tails before heads. The next use sets it right.
-[[nodiscard]] constexpr std::int64_t last_use_ns(std::int64_t modified_ns, std::int64_t now_ns) {
-  constexpr std::int64_t kLongBefore = 4'000'000'000'000'000'000;  // 126 years
-  return is_of_the_future(modified_ns, now_ns) ? modified_ns - kLongBefore : modified_ns;
-}
-
 // Whether a file changed after `settled_ns`. One that changed in the future did not.
 [[nodiscard]] constexpr bool changed_since(std::int64_t settled_ns, std::int64_t changed_ns,
                                            std::int64_t now_ns) {

@@ -34,6 +34,9 @@ constexpr int kUrgentScanShare = 5;
 constexpr std::chrono::milliseconds kSampleUnderWay{10};
 // Of a chunk that is too old: it goes before any other.
 constexpr double kWorthNothing = -std::numeric_limits<double>::infinity();
+// Of one that a wrong clock stamped: its time would keep it for years, and says nothing. They go
+// next, tails before heads; the next use sets the time right.
+constexpr double kOfAWrongClock = std::numeric_limits<double>::lowest();
 
 }  // namespace
 
@@ -194,9 +197,10 @@ class Housekeeper::Worker final : public TreeVisitor {
 
   void on_chunk(const RankName& rank, const ChunkKey& key, const FileFacts& facts) override {
     scanned_bytes_ += facts.bytes;
-    FileFacts in_order = facts;
-    in_order.modified_ns = last_use_ns(facts.modified_ns, scan_now_ns_);
-    double worth = policy_->worth(rank, key, in_order);
+    double worth = kOfAWrongClock;
+    if (!is_of_the_future(facts.modified_ns, scan_now_ns_)) {
+      worth = policy_->worth(rank, key, facts);
+    }
     if (is_too_old(facts)) {
       worth = kWorthNothing;
       ++too_old_;
