@@ -372,7 +372,7 @@ class _Cleaner:
         return self._now - self._last_use_ns(file) / 1e9 >= self._older_than
 
     def _last_use_ns(self, file: TreeFile) -> int:
-        """What a wrong clock stamped goes first, as engines have it (csrc/store/housekeeper.cpp)."""
+        """What a wrong clock stamped goes first, as in engines (csrc/store/housekeeper.cpp)."""
         of_the_future = _is_of_the_future(file.modified_ns, self._now)
         return file.modified_ns - (LONG_BEFORE_NS if of_the_future else 0)
 

@@ -117,6 +117,7 @@ def test_every_setting_is_an_option() -> None:
         "direct_io": "off",
         "namespace": "mine",
         "host_memory": "1GiB",
+        "max_age": "7d",
     }
     words, expected = [], {"path": "/mnt/kv"}
     for spec in fields(Config):

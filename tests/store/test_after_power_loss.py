@@ -104,7 +104,7 @@ def test_a_clean_up_that_is_killed_leaves_no_file_of_its_own(root: Path) -> None
         "from lmkv import tree\n"
         "die = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGKILL)\n"
         "os.stat = os.fstat = die  # with which it reads the filesystem's clock\n"
-        "tree._filesystem_now(sys.argv[1])\n"
+        "tree.filesystem_now(sys.argv[1])\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(root)], check=False)
     assert done.returncode == -9

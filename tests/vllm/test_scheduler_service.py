@@ -114,7 +114,7 @@ def test_activity_is_one_line_a_minute(tiny_model, root, lines):
     assert "2 chunks stored" in said[0] or "3 chunks stored" in said[0]
 
 
-def test_a_step_of_many_running_requests_takes_a_microsecond_for_each(tiny_model, root):
+def test_a_step_of_many_running_requests_is_a_short_loop_over_them(tiny_model, root):
     requests = 512
     engine = Engine(
         tiny_model, root, running=requests, budget=requests * BLOCK, blocks=3 * requests + 10,
@@ -127,4 +127,21 @@ def test_a_step_of_many_running_requests_takes_a_microsecond_for_each(tiny_model
     output = engine.scheduler.schedule()
     assert len(output.num_scheduled_tokens) == requests
     assert len(engine.side._stores._requests) == requests
-    assert seconds_per_call(lambda: engine.side.step(output), calls=5) < requests * 1e-6
+    tokens = {index: index for index in range(requests)}
+
+    def shortest_loop():
+        """Over as many: what one costs depends on the machine, and on what else it does."""
+        total = 0
+        for name, count in output.num_scheduled_tokens.items():
+            total += tokens[int(name[1:])] + count
+        return total
+
+    rounds = [
+        (
+            seconds_per_call(lambda: engine.side.step(output), calls=5, batches=1),
+            seconds_per_call(shortest_loop, calls=5, batches=1),
+        )
+        for _ in range(20)
+    ]
+    step, loop = (min(times) for times in zip(*rounds, strict=True))
+    assert step < 6 * loop, f"{step * 1e6:.0f} and {loop * 1e6:.0f} us"
