@@ -29,7 +29,8 @@ from lmkv.errors import ConfigError
 
 if TYPE_CHECKING:
     from lmkv._C import TreeFile
-    from lmkv.tree import Checked, Cleaned, Summary, Verification
+    from lmkv.tree import Checked, Summary, Verification
+    from lmkv.tree_cleanup import Cleaned
 
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", help="One of those that engines are given.")
@@ -240,17 +241,18 @@ def gc(
     namespaces included. What was used in the last seconds stays. Engines may run meanwhile: they
     miss what is gone. Exit status 1 if something could not be read or removed.
     """
-    from lmkv import tree
+    from lmkv.tree import check_namespace
+    from lmkv.tree_cleanup import clean
 
     root = str(directory.expanduser())
     with one_line_errors():
         if to is None and older is None and namespace is None:
             raise ConfigError("say what is to go: --to SIZE, --older AGE or --namespace NAME")
-        found = tree.clean(
+        found = clean(
             root,
             to_bytes=None if to is None else parse_size(to),
             older_than=None if older is None else parse_age(older),
-            namespace=None if namespace is None else tree.check_namespace(root, namespace),
+            namespace=None if namespace is None else check_namespace(root, namespace),
             dry_run=dry_run,
         )
     if as_json:

@@ -12,7 +12,8 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-import lmkv.tree  # noqa: F401
+import lmkv.tree
+import lmkv.tree_cleanup  # noqa: F401
 from lmkv.cli import app
 
 sys.path.insert(0, str(Path(__file__).parent))

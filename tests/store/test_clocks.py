@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mounts import Disk, FaultyFuse, wait_for
 from watched import CHUNK_BYTES, WatchedCore, chunk_files, file_of, temporaries
 
-from lmkv import tree
+from lmkv import tree, tree_cleanup
 
 YEAR = 365 * 86400
 NAMES = [f"chunk{n}" for n in range(20)]
@@ -103,7 +103,7 @@ def test_a_directory_whose_every_time_is_of_the_future_is_evicted_from_and_swept
     assert left[0].stat().st_ctime > time.time() + YEAR
 
     assert tree.verify(str(disk.path)).abandoned == 2
-    cleaned = tree.clean(str(disk.path), to_bytes=18 * CHUNK_BYTES)
+    cleaned = tree_cleanup.clean(str(disk.path), to_bytes=18 * CHUNK_BYTES)
     assert (cleaned.chunks, cleaned.abandoned) == (2, 2)
     assert temporaries(disk.path) == []
     left[0].write_bytes(bytes(8192))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lmkv import tree
+from lmkv import tree_cleanup
 from lmkv.cli import app
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -104,7 +104,7 @@ def zoo(tmp_path: Path) -> Zoo:
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree, "SPARED_SECONDS", 0.0)
+    monkeypatch.setattr(tree_cleanup, "SPARED_SECONDS", 0.0)
 
 
 def test_tools_count_files_of_ours_and_nothing_else(zoo: Zoo) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lmkv import tree
+from lmkv import tree_cleanup
+from lmkv._C import Removal, TreeFile
 from lmkv.cli import app
 from lmkv.namespace import Namespace
 
@@ -66,7 +67,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What changed a moment ago may go, too."""
-    monkeypatch.setattr(tree, "SPARED_SECONDS", 0.0)
+    monkeypatch.setattr(tree_cleanup, "SPARED_SECONDS", 0.0)
 
 
 def test_stats_count_chunks_tokens_and_bytes(root: Path) -> None:
@@ -203,7 +204,7 @@ def test_gc_of_a_namespace_leaves_the_others(root: Path, settled: None) -> None:
 def test_gc_in_several_scans_removes_as_much(
     root: Path, settled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tree, "CANDIDATES", 3)
+    monkeypatch.setattr(tree_cleanup, "CANDIDATES", 3)
     for index in range(4):
         age(file_of(root, f"b/{index}"), 2 * DAY + index)
     limit = str(4 * CHUNK_BYTES + (1 << 19))
@@ -229,7 +230,10 @@ def test_a_dry_run_counts_what_is_old_and_above_the_size_once(root: Path, settle
 def test_two_gcs_at_once_remove_no_more_than_one(root: Path, settled: None) -> None:
     """What another has removed counts as gone, and not as something to make up for."""
     limit = str(4 * CHUNK_BYTES + (1 << 19))
-    command = "from lmkv import tree; tree.SPARED_SECONDS = 0.0; from lmkv.cli import app; app()"
+    command = (
+        "from lmkv import tree_cleanup; tree_cleanup.SPARED_SECONDS = 0.0\n"
+        "from lmkv.cli import app; app()"
+    )
     both = [
         subprocess.Popen([sys.executable, "-c", command, "gc", str(root), "--to", limit])
         for _ in range(2)
@@ -241,13 +245,13 @@ def test_two_gcs_at_once_remove_no_more_than_one(root: Path, settled: None) -> N
 def test_what_goes_while_gc_is_at_work_counts_as_gone(
     root: Path, settled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove = tree.remove_chunk
+    remove = tree_cleanup.remove_chunk
 
-    def another_is_faster(where: str, file: tree.TreeFile) -> tree.Removal:
+    def another_is_faster(where: str, file: TreeFile) -> Removal:
         next(root.glob(f"v1/*/r0/*/{file.key.hex()}.kv")).unlink()
         return remove(where, file)
 
-    monkeypatch.setattr(tree, "remove_chunk", another_is_faster)
+    monkeypatch.setattr(tree_cleanup, "remove_chunk", another_is_faster)
     code, removal = run_json("gc", str(root), "--to", str(6 * CHUNK_BYTES + (1 << 19)))
     assert (code, removal["chunks"], len(files(root))) == (0, 0, 6)
 
