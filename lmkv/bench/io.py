@@ -266,7 +266,7 @@ def measure(
     *,
     chunks_mib: Iterable[int] = CHUNKS_MIB,
     bytes_total: int = 1 << 30,
-    rounds: int = 9,
+    rounds: int,
     each: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """GB/s (1e9 bytes) of lmkv and of fio, by the size of chunks; medians, ratios and spread.

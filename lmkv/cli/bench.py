@@ -100,7 +100,7 @@ def io(
         list[int] | None, typer.Option(min=1, help="Sizes of chunks in MiB; may be repeated.")
     ] = None,
     gigabytes: Annotated[float, typer.Option(min=0.01, help="GB that each run writes.")] = 1.0,
-    rounds: Annotated[int, typer.Option(min=1, help="fio and lmkv take turns so often.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="fio and lmkv take turns so often.")] = 9,
     io_engine: Annotated[str, typer.Option(help="auto, io_uring or threads.")] = "auto",
     io_threads: Annotated[int, typer.Option(min=1, max=64)] = 1,
     fault: Annotated[
