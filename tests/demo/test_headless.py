@@ -23,7 +23,9 @@ from lmkv.demo.errors import DemoError
 
 pytestmark = pytest.mark.engine
 
-COMMAND = [sys.executable, "-c", "from lmkv.cli import app; app()", "demo", "--headless"]
+# Where the tests run in the background of a script, SIGINT is ignored, and that is inherited.
+LMKV = [sys.executable, "-c", "from lmkv.cli import app; app()"]
+COMMAND = ["env", "--default-signal=INT", *LMKV, "demo", "--headless"]
 
 
 def start(cache: Path, *arguments: str) -> subprocess.Popen[str]:
