@@ -87,7 +87,8 @@ void bind_engine(py::module_& m) {
       .def_readonly("kind", &Completion::kind)
       .def_property_readonly("job", &job_number)
       .def_readonly("failed_chunks", &Completion::failed_chunks)
-      .def_readonly("error", &Completion::error);
+      .def_readonly("error", &Completion::error)
+      .def_readonly("seconds", &Completion::seconds);
 
   // Its destructor waits for what is in flight: without the GIL.
   py::class_<Engine>(m, "Engine", py::release_gil_before_calling_cpp_dtor())

@@ -150,13 +150,14 @@ class Completion:
     A store job yields GATHERED (its source blocks may be freed: nothing reads them any more),
     then STORED, both also when it fails. A load job yields one LOADED; ``failed_chunks`` are the
     indices, in the list given to ``load``, of chunks whose bytes did not all reach the KV cache.
-    ``error`` is ``""`` on success.
+    ``error`` is ``""`` on success. ``seconds``: of LOADED, the time since ``load``.
     """
 
     kind: CompletionKind
     job: int
     failed_chunks: list[int]
     error: str
+    seconds: float
 
 @final
 class Engine:

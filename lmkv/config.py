@@ -252,6 +252,13 @@ class Config:
         unit="threads",
         default=1,
     )
+    load_policy: str = _setting(
+        _one_of("auto", "always", "never"),
+        "Whether what is found is loaded: `auto` loads what a request is done sooner with, by what "
+        "loads and prefills have taken lately, and gives up a load that turns out to be slow; "
+        "`always` loads all that is found, `never` nothing.",
+        default="auto",
+    )
     load_timeout: float = _setting(
         _parse_number,
         "A load that takes longer is given up, and its tokens are computed. 0: by how fast loads "

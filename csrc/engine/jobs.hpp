@@ -33,6 +33,7 @@ struct Completion {
   JobId job{};
   std::vector<std::size_t> failed_chunks;  // kLoaded: indices into the job's chunks
   std::string error;                       // empty on success; the first one for kLoaded
+  double seconds = 0;                      // kLoaded: since load()
 };
 
 // Jobs under way and what became of the others. Thread-safe; never blocks but in wait_idle().

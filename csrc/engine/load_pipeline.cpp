@@ -1,6 +1,7 @@
 #include "engine/load_pipeline.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -288,8 +289,9 @@ void LoadPipeline::finish(Job& job) {
     jobs_.erase(job.number());
   }
   std::sort(job.failed_chunks.begin(), job.failed_chunks.end());
-  context_.jobs.end(
-      {CompletionKind::kLoaded, job.id, std::move(job.failed_chunks), std::move(job.error)});
+  const std::chrono::duration<double> taken = Clock::now() - job.begun;
+  context_.jobs.end({CompletionKind::kLoaded, job.id, std::move(job.failed_chunks),
+                     std::move(job.error), taken.count()});
 }
 
 // ---- Giving up
@@ -347,7 +349,33 @@ void LoadPipeline::cancel(JobId id) {
     if (found == jobs_.end()) return;
     job = found->second;
   }
-  give_up(job, Status::cancelled());
+  for (Root* root : give_up(job, Status::cancelled())) watch(*root, *job);
+}
+
+void LoadPipeline::watch(Root& root, const Job& job) {
+  if (!root.files().is_reading()) return;
+  const std::lock_guard lock(mutex_);
+  const bool is_watched =
+      std::ranges::any_of(watches_, [&](const Watch& each) { return each.root == &root; });
+  if (!is_watched) watches_.push_back({&root, job.begun, job.deadline});
+}
+
+void LoadPipeline::look_at_watched(Clock::time_point now) {
+  std::vector<Watch> due;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto is_due = [now](const Watch& each) { return each.deadline <= now; };
+    std::ranges::copy_if(watches_, std::back_inserter(due), is_due);
+    std::erase_if(watches_, is_due);
+  }
+  for (const Watch& each : due) take_out_if_stalled(*each.root, each.begun, now);
+}
+
+void LoadPipeline::take_out_if_stalled(Root& root, Clock::time_point since,
+                                       Clock::time_point now) {
+  if (!root.files().is_reading()) return;
+  root.loads.stalled(since, "reads take too long", now);
+  if (root.loads.is_out()) refuse_waiting(root);
 }
 
 std::vector<std::shared_ptr<LoadPipeline::Job>> LoadPipeline::take_late(Clock::time_point now) {
@@ -369,11 +397,10 @@ void LoadPipeline::give_up_late(Clock::time_point now) {
   patience_.observe(context_.stats.bytes_loaded, context_.reading.microseconds());
   for (const std::shared_ptr<Job>& job : take_late(now)) {
     for (Root* root : give_up(job, Status::timed_out("a load took longer than its time"))) {
-      if (!root->files().is_reading()) continue;
-      root->loads.stalled(job->begun, "reads take too long", now);
-      if (root->loads.is_out()) refuse_waiting(*root);
+      take_out_if_stalled(*root, job->begun, now);
     }
   }
+  look_at_watched(now);
 }
 
 void LoadPipeline::close() {

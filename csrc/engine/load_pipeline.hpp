@@ -62,6 +62,10 @@ class LoadPipeline {
   // Returns the roots that it was waiting for.
   std::set<Root*> give_up(const std::shared_ptr<Job>& job, const Status& status);
   void refuse_waiting(Root& root);
+  // Whoever gave up a job may do so long before a disk counts as hanging: that is found out later.
+  void watch(Root& root, const Job& job);
+  void look_at_watched(Clock::time_point now);
+  void take_out_if_stalled(Root& root, Clock::time_point since, Clock::time_point now);
   // Caller holds mutex_.
   [[nodiscard]] RootQueue& queue_of(const Root& root);
   [[nodiscard]] bool is_readable(const RootQueue& queue) const;
@@ -85,6 +89,13 @@ class LoadPipeline {
   std::size_t next_queue_ = 0;  // whose turn it is
   std::unordered_map<std::uint64_t, std::shared_ptr<Job>> jobs_;
   Clock::time_point next_deadline_ = Clock::time_point::max();
+  // A root that was reading for a job that was cancelled. One for each root at most.
+  struct Watch {
+    Root* root;
+    Clock::time_point begun;
+    Clock::time_point deadline;
+  };
+  std::vector<Watch> watches_;
 };
 
 }  // namespace lmkv

@@ -138,6 +138,9 @@ class LMKVConnector(KVConnectorBase_V1, SupportsHMA):
             }
         )
 
+    def on_new_request(self, request: "Request") -> None:
+        self.scheduler_side.new_request(request)
+
     def get_num_new_matched_tokens(
         self, request: "Request", num_computed_tokens: int
     ) -> tuple[int | None, bool]:

@@ -1,19 +1,26 @@
 """What is being loaded for which request, from its admission until all ranks are done."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from lmkv.vllm.lookup import Run
 from lmkv.vllm.metadata import ChunkLoad, Load
+from lmkv.vllm.pace import Decision, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The answer to one waiting request, for a local hit of ``first_block`` blocks."""
+    """The answer to one waiting request, for a local hit of ``first_block`` blocks.
+
+    ``chunks`` are those that were found until it is decided how many of them are loaded, and then
+    these.
+    """
 
     first_block: int
     chunks: Run
     at: float
+    decision: Decision | None = None
 
     @property
     def blocks(self) -> int:
@@ -23,11 +30,21 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one load: tokens that arrived and that did not, keys that failed."""
+    """What became of one load: tokens that arrived and that did not, keys that failed.
+
+    ``late``: it was given up because it took too long, so nothing is known of what failed.
+    ``seconds``: what it took, 0 if that is not known, for ``tokens_read``, those ahead of it
+    included.
+    """
 
     gained: int
     lost: int
+    keys: list[bytes]
     failed: list[bytes]
+    late: bool = False
+    seconds: float = 0.0
+    tokens_read: int = 0
+    is_trial: bool = False
 
 
 @dataclass(slots=True)
@@ -36,7 +53,11 @@ class _Loading:
     # Tokens that the request gains up to the end of each chunk.
     tokens: list[int]
     failed: set[int]
+    decision: Decision
+    ahead: int = 0  # tokens that other loads had to bring when it began
     cancelled: bool = False
+    late: bool = False
+    seconds: float = 0.0
 
 
 class Loads:
@@ -44,13 +65,23 @@ class Loads:
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
+        self._tokens_under_way = 0
         self._loading: dict[str, _Loading] = {}
         self._keys: set[bytes] = set()
         self._new: list[Load] = []
         self._cancelled: list[str] = []
 
+    @property
+    def tokens_under_way(self) -> int:
+        """Tokens that are to be read from the directory for the loads that there are."""
+        return self._tokens_under_way
+
     def __bool__(self) -> bool:
         return bool(self._loading)
+
+    def requests(self) -> AbstractSet[str]:
+        """Those whose loads are under way."""
+        return self._loading.keys()
 
     def has_any(self, chunks: Run) -> bool:
         """Whether any of ``chunks`` is being loaded."""
@@ -78,14 +109,19 @@ class Loads:
             )
             tokens.append((end - found.first_block) * self._block_tokens)
         keys = [chunk.key for chunk in chunks]
-        self._loading[request_id] = _Loading(keys, tokens, set())
+        assert found.decision is not None, "a load that was not decided on"
+        self._loading[request_id] = _Loading(
+            keys, tokens, set(), found.decision, self._tokens_under_way
+        )
+        self._tokens_under_way += found.decision.disk_tokens
         self._keys.update(keys)
-        self._new.append(Load(request_id, chunks, used_at))
+        self._new.append(Load(request_id, chunks, used_at, found.decision.within))
 
     def refuse(self, request_id: str, tokens: int, block_ids: list[int]) -> None:
         """Have a load fail at once, so that vLLM computes what these blocks are to hold."""
-        self._loading[request_id] = _Loading([], [tokens], {0})
-        self._new.append(Load(request_id, [], 0.0, block_ids))
+        nothing = Decision(0, Verdict.COMPUTE)
+        self._loading[request_id] = _Loading([], [tokens], {0}, nothing)
+        self._new.append(Load(request_id, [], 0.0, refused=block_ids))
 
     def take_new(self) -> list[Load]:
         """The loads since the last call, for the workers."""
@@ -103,6 +139,15 @@ class Loads:
         cancelled, self._cancelled = self._cancelled, []
         return cancelled
 
+    def note_times(self, seconds: Mapping[str, float], late: AbstractSet[str]) -> None:
+        """What loads took on the ranks that are done with them, and which were given up in part
+        because their time was over.
+        """
+        for request_id, taken in seconds.items():
+            if loading := self._loading.get(request_id):
+                loading.seconds = max(loading.seconds, taken)
+                loading.late = loading.late or request_id in late
+
     def note_failed(self, failed_chunks: Mapping[str, set[int]]) -> None:
         """Ranks could not load these chunks, by index; the loads have not ended yet.
 
@@ -119,9 +164,30 @@ class Loads:
         if loading is None:
             return None
         self._keys.difference_update(loading.keys)
+        self._tokens_under_way -= loading.decision.disk_tokens
         first_failed = min(loading.failed, default=len(loading.tokens))
         gained = loading.tokens[first_failed - 1] if first_failed else 0
         failed = [key for index, key in enumerate(loading.keys) if index in loading.failed]
         if loading.cancelled:
-            return Outcome(0, 0, failed)
-        return Outcome(gained, loading.tokens[-1] - gained, failed)
+            return Outcome(0, 0, [], failed)
+        arrived = [key for index, key in enumerate(loading.keys) if index not in loading.failed]
+        return Outcome(
+            gained,
+            loading.tokens[-1] - gained,
+            arrived,
+            failed,
+            loading.late,
+            seconds=loading.seconds,
+            tokens_read=_tokens_read(loading, len(arrived)),
+            is_trial=loading.decision.is_trial,
+        )
+
+
+def _tokens_read(loading: _Loading, arrived: int) -> int:
+    """Of a load's own tokens and those ahead of it, about how many were read; 0 if the directory
+    was not asked for any.
+    """
+    own = loading.decision.disk_tokens
+    if not own:
+        return 0
+    return loading.ahead + own * arrived // max(1, len(loading.keys))

@@ -44,6 +44,13 @@ class Run:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def first(self, chunks: int) -> "Run":
+        """The first so many of them."""
+        if chunks >= len(self.keys):
+            return self
+        end = self.begin + chunks * self.blocks_per_chunk
+        return Run(self.keys[:chunks], self.begin, end, self.blocks_per_chunk)
+
     def __iter__(self) -> Iterator[Chunk]:
         begin = self.begin
         for key in self.keys:

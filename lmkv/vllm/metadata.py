@@ -30,6 +30,7 @@ class Hello(KVConnectorHandshakeMetadata):
     config: Config
     refusal: str = ""
     roots_out: RootsOut = field(default_factory=RootsOut)
+    slabs: int = 0  # chunks that its host memory has room for
 
 
 @dataclass(slots=True)
@@ -65,12 +66,14 @@ class ChunkLoad:
 @dataclass(slots=True)
 class Load:
     """All chunks to load for one request; or none, and the blocks that must be computed because
-    nothing could be loaded to them.
+    nothing could be loaded to them. ``within``: seconds after which what is left of it is given
+    up, because computing is quicker.
     """
 
     request_id: str
     chunks: list[ChunkLoad]
     used_at: float
+    within: float | None = None
     refused: list[int] = field(default_factory=list)
 
 
@@ -93,6 +96,8 @@ class StepMetadata(KVConnectorMetadata):
     uses: list[Use] = field(default_factory=list)
     # Requests that ended while their loads are under way: nobody waits for the rest.
     cancelled: list[str] = field(default_factory=list)
+    # A number for the step if its time is to be taken, or 0.
+    timed: int = 0
 
 
 @dataclass
@@ -107,12 +112,24 @@ class StepReport(KVConnectorWorkerMetadata):
     unstored: set[int] = field(default_factory=set)
     # Indices, in Load.chunks, of chunks that did not arrive.
     failed_chunks: dict[str, set[int]] = field(default_factory=dict)
+    # What the loads that ended took, in seconds; the slowest rank's.
+    load_seconds: dict[str, float] = field(default_factory=dict)
+    # Requests whose loads were given up in part, because their time was over.
+    late: set[str] = field(default_factory=set)
     # By rank, where it has changed.
     roots_out: dict[int, RootsOut] = field(default_factory=dict)
+    # StepMetadata.timed of the step.
+    timed: int = 0
 
     def __bool__(self) -> bool:
         return bool(
-            self.hellos or self.gathered or self.ended or self.failed_chunks or self.roots_out
+            self.hellos
+            or self.gathered
+            or self.ended
+            or self.failed_chunks
+            or self.load_seconds
+            or self.roots_out
+            or self.timed
         )
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "StepReport":
@@ -124,6 +141,10 @@ class StepReport(KVConnectorWorkerMetadata):
             for job, count in more.items():
                 counts[job] = counts.get(job, 0) + count
         self.unstored |= other.unstored
+        self.late |= other.late
+        for request_id, seconds in other.load_seconds.items():
+            self.load_seconds[request_id] = max(seconds, self.load_seconds.get(request_id, 0.0))
+        self.timed = max(self.timed, other.timed)
         for request_id, indices in other.failed_chunks.items():
             self.failed_chunks.setdefault(request_id, set()).update(indices)
         return self

@@ -26,7 +26,8 @@ ENGINE_COUNTERS = {
     "stores_dropped_out_of_service": "Stores dropped because their directory was out of service.",
     "stores_failed": "Stores that failed on the disk.",
     "gathers_failed": "Stores that failed while copying from the KV cache.",
-    "loads_cancelled": "Chunks that were to be loaded for requests that ended before.",
+    "loads_cancelled": "Chunks that were to be loaded and were not waited for: their requests ended "
+    "or computing was quicker.",
     "loads_failed": "Chunks that were to be loaded and were not, for any other reason.",
     "loads_timed_out": "Of these, chunks of loads that took too long.",
     "loads_refused": "Of these, chunks whose directory was out of service.",
@@ -55,6 +56,18 @@ SCHEDULER_COUNTERS = {
     "tokens_loaded": "Prompt tokens whose KV was loaded instead of computed.",
     "tokens_failed": "Prompt tokens whose KV should have been loaded and was computed.",
     "lookups_given_up": "Chunks taken for absent because the filesystem did not say in time.",
+    "load_decisions_load": "Requests that all that was found was loaded for.",
+    "load_decisions_cut": "Requests that a part was loaded for, because all of it would have taken "
+    "longer.",
+    "load_decisions_compute": "Requests that nothing was loaded for, because computing was thought "
+    "quicker.",
+    "load_decisions_trial": "Of load_decisions_load, those to find out what loads take.",
+    "loads_late": "Loads that were given up because they took longer than they were worth.",
+    "expected_load_microseconds": "What the loads of the requests that were decided on were expected "
+    "to take.",
+    "expected_compute_microseconds": "What computing the same was expected to take.",
+    "requests_misunderstood": "Requests that passed by because their kv_transfer_params were not "
+    "understood.",
 }
 
 COUNTERS = ENGINE_COUNTERS | SCHEDULER_COUNTERS
@@ -69,6 +82,8 @@ ENGINE_GAUGES = {
 SCHEDULER_GAUGES = {
     "loads_out_of_service": "Directories that a rank does not load from, because they fail.",
     "stores_out_of_service": "Directories that a rank does not store to, because they fail.",
+    "compute_tokens_per_second": "How fast prompts were computed lately.",
+    "load_tokens_per_second": "How fast tokens were loaded lately.",
 }
 
 GAUGES = ENGINE_GAUGES | SCHEDULER_GAUGES

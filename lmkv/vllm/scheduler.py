@@ -8,6 +8,7 @@ LoRA adapter. vLLM's block hashes tell adapters apart by name and path, which is
 process but not in a directory that outlives it: another adapter may lie there tomorrow.
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
@@ -22,12 +23,16 @@ from vllm.v1.request import Request
 
 from lmkv._C import Directory
 from lmkv.config import Config
-from lmkv.vllm import identity
-from lmkv.vllm.activity import ActivityLog
+from lmkv.errors import ConfigError
+from lmkv.vllm import control, identity
+from lmkv.vllm.activity import ActivityLog, Throttle
+from lmkv.vllm.control import Control
 from lmkv.vllm.loads import Found, Loads, Outcome
 from lmkv.vllm.lookup import Lookup, Run
 from lmkv.vllm.metadata import Hello, RootsOut, StepMetadata, StepReport, Store
 from lmkv.vllm.metrics import LMKVStats
+from lmkv.vllm.pace import Decision, Pace
+from lmkv.vllm.prefills import Prefills
 from lmkv.vllm.stores import StorePlanner
 
 # Named below "vllm", whose logging set-up would drop the lines of any other name.
@@ -72,16 +77,26 @@ class SchedulerSide:
         # so that its head, written first, is not older than its tail.
         self._used_at: dict[str, float] = {}
         self._loads = Loads(0)
+        self._pace = Pace(config.load_policy, 0)
+        self._prefills = Prefills(self._pace)
+        # What requests ask for themselves, where it is not the default.
+        self._controls: dict[str, Control] = {}
+        self._control_lines = Throttle()
+        # Requests whose loads were given up because they took too long: one try is enough.
+        self._late: set[str] = set()
         self._lookups_left = LOOKUPS_PER_STEP
         self._was_reset = False
         self._linger_until = 0.0
         self._stats: dict[str, int] = {}
+        self._rates: dict[str, int] = {}
         self._activity = ActivityLog()
         if refusal := identity.refusal(vllm_config, kv_cache_config):
             self._refuse(refusal)
         else:
             self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
             self._loads = Loads(self._block_tokens)
+            self._pace = Pace(config.load_policy, self._block_tokens)
+            self._prefills = Prefills(self._pace)
             config.blocks_per_chunk(self._block_tokens)
             if self._loads_on and transfer.kv_load_failure_policy != "recompute":
                 logger.warning(
@@ -126,6 +141,7 @@ class SchedulerSide:
             root=list(self._config.path), namespace=namespaces.pop(), ranks=self._ranks
         )
         self._note_roots()
+        self._pace.remember_up_to(min(hello.slabs for hello in self._hellos.values()))
         manager = self._manager
         self._stores = StorePlanner(
             manager.block_pool,
@@ -169,6 +185,28 @@ class SchedulerSide:
 
     # -- waiting requests ------------------------------------------------------------------
 
+    def new_request(self, request: Request) -> None:
+        """Read what the request asks for. One that cannot be understood passes by: it may have
+        been meant to keep its KV out of the directory.
+        """
+        try:
+            wanted = control.parse(request.kv_transfer_params)
+        except ConfigError as error:
+            wanted = control.PASSES_BY
+            self._count("requests_misunderstood", 1)
+            if self._control_lines.passes():
+                logger.warning(
+                    "lmkv: request %s passes by, for what its kv_transfer_params ask of lmkv is "
+                    "not understood: %s",
+                    request.request_id,
+                    error,
+                )
+        if wanted != control.DEFAULT:
+            self._controls[request.request_id] = wanted
+
+    def _control(self, request: Request) -> Control:
+        return self._controls.get(request.request_id, control.DEFAULT)
+
     def matched_tokens(self, request: Request, computed_tokens: int) -> int | None:
         """Tokens beyond ``computed_tokens`` that can be loaded; None while another request is
         loading some of them (they will be in vLLM's own prefix cache), while the filesystem has
@@ -193,29 +231,55 @@ class SchedulerSide:
             self._found[request.request_id] = found
             if self._loads.has_any(found.chunks):
                 return None
+        if found.decision is None:
+            decision = self._decide(request, found)
+            run = found.chunks.first(decision.chunks)
+            found = dataclasses.replace(found, chunks=run, decision=decision)
+            self._found[request.request_id] = found
         return found.blocks * self._block_tokens
+
+    def _decide(self, request: Request, found: Found) -> Decision:
+        """How much of what was found is loaded."""
+        run = found.chunks
+        most = self._control(request).max_load_tokens
+        if most is not None:
+            end = found.first_block + most // self._block_tokens
+            if end < run.end:
+                run = run.first(max(0, end - run.begin) // run.blocks_per_chunk)
+        if request.request_id in self._late:
+            run = Run()
+        return self._pace.decide(
+            run,
+            found.first_block,
+            in_memory=self._stores.in_memory if self._stores is not None else (),
+            ahead=self._loads.tokens_under_way,
+            backlog=self._prefills.backlog(),
+        )
 
     def _passes_by(self, request: Request) -> bool:
         if request.lora_request is not None:
             logger.debug_once("lmkv: requests with a LoRA adapter pass by")
             return True
-        return self._was_reset or request.pooling_params is not None
+        if self._was_reset or request.pooling_params is not None:
+            return True
+        return self._control(request).passes_by
 
     def _look_up(
         self, lookup: Lookup, stores: StorePlanner, request: Request, first_block: int
     ) -> Run | None:
         hashes = request.block_hashes
-        if self._stores_on:
+        stores_on = self._stores_on and self._control(request).store
+        if stores_on:
             # Blocks in vLLM's prefix cache need not be in the directory: a store may have been
             # dropped, or they were generated. What this process stored or saw is known.
             there = lookup.present(stores.unknown(hashes, first_block))
             if there is None:
                 return None
             stores.know(there)
-        if not self._loads_on or request.skip_reading_prefix_cache:
+        if not self._may_load(request):
             # All of it is computed; what vanished from the directory is to be stored then.
             keys = stores.keys_between(request, first_block, len(hashes))
-            there = lookup.present(keys) if self._stores_on else []
+            there = lookup.present(keys) if stores_on else []
             if there is None:
                 return None
             stores.doubt(keys)
@@ -232,25 +296,41 @@ class SchedulerSide:
         stores.know(chunks.keys)
         return chunks
 
+    def _may_load(self, request: Request) -> bool:
+        if not self._loads_on or request.skip_reading_prefix_cache:
+            return False
+        return self._config.load_policy != "never" and self._control(request).load
+
     def admitted(self, request: Request, blocks: KVCacheBlocks, external_tokens: int) -> None:
         """The request was given blocks; with ``external_tokens`` it waits for its load."""
         request_id = request.request_id
         found = self._found.pop(request_id, None)
         if self._stores is not None and not self._passes_by(request):
             used_at = self._used_at.setdefault(request_id, time.time())
-            if self._stores_on:
+            if self._stores_on and self._control(request).store:
                 self._stores.admit(request, used_at)
             elif found is not None:
                 self._stores.use_local(request, found.first_block, used_at)
+        if found is not None and found.decision is not None:
+            self._count_decision(found.decision)
         if not external_tokens:
+            self._prefills.admit(request)
             return
         self._load(request_id, found, blocks.blocks[0] if blocks.blocks else (), external_tokens)
+
+    def _count_decision(self, decision: Decision) -> None:
+        if decision.compute_seconds is None:  # nothing to decide
+            return
+        self._count(f"load_decisions_{decision.verdict.value}", 1)
+        self._count("load_decisions_trial", decision.is_trial)
+        self._count("expected_compute_microseconds", round(decision.compute_seconds * 1e6))
+        self._count("expected_load_microseconds", round((decision.load_seconds or 0.0) * 1e6))
 
     def _load(
         self, request_id: str, found: Found | None, blocks: Sequence[KVCacheBlock], tokens: int
     ) -> None:
         block_ids = [block.block_id for block in blocks]
-        if found is not None and tokens <= found.blocks * self._block_tokens:
+        if found is not None and found.decision and tokens <= found.blocks * self._block_tokens:
             end = found.first_block - (-tokens // self._block_tokens)
             used_at = self._used_at.get(request_id, 0.0)
             self._loads.begin(request_id, found, block_ids[:end], used_at)
@@ -283,23 +363,28 @@ class SchedulerSide:
         if stores:
             self._linger_until = time.monotonic() + STORE_LINGER_SECONDS
         uses = self._stores.take_uses() if self._stores is not None else []
+        timed = self._prefills.step(output.num_scheduled_tokens)
         cancelled = self._loads.take_cancelled()
-        return StepMetadata(self._loads.take_new(), stores, uses, cancelled)
+        return StepMetadata(self._loads.take_new(), stores, uses, cancelled, timed)
 
     def settle(self, output: KVConnectorOutput) -> None:
         """What the workers report of the step."""
         report = output.kv_connector_worker_meta
+        self._prefills.step_ended(report.timed if isinstance(report, StepReport) else 0)
         if isinstance(report, StepReport):
             self.greet(report.hellos)
             if report.roots_out:
                 self._roots_out.update(report.roots_out)
                 self._note_roots()
             self._loads.note_failed(report.failed_chunks)
+            self._loads.note_times(report.load_seconds, report.late)
+            self._late |= report.late & self._loads.requests()
             if self._stores is not None and self._lookup is not None:
                 before = self._stores.unfinished_jobs
                 stored = self._stores.settle(report)
                 for key in stored:
                     self._lookup.mark_stored(key)
+                self._pace.has_in_memory(stored)
                 ended = before - self._stores.unfinished_jobs
                 self._activity.count(stored=len(stored), unstored=ended - len(stored))
         for request_id in output.finished_recving or ():
@@ -311,6 +396,13 @@ class SchedulerSide:
         self._count("tokens_loaded", outcome.gained)
         self._count("tokens_failed", outcome.lost)
         self._activity.count(tokens=outcome.gained, tokens_failed=outcome.lost)
+        self._pace.has_in_memory(outcome.keys)
+        if outcome.late:
+            self._count("loads_late", 1)
+            self._pace.gave_up(outcome.tokens_read, outcome.seconds)
+            return  # what did not come may be there all the same
+        if not outcome.failed:
+            self._pace.saw_load(outcome.tokens_read, outcome.seconds, trial=outcome.is_trial)
         if outcome.failed and self._lookup is not None and self._stores is not None:
             # What failed is computed now and stored again: nothing may say that it is there.
             self._lookup.mark_absent(outcome.failed)
@@ -324,8 +416,18 @@ class SchedulerSide:
     def take_stats(self) -> LMKVStats | None:
         if self._lookup is not None:
             self._count("lookups_given_up", self._lookup.take_given_up())
+        self._note_pace()
         stats, self._stats = self._stats, {}
         return LMKVStats(data=stats) if stats else None
+
+    def _note_pace(self) -> None:
+        """The two rates that are compared, where they have changed."""
+        for name, seconds in (
+            ("compute_tokens_per_second", self._pace.compute_seconds_per_token),
+            ("load_tokens_per_second", self._pace.load_seconds_per_token),
+        ):
+            if seconds and (rate := round(1 / seconds)) != self._rates.get(name):
+                self._rates[name] = self._stats[name] = rate
 
     # -- ends --------------------------------------------------------------------------------
 
@@ -336,6 +438,9 @@ class SchedulerSide:
         self._loads.cancel(request_id)
         self._found.pop(request_id, None)
         self._used_at.pop(request_id, None)
+        self._controls.pop(request_id, None)
+        self._late.discard(request_id)
+        self._prefills.forget(request_id)
         if self._stores is not None:
             self._stores.forget(request_id)
 

@@ -5,6 +5,7 @@ microseconds: the engine has threads of its own and is polled once a step. No ca
 raises: a store that cannot be is dropped, a load that cannot be fails and is computed.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -57,6 +58,8 @@ class WorkerSide:
         self._stores: dict[int, int] = {}  # the engine's jobs to the scheduler's
         self._loads: dict[int, Load] = {}
         self._cancelled: set[int] = set()  # of the engine's jobs
+        self._until: dict[int, float] = {}  # the jobs that are given up then
+        self._late: set[int] = set()  # and those that were
         self._roots = RootWatch(config.path, self._rank)
         self._unloadable: list[int] = []  # directories, as the engine last said
         self._unstorable = 0
@@ -135,7 +138,12 @@ class WorkerSide:
         left_out = self._roots.left_out(info)
         self._unloadable = self._engine.roots_out_of_service()
         self._unstorable = len(left_out)
-        self._hello = Hello(namespace.digest, config, roots_out=self._roots.update(info))
+        self._hello = Hello(
+            namespace.digest,
+            config,
+            roots_out=self._roots.update(info),
+            slabs=self._engine.stats()["slabs_total"],
+        )
         notices.slow(config, info, self._rank)
         if self._rank:
             return
@@ -190,6 +198,7 @@ class WorkerSide:
         """
         self.submit_stores()
         self._planned = metadata.stores
+        self._report.timed = metadata.timed
 
     def submit_stores(self) -> None:
         """Queue the step's stores, once, behind what is on the compute stream now."""
@@ -242,6 +251,8 @@ class WorkerSide:
                 self._load_ended(load, range(len(load.chunks)))
             else:
                 self._loads[job] = load
+                if load.within is not None:
+                    self._until[job] = time.monotonic() + load.within
         self._counters_moved = True
 
     def _use(self, uses: Sequence[Use]) -> None:
@@ -263,18 +274,33 @@ class WorkerSide:
     def poll(self) -> set[str]:
         """Take in what the engine has completed; the requests whose loads ended."""
         if self._engine is not None:
-            for completion in self._engine.poll():
-                self._counters_moved = True
-                if completion.kind is CompletionKind.LOADED:
-                    self._loaded(completion)
-                else:
-                    self._stored(completion)
+            self._take(self._engine.poll())
+            if self._until and self._give_up_late(time.monotonic()):
+                self._take(self._engine.poll())
             unloadable = self._engine.roots_out_of_service()
             if unloadable != self._unloadable:
                 self._unloadable = unloadable
                 self._watch_roots()
         finished, self._finished_loads = self._finished_loads, set()
         return finished
+
+    def _take(self, completions: Sequence[Completion]) -> None:
+        for completion in completions:
+            self._counters_moved = True
+            if completion.kind is CompletionKind.LOADED:
+                self._loaded(completion)
+            else:
+                self._stored(completion)
+
+    def _give_up_late(self, now: float) -> bool:
+        """Give up the loads that are not worth waiting for any more; whether there were any."""
+        assert self._engine is not None
+        late = [job for job, until in self._until.items() if until <= now]
+        for job in late:
+            del self._until[job]
+            self._late.add(job)
+            self._engine.cancel(job)
+        return bool(late)
 
     def _watch_roots(self) -> None:
         assert self._engine is not None
@@ -289,11 +315,18 @@ class WorkerSide:
 
     def _loaded(self, completion: Completion) -> None:
         load = self._loads.pop(completion.job)
+        self._until.pop(completion.job, None)
+        late = completion.job in self._late
+        self._late.discard(completion.job)
         if completion.job in self._cancelled:  # its request is gone, and its blocks are nobody's
             self._cancelled.discard(completion.job)
             self._finished_loads.add(load.request_id)
             return
-        self._say_failed(completion)
+        self._report.load_seconds[load.request_id] = completion.seconds
+        if late and completion.failed_chunks:
+            self._report.late.add(load.request_id)
+        else:
+            self._say_failed(completion)
         self._load_ended(load, completion.failed_chunks)
 
     def _stored(self, completion: Completion) -> None:

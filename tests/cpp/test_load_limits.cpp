@@ -69,6 +69,8 @@ TEST_P(LoadLimits, ALoadInTimeIsNotGivenUp) {
   const std::vector<Completion> done = finish();
   ASSERT_EQ(done.size(), 1U);
   EXPECT_TRUE(done[0].failed_chunks.empty());
+  EXPECT_GE(done[0].seconds, 0.05);
+  EXPECT_LE(done[0].seconds, 10.0);
   EXPECT_EQ(bytes_of(ids({20, 21, 22, 23})), expected_);
 }
 
@@ -197,6 +199,37 @@ TEST_P(LoadLimits, ADirectoryThatHangsIsTakenOutOfServiceAndComesBack) {
   EXPECT_EQ(stat("loads_out_of_service"), 0U) << "a read that succeeds late says so";
   const auto target = ids({30, 31, 32, 33});
   EXPECT_TRUE(load({chunk(1, target)}).failed_chunks.empty());
+}
+
+TEST_P(LoadLimits, ADirectoryThatHangsIsFoundOutThoughNobodyWaitsSoLong) {
+  options.load_timeout = 200ms;
+  start();
+  disk->hold(OperationKind::kRead);
+  for (std::uint64_t k = 1; k <= 2; ++k) {
+    engine->cancel(engine->load({chunk(k, ids({20, 21, 22, 23}))}, 0));
+  }
+  EXPECT_EQ(engine->poll().size(), 2U);
+  EXPECT_EQ(stat("loads_out_of_service"), 0U) << "it may only be slow";
+  EXPECT_TRUE(eventually([this] {
+    EXPECT_TRUE(engine->poll().empty());
+    return stat("loads_out_of_service") == 1;
+  }));
+  EXPECT_EQ(stat("loads_timed_out"), 0U);
+  disk->release();
+  wait_for_slabs();
+  EXPECT_EQ(stat("loads_out_of_service"), 0U);
+}
+
+TEST_P(LoadLimits, ACancelledLoadSaysNothingOfADirectoryThatAnswers) {
+  options.load_timeout = 20ms;
+  start();
+  disk->hold(OperationKind::kRead);
+  engine->cancel(engine->load({chunk(1, ids({20, 21, 22, 23}))}, 0));
+  disk->release();
+  wait_for_slabs();
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(engine->poll().size(), 1U);
+  EXPECT_EQ(stat("loads_out_of_service"), 0U);
 }
 
 TEST_P(LoadLimits, CloseReturnsInTimeWhateverTheDiskDoes) {

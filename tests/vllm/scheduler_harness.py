@@ -103,7 +103,9 @@ class Engine:
 
     def __init__(self, model, root, *, blocks=200, hello=True, **options):
         options = {"budget": 8192, "ranks": 1, "spec": None, "groups": 1, **options}
-        extra = {"path": str(root), "chunk_tokens": CHUNK, **options.get("extra", {})}
+        # A played model computes faster than any disk reads.
+        extra = {"path": str(root), "chunk_tokens": CHUNK, "load_policy": "always"}
+        extra |= options.get("extra", {})
         self.worker = Worker(root, options["ranks"])
         self.root = root
         self.config = VllmConfig(

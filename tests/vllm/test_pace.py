@@ -1,0 +1,197 @@
+import pytest
+
+from lmkv.vllm.lookup import Run
+from lmkv.vllm.pace import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Line, Pace, Verdict
+
+BLOCK = 16
+PER_CHUNK = 4
+CHUNK = BLOCK * PER_CHUNK
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def run_of(chunks, begin=0):
+    keys = [bytes([index]) * 32 for index in range(chunks)]
+    return Run(keys, begin, begin + chunks * PER_CHUNK, PER_CHUNK)
+
+
+def pace_of(clock, *, compute=None, load=None, policy="auto"):
+    """One that has seen prefills and loads at so many seconds a token."""
+    pace = Pace(policy, BLOCK, clock)
+    pace.remember_up_to(100)
+    if compute:
+        pace.saw_prefill(1000, 1000 * compute)
+    if load:
+        for tokens in (1000, 2000):
+            pace.saw_load(tokens, tokens * load, trial=False)
+    return pace
+
+
+def decide(pace, found, first_block=0, ahead=0, backlog=0, in_memory=()):
+    return pace.decide(found, first_block, in_memory=in_memory, ahead=ahead, backlog=backlog)
+
+
+def test_a_line_finds_what_no_token_and_each_token_take():
+    line = Line(memory=0.9)
+    for tokens in (100, 500, 2000, 900):
+        line.add(tokens, 0.25 + 0.003 * tokens)
+    start, slope = line.fit()
+    assert start == pytest.approx(0.25)
+    assert slope == pytest.approx(0.003)
+
+
+def test_samples_of_one_size_are_all_tokens():
+    line = Line(memory=0.9)
+    for seconds in (1.0, 1.1, 0.9):
+        line.add(1000, seconds)
+    start, slope = line.fit()
+    assert start == 0
+    assert slope == pytest.approx(0.001, rel=0.05)
+
+
+@pytest.mark.parametrize("samples", [[(100, 2.0), (1000, 1.0)], [(100, 0.01), (1000, 2.0)]])
+def test_a_line_is_never_below_nothing(samples):
+    line = Line(memory=0.9)
+    for tokens, seconds in samples:
+        line.add(tokens, seconds)
+    start, slope = line.fit()
+    assert start >= 0
+    assert slope > 0
+
+
+def test_newer_samples_count_more():
+    line = Line(memory=0.7)
+    for _ in range(20):
+        line.add(1000, 1.0)
+    for _ in range(10):
+        line.add(1000, 9.0)
+    assert line.fit()[1] == pytest.approx(0.009, rel=0.05)
+
+
+def test_before_any_prefill_was_seen_all_is_loaded(clock):
+    decision = decide(pace_of(clock, load=10.0), run_of(5))
+    assert (decision.chunks, decision.verdict, decision.within) == (5, Verdict.LOAD, None)
+
+
+def test_the_first_load_is_a_trial_of_a_twentieth_of_computing(clock):
+    decision = decide(pace_of(clock, compute=0.001), run_of(10))
+    assert (decision.chunks, decision.verdict, decision.is_trial) == (10, Verdict.LOAD, True)
+    assert decision.within == pytest.approx(0.05 * 0.001 * 10 * CHUNK)
+
+
+def test_a_fast_directory_loads_all_of_it(clock):
+    decision = decide(pace_of(clock, compute=0.001, load=0.0001), run_of(10))
+    assert (decision.chunks, decision.verdict) == (10, Verdict.LOAD)
+    assert decision.load_seconds == pytest.approx(0.064)
+    assert decision.compute_seconds == pytest.approx(0.64)
+    assert decision.within == pytest.approx(0.192)  # three times what is expected
+    assert not decision.is_trial
+
+
+def test_a_load_is_given_up_at_the_latest_when_computing_would_be_done(clock):
+    decision = decide(pace_of(clock, compute=0.001, load=0.0008), run_of(10))
+    assert decision.within == pytest.approx(0.64)
+
+
+def test_where_loads_do_not_pay_one_is_tried_now_and_then(clock):
+    pace = pace_of(clock, compute=0.001, load=0.01)
+    first = decide(pace, run_of(10))
+    assert first.is_trial  # what is known may be of another time
+    pause = FIRST_PAUSE_SECONDS
+    for _ in range(8):
+        decision = decide(pace, run_of(10))
+        assert (decision.chunks, decision.verdict, decision.within) == (0, Verdict.COMPUTE, None)
+        clock.now += pause - 1
+        assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
+        clock.now += 1
+        trial = decide(pace, run_of(10))
+        assert trial.is_trial
+        assert trial.within == pytest.approx(0.05 * 0.64)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def test_a_trial_that_is_fast_brings_loads_back(clock):
+    pace = pace_of(clock, compute=0.001, load=0.01)
+    assert decide(pace, run_of(10)).is_trial
+    pace.saw_load(640, 0.02, trial=True)
+    decision = decide(pace, run_of(10))
+    assert (decision.chunks, decision.verdict) == (10, Verdict.LOAD)
+
+
+def test_a_load_that_was_given_up_refutes_what_was_expected(clock):
+    pace = pace_of(clock, compute=0.001, load=0.0001)
+    pace.gave_up(64, 0.2)
+    pace._try_again = clock() + 1  # no trial just now
+    assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
+
+
+def test_what_is_in_memory_is_loaded_whatever_the_disk_does(clock):
+    pace = pace_of(clock, compute=0.001, load=0.01)
+    pace._try_again = clock() + 1
+    found = run_of(10)
+    pace.has_in_memory(found.keys[:3])
+    decision = decide(pace, found, in_memory={found.keys[3]})
+    assert (decision.chunks, decision.verdict, decision.within) == (4, Verdict.CUT, None)
+    pace.has_in_memory(found.keys)
+    assert decide(pace, found).chunks == 10
+
+
+def test_only_half_of_host_memory_is_counted_on(clock):
+    pace = pace_of(clock, compute=0.001, load=0.01)
+    pace._try_again = clock() + 1
+    pace.remember_up_to(8)
+    found = run_of(10)
+    pace.has_in_memory(reversed(found.keys))
+    assert decide(pace, found).chunks == 4
+
+
+def test_loads_that_are_under_way_come_first(clock):
+    pace = pace_of(clock, compute=0.001, load=0.0005)
+    pace._try_again = clock() + 1
+    assert decide(pace, run_of(10)).verdict is Verdict.LOAD
+    assert decide(pace, run_of(10), ahead=10_000).verdict is Verdict.COMPUTE
+
+
+def test_behind_others_prefills_a_slow_load_costs_nothing(clock):
+    pace = pace_of(clock, compute=0.001, load=0.002)
+    pace._try_again = clock() + 1
+    assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
+    assert decide(pace, run_of(10), backlog=2 * 640).chunks == 10
+    half = decide(pace, run_of(10), backlog=640)
+    assert (half.chunks, half.verdict) == (5, Verdict.CUT)
+
+
+def test_a_local_hit_inside_a_chunk_makes_it_gain_less(clock):
+    pace = pace_of(clock, compute=0.001, load=0.0009)
+    pace._try_again = clock() + 1
+    # The whole chunk is read for one block of it.
+    assert decide(pace, run_of(1), first_block=PER_CHUNK - 1).verdict is Verdict.COMPUTE
+    assert decide(pace, run_of(1)).verdict is Verdict.LOAD
+
+
+@pytest.mark.parametrize(("policy", "chunks"), [("always", 10), ("never", 0)])
+def test_a_policy_that_is_set_is_kept(clock, policy, chunks):
+    for load in (0.0001, 0.01):
+        decision = decide(pace_of(clock, compute=0.001, load=load, policy=policy), run_of(10))
+        assert (decision.chunks, decision.within) == (chunks, None)
+
+
+def test_nothing_found_is_nothing_to_decide(clock):
+    decision = decide(pace_of(clock, compute=0.001, load=0.0001), Run())
+    assert (decision.chunks, decision.compute_seconds) == (0, None)
+
+
+def test_steps_that_prefill_little_say_nothing(clock):
+    pace = pace_of(clock)
+    pace.saw_prefill(3, 1.0)
+    assert pace.compute_seconds_per_token is None
