@@ -327,6 +327,14 @@ void touch_chunks(Engine& engine, const std::vector<UsedTuple>& chunks,
 
 void cancel_load(Engine& engine, std::uint64_t job) { engine.cancel(JobId{job}); }
 
+std::vector<pybind11::bytes> take_evicted(Engine& engine) {
+  std::vector<pybind11::bytes> keys;
+  for (const ChunkKey& key : engine.take_evicted()) {
+    keys.emplace_back(reinterpret_cast<const char*>(key.bytes.data()), key.bytes.size());
+  }
+  return keys;
+}
+
 std::uint64_t job_number(const Completion& completion) {
   return static_cast<std::uint64_t>(completion.job);
 }

@@ -88,6 +88,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("job", &job_number)
       .def_readonly("failed_chunks", &Completion::failed_chunks)
       .def_readonly("error", &Completion::error)
+      .def_readonly("memory_chunks", &Completion::memory_chunks)
       .def_readonly("seconds", &Completion::seconds);
 
   // Its destructor waits for what is in flight: without the GIL.
@@ -99,6 +100,7 @@ void bind_engine(py::module_& m) {
       .def("cancel", &cancel_load, "job"_a)
       .def("touch", &touch_chunks, "chunks"_a, "used_at"_a = py::none())
       .def("poll", &Engine::poll)
+      .def("take_evicted", &take_evicted)
       .def("stats", &Engine::stats)
       .def("info", &Engine::info)
       .def("drain", &drain_engine, "timeout_s"_a, py::call_guard<py::gil_scoped_release>())

@@ -150,13 +150,15 @@ class Completion:
     A store job yields GATHERED (its source blocks may be freed: nothing reads them any more),
     then STORED, both also when it fails. A load job yields one LOADED; ``failed_chunks`` are the
     indices, in the list given to ``load``, of chunks whose bytes did not all reach the KV cache.
-    ``error`` is ``""`` on success. ``seconds``: of LOADED, the time since ``load``.
+    ``error`` is ``""`` on success. Of LOADED, ``memory_chunks`` are the indices of chunks that were
+    still in host memory, and ``seconds`` is the time since ``load``.
     """
 
     kind: CompletionKind
     job: int
     failed_chunks: list[int]
     error: str
+    memory_chunks: list[int]
     seconds: float
 
 @final
@@ -224,6 +226,11 @@ class Engine:
         """Completions since the last call, oldest first. Never blocks.
 
         It also gives up loads whose time is over, and tries a directory that is out of service.
+        """
+
+    def take_evicted(self) -> list[bytes]:
+        """Keys of chunks of this namespace, of whatever rank, that this engine has evicted since the
+        last call. They are forgotten from the 65,537th on.
         """
 
     def stats(self) -> dict[str, int]:

@@ -41,6 +41,15 @@ std::vector<Completion> Engine::poll() {
   return context_.jobs.poll();
 }
 
+std::vector<ChunkKey> Engine::take_evicted() {
+  std::vector<ChunkKey> all;
+  for (Root* root : context_.roots->usable()) {
+    const std::vector<ChunkKey> keys = root->take_evicted();
+    all.insert(all.end(), keys.begin(), keys.end());
+  }
+  return all;
+}
+
 bool Engine::drain(std::chrono::duration<double> timeout) {
   return context_.jobs.wait_idle(timeout);
 }

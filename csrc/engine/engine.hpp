@@ -54,6 +54,10 @@ class Engine {
   // Indices of the roots that are not worth a lookup: what is in them cannot be loaded.
   [[nodiscard]] std::vector<std::size_t> roots_out_of_service() const;
 
+  // Keys of chunks of this namespace, of whatever rank, that this engine has evicted since the last
+  // call.
+  [[nodiscard]] std::vector<ChunkKey> take_evicted();
+
   // True when no job is in flight any more; false after `timeout`.
   [[nodiscard]] bool drain(std::chrono::duration<double> timeout);
   // Drops what is queued, waits for what is on its way, ends the device's thread. Idempotent.

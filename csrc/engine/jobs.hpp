@@ -33,6 +33,7 @@ struct Completion {
   JobId job{};
   std::vector<std::size_t> failed_chunks;  // kLoaded: indices into the job's chunks
   std::string error;                       // empty on success; the first one for kLoaded
+  std::vector<std::size_t> memory_chunks;  // kLoaded: those that were still in host memory
   double seconds = 0;                      // kLoaded: since load()
 };
 

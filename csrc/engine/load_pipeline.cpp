@@ -24,6 +24,7 @@ struct LoadPipeline::Job {
   std::vector<Root*> roots;                // of its chunks
   std::size_t chunks_left = 0;             // not ended
   std::vector<std::size_t> failed_chunks;  // ascending once the job is complete
+  std::vector<std::size_t> memory_chunks;  // the same
   std::string error;
 
   [[nodiscard]] std::uint64_t number() const { return static_cast<std::uint64_t>(id); }
@@ -38,6 +39,7 @@ struct LoadPipeline::ChunkLoad {
   Root* root = nullptr;
   std::optional<Slab> filling;
   std::optional<SharedSlab> verified;
+  bool from_memory = false;
 };
 
 LoadPipeline::LoadPipeline(EngineContext& context)
@@ -124,6 +126,7 @@ void LoadPipeline::start(std::shared_ptr<ChunkLoad> load) {
                               use_stamp(load->job->used_at, load->identity.token_begin));
   }
   if (load->verified) {
+    load->from_memory = true;
     context_.stats.memory_hits.fetch_add(1, std::memory_order_relaxed);
     return scatter(std::move(load));
   }
@@ -253,7 +256,9 @@ void LoadPipeline::end(const std::shared_ptr<ChunkLoad>& load, const Status& sta
     if (job.stages[load->index] == Stage::kEnded) return;  // was given up
     job.stages[load->index] = Stage::kEnded;
     bytes = job.bytes[load->index];
-    if (!status.is_ok()) {
+    if (status.is_ok()) {
+      if (load->from_memory) job.memory_chunks.push_back(load->index);
+    } else {
       job.failed_chunks.push_back(load->index);
       if (job.error.empty()) job.error = status.message();
     }
@@ -288,10 +293,11 @@ void LoadPipeline::finish(Job& job) {
     const std::lock_guard lock(mutex_);
     jobs_.erase(job.number());
   }
-  std::sort(job.failed_chunks.begin(), job.failed_chunks.end());
+  std::ranges::sort(job.failed_chunks);
+  std::ranges::sort(job.memory_chunks);
   const std::chrono::duration<double> taken = Clock::now() - job.begun;
   context_.jobs.end({CompletionKind::kLoaded, job.id, std::move(job.failed_chunks),
-                     std::move(job.error), taken.count()});
+                     std::move(job.error), std::move(job.memory_chunks), taken.count()});
 }
 
 // ---- Giving up

@@ -37,6 +37,7 @@ class Root {
   [[nodiscard]] SpaceLedger& space() { return housekeeper_.space(); }
   // Housekeeping may be on its way in a system call for a while (Housekeeper::stop).
   void stop_housekeeping() { housekeeper_.stop(); }
+  [[nodiscard]] std::vector<ChunkKey> take_evicted() { return housekeeper_.take_evicted(); }
 
   void add_stats(std::map<std::string, std::uint64_t>& all) const;
   [[nodiscard]] std::map<std::string, std::string> info() const;

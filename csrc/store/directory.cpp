@@ -70,6 +70,10 @@ ChunkPaths::ChunkPaths(std::string root, const NamespaceDigest& namespace_digest
       temporary_directory_(rank_directory_ + "/tmp"),
       writer_(host_name() + "-" + std::to_string(::getpid()) + "-") {}
 
+std::string ChunkPaths::namespace_name() const {
+  return namespace_directory_.substr(namespace_directory_.rfind('/') + 1);
+}
+
 std::string ChunkPaths::chunk(const ChunkKey& key) const {
   return rank_directory_ + "/" + chunk_below(key);
 }

@@ -35,6 +35,8 @@ class ChunkPaths {
   [[nodiscard]] std::vector<std::string> directories_for(const ChunkKey& key) const;
   [[nodiscard]] const std::string& root() const { return root_; }
   [[nodiscard]] const std::string& rank_directory() const { return rank_directory_; }
+  // 16 hex digits.
+  [[nodiscard]] std::string namespace_name() const;
   [[nodiscard]] const std::string& temporary_directory() const { return temporary_directory_; }
 
  private:

@@ -14,6 +14,7 @@
 
 #include "common/background_thread.hpp"
 #include "common/posix.hpp"
+#include "store/evicted_keys.hpp"
 #include "store/evictor.hpp"
 #include "store/file_times.hpp"
 #include "store/lease.hpp"
@@ -45,6 +46,7 @@ class Housekeeper::Worker final : public TreeVisitor {
   Worker(const ChunkPaths& paths, const MountPlace& place, const SpaceLimits& limits,
          const HousekeepingOptions& options)
       : space_(limits, [this] { attend(); }),
+        evicted_keys_(paths),
         paths_(paths),
         place_(place),
         limits_(limits),
@@ -85,6 +87,7 @@ class Housekeeper::Worker final : public TreeVisitor {
   }
 
   SpaceLedger space_;
+  EvictedKeys evicted_keys_;
   std::thread thread;
 
  private:
@@ -312,6 +315,7 @@ class Housekeeper::Worker final : public TreeVisitor {
       case Eviction::kEvicted: break;
     }
     policy_->evicted(candidate.rank, candidate.key);
+    evicted_keys_.add(candidate.rank, candidate.key);
     const bool too_old = candidate.worth == kWorthNothing;
     if (too_old && too_old_ > 0) --too_old_;
     const EvictionReason reason = too_old ? EvictionReason::kAge : reason_;
@@ -376,5 +380,7 @@ void Housekeeper::stop() {
 }
 
 std::map<std::string, std::uint64_t> Housekeeper::stats() const { return worker_->stats(); }
+
+std::vector<ChunkKey> Housekeeper::take_evicted() { return worker_->evicted_keys_.take(); }
 
 }  // namespace lmkv

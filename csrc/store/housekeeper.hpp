@@ -53,6 +53,8 @@ class Housekeeper {
   void stop();
 
   [[nodiscard]] std::map<std::string, std::uint64_t> stats() const;
+  // Of `paths`' namespace, whatever the rank, since the last call.
+  [[nodiscard]] std::vector<ChunkKey> take_evicted();
 
  private:
   class Worker;

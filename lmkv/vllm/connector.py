@@ -4,7 +4,7 @@
 # ruff: noqa: ARG002, ARG003
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +28,7 @@ from lmkv.vllm.scheduler import SchedulerSide
 from lmkv.vllm.worker import WorkerSide
 
 if TYPE_CHECKING:
+    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
@@ -169,6 +170,9 @@ class LMKVConnector(KVConnectorBase_V1, SupportsHMA):
     ) -> tuple[bool, dict[str, Any] | None]:
         self.scheduler_side.finished(request.request_id)
         return False, None
+
+    def take_events(self) -> "Iterable[KVCacheEvent]":
+        return self.scheduler_side.take_events()
 
     def has_pending_push_work(self) -> bool:
         return self.scheduler_side.has_pending_work()

@@ -1,11 +1,11 @@
 """What is being loaded for which request, from its admission until all ranks are done."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from lmkv.vllm.lookup import Run
-from lmkv.vllm.metadata import ChunkLoad, Load
+from lmkv.vllm.metadata import ChunkLoad, Load, StepReport
 from lmkv.vllm.pace import Decision, Verdict
 
 
@@ -34,7 +34,7 @@ class Outcome:
 
     ``late``: it was given up because it took too long, so nothing is known of what failed.
     ``seconds``: what it took, 0 if that is not known, for ``tokens_read``, those ahead of it
-    included.
+    included. ``tokens_from_memory``: of ``gained``.
     """
 
     gained: int
@@ -43,6 +43,7 @@ class Outcome:
     failed: list[bytes]
     late: bool = False
     seconds: float = 0.0
+    tokens_from_memory: int = 0
     tokens_read: int = 0
     is_trial: bool = False
 
@@ -58,6 +59,11 @@ class _Loading:
     cancelled: bool = False
     late: bool = False
     seconds: float = 0.0
+    memory: set[int] | None = None  # chunks that came from host memory; None if nothing was said
+
+    def tokens_of(self, chunks: Iterable[int]) -> int:
+        """Tokens that the request gains by these chunks."""
+        return sum(self.tokens[i] - (self.tokens[i - 1] if i else 0) for i in chunks)
 
 
 class Loads:
@@ -139,14 +145,16 @@ class Loads:
         cancelled, self._cancelled = self._cancelled, []
         return cancelled
 
-    def note_times(self, seconds: Mapping[str, float], late: AbstractSet[str]) -> None:
-        """What loads took on the ranks that are done with them, and which were given up in part
-        because their time was over.
+    def note_ended(self, report: StepReport) -> None:
+        """What loads took on the ranks that are done with them, what came from host memory, and
+        which were given up in part because their time was over.
         """
-        for request_id, taken in seconds.items():
+        for request_id, taken in report.load_seconds.items():
             if loading := self._loading.get(request_id):
                 loading.seconds = max(loading.seconds, taken)
-                loading.late = loading.late or request_id in late
+                loading.late = loading.late or request_id in report.late
+                memory = report.memory_chunks.get(request_id, set())
+                loading.memory = memory if loading.memory is None else loading.memory & memory
 
     def note_failed(self, failed_chunks: Mapping[str, set[int]]) -> None:
         """Ranks could not load these chunks, by index; the loads have not ended yet.
@@ -170,24 +178,17 @@ class Loads:
         failed = [key for index, key in enumerate(loading.keys) if index in loading.failed]
         if loading.cancelled:
             return Outcome(0, 0, [], failed)
-        arrived = [key for index, key in enumerate(loading.keys) if index not in loading.failed]
+        arrived = [index for index in range(len(loading.keys)) if index not in loading.failed]
+        memory = loading.memory or set()
+        read = [index for index in arrived if index not in memory]
         return Outcome(
             gained,
             loading.tokens[-1] - gained,
-            arrived,
+            [loading.keys[index] for index in arrived],
             failed,
             loading.late,
             seconds=loading.seconds,
-            tokens_read=_tokens_read(loading, len(arrived)),
+            tokens_from_memory=loading.tokens_of(i for i in memory if i < first_failed),
+            tokens_read=loading.ahead + loading.tokens_of(read) if read else 0,
             is_trial=loading.decision.is_trial,
         )
-
-
-def _tokens_read(loading: _Loading, arrived: int) -> int:
-    """Of a load's own tokens and those ahead of it, about how many were read; 0 if the directory
-    was not asked for any.
-    """
-    own = loading.decision.disk_tokens
-    if not own:
-        return 0
-    return loading.ahead + own * arrived // max(1, len(loading.keys))

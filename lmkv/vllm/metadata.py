@@ -112,10 +112,14 @@ class StepReport(KVConnectorWorkerMetadata):
     unstored: set[int] = field(default_factory=set)
     # Indices, in Load.chunks, of chunks that did not arrive.
     failed_chunks: dict[str, set[int]] = field(default_factory=dict)
-    # What the loads that ended took, in seconds; the slowest rank's.
+    # What the loads that ended took, in seconds; the slowest rank's. And the indices, in
+    # Load.chunks, of what came from host memory on all ranks.
     load_seconds: dict[str, float] = field(default_factory=dict)
+    memory_chunks: dict[str, set[int]] = field(default_factory=dict)
     # Requests whose loads were given up in part, because their time was over.
     late: set[str] = field(default_factory=set)
+    # Keys of chunks that were evicted, on whatever rank.
+    evicted: set[bytes] = field(default_factory=set)
     # By rank, where it has changed.
     roots_out: dict[int, RootsOut] = field(default_factory=dict)
     # StepMetadata.timed of the step.
@@ -128,6 +132,7 @@ class StepReport(KVConnectorWorkerMetadata):
             or self.ended
             or self.failed_chunks
             or self.load_seconds
+            or self.evicted
             or self.roots_out
             or self.timed
         )
@@ -142,6 +147,9 @@ class StepReport(KVConnectorWorkerMetadata):
                 counts[job] = counts.get(job, 0) + count
         self.unstored |= other.unstored
         self.late |= other.late
+        self.evicted |= other.evicted
+        for request_id, chunks in other.memory_chunks.items():
+            self.memory_chunks[request_id] = chunks & self.memory_chunks.get(request_id, chunks)
         for request_id, seconds in other.load_seconds.items():
             self.load_seconds[request_id] = max(seconds, self.load_seconds.get(request_id, 0.0))
         self.timed = max(self.timed, other.timed)

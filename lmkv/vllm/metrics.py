@@ -1,5 +1,6 @@
 """Counters and gauges: from the workers' engines and the scheduler to vLLM's log and /metrics."""
 
+import statistics
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -54,6 +55,7 @@ ENGINE_COUNTERS = {
 # Counters of the scheduler's side.
 SCHEDULER_COUNTERS = {
     "tokens_loaded": "Prompt tokens whose KV was loaded instead of computed.",
+    "tokens_loaded_memory": "Of tokens_loaded, those that were still in host memory.",
     "tokens_failed": "Prompt tokens whose KV should have been loaded and was computed.",
     "lookups_given_up": "Chunks taken for absent because the filesystem did not say in time.",
     "load_decisions_load": "Requests that all that was found was loaded for.",
@@ -82,11 +84,26 @@ ENGINE_GAUGES = {
 SCHEDULER_GAUGES = {
     "loads_out_of_service": "Directories that a rank does not load from, because they fail.",
     "stores_out_of_service": "Directories that a rank does not store to, because they fail.",
+    "loads_under_way": "Requests that wait for their load.",
+    "stores_under_way": "Chunks on their way to the directory.",
     "compute_tokens_per_second": "How fast prompts were computed lately.",
     "load_tokens_per_second": "How fast tokens were loaded lately.",
 }
 
 GAUGES = ENGINE_GAUGES | SCHEDULER_GAUGES
+
+# Histograms of the scheduler's side, in seconds.
+HISTOGRAMS = {
+    "load_seconds": "What a request's load took, on the slowest rank.",
+    "store_seconds": "What a chunk took from the step that computed it to its file.",
+    "lookup_seconds": "How long the scheduler waited for a lookup of one request.",
+}
+
+# From what a known lookup takes to what a load may take.
+_BUCKETS = (
+    *(0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03),
+    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
+)
 
 _FROM_ENGINE = ENGINE_COUNTERS.keys() | ENGINE_GAUGES.keys()
 
@@ -95,7 +112,7 @@ _MICRO = "_microseconds"
 
 def prometheus_name(name: str) -> str:
     """What is called so in /metrics, where times are in seconds."""
-    if name in GAUGES:
+    if name in GAUGES or name in HISTOGRAMS:
         return f"vllm:lmkv_{name}"
     if name.endswith(_MICRO):
         name = name.removesuffix(_MICRO) + "_seconds"
@@ -103,19 +120,30 @@ def prometheus_name(name: str) -> str:
 
 
 class LMKVStats(KVConnectorStats):
-    """Counter increments since the last report, and gauges: ``data`` maps their names to ints."""
+    """Since the last report: ``data`` maps the names of counters to their increments, of gauges to
+    their values, of histograms to lists of what was observed.
+    """
 
     def reset(self) -> None:
         self.data.clear()
 
     def aggregate(self, other: KVConnectorStats) -> "LMKVStats":
-        for name, count in other.data.items():
-            self.data[name] = count + (0 if name in GAUGES else self.data.get(name, 0))
+        for name, value in other.data.items():
+            if name in GAUGES or name not in self.data:
+                self.data[name] = list(value) if name in HISTOGRAMS else value
+            else:
+                self.data[name] += value
         return self
 
     def reduce(self) -> dict[str, int | float]:
-        """The interval's increments, for vLLM's periodic log line."""
-        return {name: count for name, count in self.data.items() if count}
+        """The interval's increments and means, for vLLM's periodic log line."""
+        reduced: dict[str, int | float] = {}
+        for name, value in self.data.items():
+            if name in HISTOGRAMS:
+                reduced[f"{name}_mean"] = round(statistics.fmean(value), 6)
+            elif value:
+                reduced[name] = value
+        return reduced
 
     def is_empty(self) -> bool:
         return not self.data  # a gauge that fell to 0 is news
@@ -141,7 +169,7 @@ class Deltas:
 
 
 class LMKVPromMetrics(KVConnectorPromMetrics):
-    """Every counter and gauge under its ``prometheus_name``, by engine."""
+    """Every counter, gauge and histogram under its ``prometheus_name``, by engine."""
 
     def __init__(
         self,
@@ -152,12 +180,17 @@ class LMKVPromMetrics(KVConnectorPromMetrics):
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
         self._metrics: dict[str, dict[int, Any]] = {}
-        for kind, documented in ((self._counter_cls, COUNTERS), (self._gauge_cls, GAUGES)):
+        for kind, documented, more in (
+            (self._counter_cls, COUNTERS, {}),
+            (self._gauge_cls, GAUGES, {}),
+            (self._histogram_cls, HISTOGRAMS, {"buckets": _BUCKETS}),
+        ):
             for name, documentation in documented.items():
                 metric = kind(
                     name=prometheus_name(name),
                     documentation=documentation,
                     labelnames=labelnames,
+                    **more,
                 )
                 self._metrics[name] = {
                     engine: metric.labels(*values)
@@ -165,9 +198,12 @@ class LMKVPromMetrics(KVConnectorPromMetrics):
                 }
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
-        for name, count in transfer_stats_data.items():
+        for name, value in transfer_stats_data.items():
             metric = self._metrics[name][engine_idx]
             if name in GAUGES:
-                metric.set(count)
+                metric.set(value)
+            elif name in HISTOGRAMS:
+                for seconds in value:
+                    metric.observe(seconds)
             else:
-                metric.inc(count * (1e-6 if name.endswith(_MICRO) else 1))
+                metric.inc(value * (1e-6 if name.endswith(_MICRO) else 1))

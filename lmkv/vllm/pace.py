@@ -120,7 +120,7 @@ class Pace:
         self._clock = clock
         self._prefills = Line(memory=0.9)
         self._loads = Line(memory=0.7)
-        self._try_again = 0.0
+        self._seen_at = clock()  # when a load was last seen, or tried
         self._pause = FIRST_PAUSE_SECONDS
         self._recent: OrderedDict[bytes, None] = OrderedDict()
         self._most_recent = 0
@@ -151,11 +151,13 @@ class Pace:
         if trial:  # what was known may be of another time
             self._loads.clear()
         self._loads.add(tokens, seconds)
+        self._seen_at = self._clock()
 
     def gave_up(self, tokens: int, seconds: float) -> None:
         """A load was given up when so many tokens had been read: what was expected is refuted."""
         self._loads.clear()
         self._loads.add(max(tokens, 1), seconds)
+        self._seen_at = self._clock()
 
     @property
     def compute_seconds_per_token(self) -> float | None:
@@ -200,8 +202,8 @@ class Pace:
         loading = start + slope * (ahead + everything.disk_tokens)
         best = self._best([everything, memory], found, first_block, ahead, backlog, per_token)
         if best.chunks < everything.chunks:
-            if self._clock() >= self._try_again:
-                self._try_again = self._clock() + self._pause
+            if self._clock() - self._seen_at >= self._pause:
+                self._seen_at = self._clock()
                 self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
                 return self._trial(everything, least, loading, computing)
         else:

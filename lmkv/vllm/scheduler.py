@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from vllm.config import VllmConfig
+from vllm.distributed.kv_events import KVCacheEvent
 from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -27,6 +28,7 @@ from lmkv.errors import ConfigError
 from lmkv.vllm import control, identity
 from lmkv.vllm.activity import ActivityLog, Throttle
 from lmkv.vllm.control import Control
+from lmkv.vllm.events import Events
 from lmkv.vllm.loads import Found, Loads, Outcome
 from lmkv.vllm.lookup import Lookup, Run
 from lmkv.vllm.metadata import Hello, RootsOut, StepMetadata, StepReport, Store
@@ -88,7 +90,11 @@ class SchedulerSide:
         self._was_reset = False
         self._linger_until = 0.0
         self._stats: dict[str, int] = {}
-        self._rates: dict[str, int] = {}
+        self._gauges: dict[str, int] = {}  # as last said
+        self._seconds: dict[str, list[float]] = {}
+        events = vllm_config.kv_events_config
+        self._tells_events = events is not None and events.enable_kv_cache_events
+        self._events = Events(0, enabled=False)
         self._activity = ActivityLog()
         if refusal := identity.refusal(vllm_config, kv_cache_config):
             self._refuse(refusal)
@@ -141,6 +147,7 @@ class SchedulerSide:
             root=list(self._config.path), namespace=namespaces.pop(), ranks=self._ranks
         )
         self._note_roots()
+        self._events = Events(self._block_tokens, enabled=self._tells_events)
         self._pace.remember_up_to(min(hello.slabs for hello in self._hellos.values()))
         manager = self._manager
         self._stores = StorePlanner(
@@ -153,6 +160,7 @@ class SchedulerSide:
             generated=self._config.store_generated,
             # With speculation the last slot may hold a rejected draft's KV.
             unverified_tokens=1 if self._vllm_config.speculative_config else 0,
+            events=self._events,
         )
         self._lookup = Lookup(
             self._directory, per_chunk, self._config.store_tail, self._stores.in_memory
@@ -287,7 +295,9 @@ class SchedulerSide:
             return Run()
         # At least the last token is left to compute: its logits are wanted.
         limit = min((request.num_tokens - 1) // self._block_tokens, len(hashes))
+        begin = time.monotonic()
         chunks = lookup.find(hashes, first_block, limit)
+        self._observe("lookup_seconds", [time.monotonic() - begin])
         if chunks is None:
             return None
         # What was evicted is stored again when it is computed. The first miss ends the search,
@@ -377,7 +387,8 @@ class SchedulerSide:
                 self._roots_out.update(report.roots_out)
                 self._note_roots()
             self._loads.note_failed(report.failed_chunks)
-            self._loads.note_times(report.load_seconds, report.late)
+            self._loads.note_ended(report)
+            self._events.gone(report.evicted)
             self._late |= report.late & self._loads.requests()
             if self._stores is not None and self._lookup is not None:
                 before = self._stores.unfinished_jobs
@@ -394,6 +405,9 @@ class SchedulerSide:
 
     def _loaded(self, outcome: Outcome) -> None:
         self._count("tokens_loaded", outcome.gained)
+        self._count("tokens_loaded_memory", outcome.tokens_from_memory)
+        if outcome.seconds:
+            self._observe("load_seconds", [outcome.seconds])
         self._count("tokens_failed", outcome.lost)
         self._activity.count(tokens=outcome.gained, tokens_failed=outcome.lost)
         self._pace.has_in_memory(outcome.keys)
@@ -405,6 +419,7 @@ class SchedulerSide:
             self._pace.saw_load(outcome.tokens_read, outcome.seconds, trial=outcome.is_trial)
         if outcome.failed and self._lookup is not None and self._stores is not None:
             # What failed is computed now and stored again: nothing may say that it is there.
+            self._events.gone(outcome.failed)
             self._lookup.mark_absent(outcome.failed)
             self._stores.doubt(outcome.failed)
             self._found.clear()
@@ -413,21 +428,39 @@ class SchedulerSide:
         if count:
             self._stats[name] = self._stats.get(name, 0) + count
 
+    def _observe(self, name: str, seconds: list[float]) -> None:
+        if seconds:
+            self._seconds.setdefault(name, []).extend(seconds)
+
+    def take_events(self) -> list[KVCacheEvent]:
+        """KV events since the last call."""
+        return self._events.take()
+
     def take_stats(self) -> LMKVStats | None:
         if self._lookup is not None:
             self._count("lookups_given_up", self._lookup.take_given_up())
-        self._note_pace()
-        stats, self._stats = self._stats, {}
+        self._note_gauges()
+        if self._stores is not None:
+            self._observe("store_seconds", self._stores.take_seconds())
+        stats: dict[str, int | list[float]] = {**self._stats, **self._seconds}
+        self._stats, self._seconds = {}, {}
         return LMKVStats(data=stats) if stats else None
 
-    def _note_pace(self) -> None:
-        """The two rates that are compared, where they have changed."""
+    def _note_gauges(self) -> None:
+        """What is under way, and the two rates that are compared: where they have changed."""
+        now = {
+            "loads_under_way": len(self._loads.requests()),
+            "stores_under_way": self._stores.unfinished_jobs if self._stores is not None else 0,
+        }
         for name, seconds in (
             ("compute_tokens_per_second", self._pace.compute_seconds_per_token),
             ("load_tokens_per_second", self._pace.load_seconds_per_token),
         ):
-            if seconds and (rate := round(1 / seconds)) != self._rates.get(name):
-                self._rates[name] = self._stats[name] = rate
+            if seconds:
+                now[name] = round(1 / seconds)
+        for name, value in now.items():
+            if value != self._gauges.get(name, 0):
+                self._gauges[name] = self._stats[name] = value
 
     # -- ends --------------------------------------------------------------------------------
 

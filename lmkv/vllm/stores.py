@@ -12,6 +12,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
 from lmkv._C import USE_TICK_SECONDS
+from lmkv.vllm.events import Events
 from lmkv.vllm.lookup import Chunk, chunk_key
 from lmkv.vllm.metadata import StepReport, Store, Use
 
@@ -59,9 +60,12 @@ class StorePlanner:
         tails: bool,
         generated: bool,
         unverified_tokens: int,
+        events: Events,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``unverified_tokens``: tokens at a request's end whose KV a later step may rewrite."""
+        """``unverified_tokens``: tokens at a request's end whose KV a later step may rewrite.
+        ``events`` is told of every store.
+        """
         self._pool = pool
         self._blocks_of = blocks_of
         self._block_tokens = block_tokens
@@ -70,6 +74,7 @@ class StorePlanner:
         self._tails = tails
         self._generated = generated
         self._unverified_tokens = unverified_tokens
+        self._events = events
         self._requests: dict[str, _Progress] = {}
         self._clock = clock
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
@@ -79,6 +84,8 @@ class StorePlanner:
         self._last_job = 0
         self._pinned: dict[int, Sequence[KVCacheBlock]] = {}
         self._storing: dict[int, bytes] = {}
+        self._began: dict[int, float] = {}
+        self._seconds: list[float] = []
         self._storing_keys: set[bytes] = set()
         # Of these, what all ranks have gathered: they serve it from host memory.
         self._in_memory: set[bytes] = set()
@@ -207,6 +214,8 @@ class StorePlanner:
         self._pinned[self._last_job] = blocks
         self._storing[self._last_job] = chunk.key
         self._storing_keys.add(chunk.key)
+        self._began[self._last_job] = self._clock()
+        self._events.planned(chunk.key, request, begin, end)
         stores.append(
             Store(
                 self._last_job,
@@ -268,13 +277,22 @@ class StorePlanner:
             self._in_memory.discard(key)
             if early := self._used_early.pop(key, None):
                 self.use(key, *early)
-            if job in self._unstored:
+            began = self._began.pop(job)
+            is_stored = job not in self._unstored
+            self._events.ended(key, stored=is_stored)
+            if is_stored:
+                stored.append(key)
+                self._seconds.append(self._clock() - began)
+            else:
                 self._unstored.discard(job)
                 self.doubt([key])
-            else:
-                stored.append(key)
         self.know(stored)
         return stored
+
+    def take_seconds(self) -> list[float]:
+        """What the stores took that ended since the last call, from plan to file."""
+        seconds, self._seconds = self._seconds, []
+        return seconds
 
     def _complete(self, counts: dict[int, int], more: dict[int, int]) -> list[int]:
         """Add the ranks' counts; the jobs that all ranks have now reported."""

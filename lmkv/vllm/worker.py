@@ -68,6 +68,8 @@ class WorkerSide:
         self._failed_blocks: set[int] = set()
         self._deltas = Deltas()
         self._counters_moved = False
+        events = vllm_config.kv_events_config
+        self._tells_evictions = events is not None and events.enable_kv_cache_events
         self._error_lines = Throttle()
         self._said_lost = False
         self._full_lines = Throttle()
@@ -277,6 +279,8 @@ class WorkerSide:
             self._take(self._engine.poll())
             if self._until and self._give_up_late(time.monotonic()):
                 self._take(self._engine.poll())
+            if self._tells_evictions:
+                self._report.evicted.update(self._engine.take_evicted())
             unloadable = self._engine.roots_out_of_service()
             if unloadable != self._unloadable:
                 self._unloadable = unloadable
@@ -323,6 +327,7 @@ class WorkerSide:
             self._finished_loads.add(load.request_id)
             return
         self._report.load_seconds[load.request_id] = completion.seconds
+        self._report.memory_chunks[load.request_id] = set(completion.memory_chunks)
         if late and completion.failed_chunks:
             self._report.late.add(load.request_id)
         else:

@@ -105,8 +105,6 @@ def test_a_load_is_given_up_at_the_latest_when_computing_would_be_done(clock):
 
 def test_where_loads_do_not_pay_one_is_tried_now_and_then(clock):
     pace = pace_of(clock, compute=0.001, load=0.01)
-    first = decide(pace, run_of(10))
-    assert first.is_trial  # what is known may be of another time
     pause = FIRST_PAUSE_SECONDS
     for _ in range(8):
         decision = decide(pace, run_of(10))
@@ -122,6 +120,8 @@ def test_where_loads_do_not_pay_one_is_tried_now_and_then(clock):
 
 def test_a_trial_that_is_fast_brings_loads_back(clock):
     pace = pace_of(clock, compute=0.001, load=0.01)
+    assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
+    clock.now += FIRST_PAUSE_SECONDS
     assert decide(pace, run_of(10)).is_trial
     pace.saw_load(640, 0.02, trial=True)
     decision = decide(pace, run_of(10))
@@ -131,13 +131,11 @@ def test_a_trial_that_is_fast_brings_loads_back(clock):
 def test_a_load_that_was_given_up_refutes_what_was_expected(clock):
     pace = pace_of(clock, compute=0.001, load=0.0001)
     pace.gave_up(64, 0.2)
-    pace._try_again = clock() + 1  # no trial just now
     assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
 
 
 def test_what_is_in_memory_is_loaded_whatever_the_disk_does(clock):
     pace = pace_of(clock, compute=0.001, load=0.01)
-    pace._try_again = clock() + 1
     found = run_of(10)
     pace.has_in_memory(found.keys[:3])
     decision = decide(pace, found, in_memory={found.keys[3]})
@@ -148,7 +146,6 @@ def test_what_is_in_memory_is_loaded_whatever_the_disk_does(clock):
 
 def test_only_half_of_host_memory_is_counted_on(clock):
     pace = pace_of(clock, compute=0.001, load=0.01)
-    pace._try_again = clock() + 1
     pace.remember_up_to(8)
     found = run_of(10)
     pace.has_in_memory(reversed(found.keys))
@@ -157,14 +154,12 @@ def test_only_half_of_host_memory_is_counted_on(clock):
 
 def test_loads_that_are_under_way_come_first(clock):
     pace = pace_of(clock, compute=0.001, load=0.0005)
-    pace._try_again = clock() + 1
     assert decide(pace, run_of(10)).verdict is Verdict.LOAD
     assert decide(pace, run_of(10), ahead=10_000).verdict is Verdict.COMPUTE
 
 
 def test_behind_others_prefills_a_slow_load_costs_nothing(clock):
     pace = pace_of(clock, compute=0.001, load=0.002)
-    pace._try_again = clock() + 1
     assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
     assert decide(pace, run_of(10), backlog=2 * 640).chunks == 10
     half = decide(pace, run_of(10), backlog=640)
@@ -173,7 +168,6 @@ def test_behind_others_prefills_a_slow_load_costs_nothing(clock):
 
 def test_a_local_hit_inside_a_chunk_makes_it_gain_less(clock):
     pace = pace_of(clock, compute=0.001, load=0.0009)
-    pace._try_again = clock() + 1
     # The whole chunk is read for one block of it.
     assert decide(pace, run_of(1), first_block=PER_CHUNK - 1).verdict is Verdict.COMPUTE
     assert decide(pace, run_of(1)).verdict is Verdict.LOAD
