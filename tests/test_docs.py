@@ -172,7 +172,7 @@ def test_what_the_pages_say_of_docker_is_in_deploy() -> None:
 def test_operations_page_names_every_counter_and_no_other() -> None:
     metrics = pytest.importorskip("lmkv.vllm.metrics", reason="vLLM is not installed")
     named = re.findall(r"^\| `(vllm:\w+)` \|", text_of("docs/operations.md"), re.MULTILINE)
-    every_metric = metrics.COUNTERS | metrics.GAUGES
+    every_metric = metrics.COUNTERS | metrics.GAUGES | metrics.HISTOGRAMS
     assert sorted(named) == sorted(map(metrics.prometheus_name, every_metric))
     every = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert set(re.findall(r"vllm:lmkv_\w+_total", every)) <= set(named)

@@ -72,6 +72,8 @@ TEST_F(HousekeeperTest, TheLeastRecentlyUsedGoDownToTheLowMarkWhoeversTheyAre) {
   for (std::uint64_t n = 1; n <= 110; ++n) EXPECT_EQ(tree.has(n), n <= 94) << n;
   EXPECT_TRUE(tree.has(111, 2, 3));
   EXPECT_FALSE(tree.has(112, 3, 0));
+  EXPECT_EQ(keeper->take_evicted().size(), 16U);  // of this namespace
+  EXPECT_TRUE(keeper->take_evicted().empty());
   EXPECT_TRUE(
       eventually([&] { return !std::filesystem::exists(tree.root() + "/v1/evictor.lease"); }));
 }

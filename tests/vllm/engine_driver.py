@@ -67,6 +67,8 @@ class Driver:
         found = {}
         for metric in self.llm.get_metrics():
             name = metric.name.removeprefix("vllm:")
+            if not hasattr(metric, "value"):  # a histogram
+                continue
             if name.startswith(("lmkv_", "external_prefix_cache")):
                 found[name.removeprefix("lmkv_")] = found.get(name, 0) + metric.value
         return found

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from vllm import SamplingParams
 from vllm.config import (
+    KVEventsConfig,
     CacheConfig,
     DeviceConfig,
     KVTransferConfig,
@@ -35,12 +36,18 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from lmkv.vllm.metadata import Hello, StepMetadata, StepReport
-from lmkv.vllm.metrics import LMKVStats
+from lmkv.vllm.metrics import HISTOGRAMS, LMKVStats
 
 BLOCK = 32
 PER_CHUNK = 4
 CHUNK = BLOCK * PER_CHUNK
 NAMESPACE = bytes(range(32))
+ALWAYS_MOVES = {
+    "loads_under_way",
+    "stores_under_way",
+    "load_tokens_per_second",
+    "compute_tokens_per_second",
+}
 
 
 @dataclass
@@ -58,9 +65,11 @@ class Worker:
     loads: list = field(default_factory=list)
     stores: list = field(default_factory=list)
     gathered: list = field(default_factory=list)
+    evicted: set = field(default_factory=set)
 
     def output(self, metadata: StepMetadata, _scheduled) -> KVConnectorOutput:
         report, output = StepReport(), KVConnectorOutput(finished_recving=set())
+        report.evicted, self.evicted = self.evicted, set()
         if not self.hold_stores:
             for store in self.stores:
                 report.gathered[store.job] = self.ranks
@@ -137,10 +146,19 @@ class Engine:
         self.config.cache_config.enable_prefix_caching = options.get("prefix_caching", True)
         self.config.parallel_config.world_size = options["ranks"]
         self.config.speculative_config = options["spec"]
+        if options.get("events"):
+            self.config.kv_events_config = KVEventsConfig(
+                enable_kv_cache_events=True, publisher="null"
+            )
         self.scheduler = self._scheduler(blocks, options["groups"])
+        self.scheduler.kv_event_publisher.publish = lambda batch: self.published.extend(
+            batch.events
+        )
         self.connector = self.scheduler.connector
         self.side = self.connector.scheduler_side
         self.counted = {}
+        self.observed = {}
+        self.published = []
         self.side.take_stats = partial(self._counting, self.side.take_stats)
         self.pool = self.scheduler.kv_cache_manager.block_pool
         hash_fn = get_hash_fn_by_name("sha256")
@@ -179,14 +197,16 @@ class Engine:
 
     def _counting(self, take):
         """``take``, the scheduler side's, with what it returns added up in ``counted``; the last
-        value of a gauge counts.
+        value of a gauge counts. What moves with every request is in ``observed`` instead.
         """
         stats = take()
-        if stats:
-            LMKVStats(data=self.counted).aggregate(stats)
+        for name, value in (stats.data if stats else {}).items():
+            always = name in HISTOGRAMS or name in ALWAYS_MOVES
+            data = self.observed if always else self.counted
+            LMKVStats(data=data).aggregate(LMKVStats(data={name: value}))
         return stats
 
-    def request(self, name, tokens, max_tokens=1, lora=None, **params):
+    def request(self, name, tokens, max_tokens=1, lora=None, cache_salt=None, **params):
         """Make and add a request; ``tokens`` is a length (a prefix of 0, 1, 2, ...) or a list."""
         prompt = list(range(tokens)) if isinstance(tokens, int) else tokens
         sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True, **params)
@@ -197,6 +217,7 @@ class Engine:
             sampling_params=sampling,
             pooling_params=None,
             lora_request=lora,
+            cache_salt=cache_salt,
             block_hasher=self.hasher,
         )
         self.scheduler.add_request(request)

@@ -5,7 +5,16 @@ from scheduler_harness import Engine
 from lmkv._C import Engine as CoreEngine
 from lmkv._C import EngineOptions
 from lmkv.vllm import LMKVConnector
-from lmkv.vllm.metrics import COUNTERS, ENGINE_COUNTERS, GAUGES, Deltas, LMKVStats, prometheus_name
+from lmkv.vllm.metrics import (
+    COUNTERS,
+    ENGINE_COUNTERS,
+    ENGINE_GAUGES,
+    GAUGES,
+    HISTOGRAMS,
+    Deltas,
+    LMKVStats,
+    prometheus_name,
+)
 
 
 def test_deltas_are_what_moved_since_the_last_time():
@@ -58,8 +67,8 @@ def test_every_counter_is_exposed_by_engine(tiny_model, root):
     registry = CollectorRegistry()
 
     def registered(kind):
-        def make(name, documentation, labelnames):
-            return kind(name, documentation, labelnames, registry=registry)
+        def make(name, documentation, labelnames, **more):
+            return kind(name, documentation, labelnames, registry=registry, **more)
 
         return make
 
@@ -81,6 +90,21 @@ def test_every_counter_is_exposed_by_engine(tiny_model, root):
     assert 'vllm:lmkv_store_bytes_used{engine="1",model_name="m"} 1024.0' in text
     for name in COUNTERS | GAUGES:
         assert f'{prometheus_name(name)}{{engine="0",model_name="m"}} 0.0' in text
+    metrics.observe({"load_seconds": [0.004, 0.25]}, 1)
+    text = generate_latest(registry).decode()
+    for name in HISTOGRAMS:
+        assert f'{prometheus_name(name)}_count{{engine="0",model_name="m"}} 0.0' in text
+    labels = 'engine="1",le="0.01",model_name="m"'
+    assert f"vllm:lmkv_load_seconds_bucket{{{labels}}} 1.0" in text
+    assert 'vllm:lmkv_load_seconds_sum{engine="1",model_name="m"} 0.254' in text
+
+
+def test_what_was_observed_adds_up_and_is_logged_as_a_mean():
+    one, two = LMKVStats(data={"load_seconds": [0.1]}), LMKVStats(data={"load_seconds": [0.2, 0.6]})
+    both = LMKVStats().aggregate(one).aggregate(two)
+    assert both.data == {"load_seconds": [0.1, 0.2, 0.6]}
+    assert one.data == {"load_seconds": [0.1]}, "it is not changed"
+    assert both.reduce() == {"load_seconds_mean": 0.3}
 
 
 def test_every_counter_of_the_core_is_known(root):
@@ -98,5 +122,8 @@ def test_every_counter_of_the_core_is_known(root):
     )
     core = CoreEngine(options)
     own = {name for name in core.stats() if name.startswith("slabs_") or "in_flight" in name}
-    assert core.stats().keys() - own == ENGINE_COUNTERS.keys() | GAUGES.keys()
+    of_the_scheduler = {"loads_out_of_service", "stores_out_of_service"}
+    assert core.stats().keys() - own == (
+        ENGINE_COUNTERS.keys() | ENGINE_GAUGES.keys() | of_the_scheduler
+    )
     core.close()
