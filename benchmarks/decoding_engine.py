@@ -63,6 +63,7 @@ class DecodingEngine:
                         "path": str(root),
                         "chunk_tokens": CHUNK_TOKENS,
                         "host_memory": slabs * CHUNK_BYTES,
+                        "load_policy": "always",
                     },
                 },
             )
@@ -158,7 +159,7 @@ class DecodingEngine:
         found: dict[str, float] = {}
         for metric in self._engine.get_metrics():
             name = metric.name.removeprefix("vllm:")
-            if name.startswith("lmkv_"):
+            if name.startswith("lmkv_") and hasattr(metric, "value"):  # no histogram
                 name = name.removeprefix("lmkv_")
                 found[name] = found.get(name, 0) + metric.value
         return found

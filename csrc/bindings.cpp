@@ -98,6 +98,7 @@ void bind_engine(py::module_& m) {
            "used_at"_a = py::none())
       .def("load", &load_chunks, "chunks"_a, "stream"_a = 0, "used_at"_a = py::none())
       .def("cancel", &cancel_load, "job"_a)
+      .def("chunks_loaded", &chunks_loaded, "job"_a)
       .def("touch", &touch_chunks, "chunks"_a, "used_at"_a = py::none())
       .def("poll", &Engine::poll)
       .def("take_evicted", &take_evicted)

@@ -215,6 +215,9 @@ class Engine:
         What was not loaded is among the ``failed_chunks``. Nothing for a job that has ended.
         """
 
+    def chunks_loaded(self, job: int) -> int:
+        """How many chunks of a load have reached their blocks; 0 for a job that has ended."""
+
     def touch(self, chunks: Sequence[tuple[bytes, int]], used_at: float | None = None) -> None:
         """Count chunks, ``(key, token_begin)``, as used though nothing is loaded of them.
 
@@ -229,8 +232,8 @@ class Engine:
         """
 
     def take_evicted(self) -> list[bytes]:
-        """Keys of chunks of this namespace, of whatever rank, that this engine has evicted since the
-        last call. They are forgotten from the 65,537th on.
+        """Keys of chunks of this namespace, of whatever rank, that this engine has evicted since
+        the last call. They are forgotten from the 65,537th on.
         """
 
     def stats(self) -> dict[str, int]:

@@ -179,7 +179,12 @@ def panel(index: int, title: str, unit: str, why: str, lines: dict[str, str]) ->
         "gridPos": {"x": column * WIDTH, "y": row * HEIGHT, "w": WIDTH, "h": HEIGHT},
         "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
         "targets": [
-            {"refId": chr(ord("A") + i), "datasource": DATASOURCE, "expr": expr, "legendFormat": name}
+            {
+                "refId": chr(ord("A") + i),
+                "datasource": DATASOURCE,
+                "expr": expr,
+                "legendFormat": name,
+            }
             for i, (name, expr) in enumerate(lines.items())
         ],
     }

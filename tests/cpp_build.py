@@ -1,7 +1,7 @@
 """Builds the C++ tests, plain or under a sanitizer, and runs them. Once a session for each.
 
-As a program it builds all of them, for CI, beside the tests that mostly wait. Whoever needs one that
-is being built waits for it.
+As a program it builds all of them, for CI, beside the tests that mostly wait. Whoever needs one
+that is being built waits for it.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ struct LoadPipeline::Job {
   std::vector<std::uint64_t> bytes;        // of its chunks that count in bytes_left_
   std::vector<Root*> roots;                // of its chunks
   std::size_t chunks_left = 0;             // not ended
+  std::size_t chunks_loaded = 0;
   std::vector<std::size_t> failed_chunks;  // ascending once the job is complete
   std::vector<std::size_t> memory_chunks;  // the same
   std::string error;
@@ -257,6 +258,7 @@ void LoadPipeline::end(const std::shared_ptr<ChunkLoad>& load, const Status& sta
     job.stages[load->index] = Stage::kEnded;
     bytes = job.bytes[load->index];
     if (status.is_ok()) {
+      ++job.chunks_loaded;
       if (load->from_memory) job.memory_chunks.push_back(load->index);
     } else {
       job.failed_chunks.push_back(load->index);
@@ -347,14 +349,22 @@ void LoadPipeline::refuse_waiting(Root& root) {
   for (const std::shared_ptr<ChunkLoad>& load : refused) end(load, Status::out_of_service());
 }
 
+std::shared_ptr<LoadPipeline::Job> LoadPipeline::find(JobId id) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = jobs_.find(static_cast<std::uint64_t>(id));
+  return found == jobs_.end() ? nullptr : found->second;
+}
+
+std::size_t LoadPipeline::chunks_loaded(JobId id) const {
+  const std::shared_ptr<Job> job = find(id);
+  if (job == nullptr) return 0;
+  const std::lock_guard lock(job->mutex);
+  return job->chunks_loaded;
+}
+
 void LoadPipeline::cancel(JobId id) {
-  std::shared_ptr<Job> job;
-  {
-    const std::lock_guard lock(mutex_);
-    const auto found = jobs_.find(static_cast<std::uint64_t>(id));
-    if (found == jobs_.end()) return;
-    job = found->second;
-  }
+  const std::shared_ptr<Job> job = find(id);
+  if (job == nullptr) return;
   for (Root* root : give_up(job, Status::cancelled())) watch(*root, *job);
 }
 

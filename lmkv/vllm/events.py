@@ -42,7 +42,7 @@ class Events:
         self._events: list[KVCacheEvent] = []
 
     def planned(self, key: bytes, request: Request, begin: int, end: int) -> None:
-        """Blocks ``[begin, end)`` of ``request`` are going to be stored as the chunk of that key."""
+        """Blocks ``[begin, end)`` of ``request`` are about to be stored under ``key``."""
         if not self._enabled:
             return
         hashes, size = request.block_hashes, self._block_tokens

@@ -121,7 +121,8 @@ class Loads:
         )
         self._tokens_under_way += found.decision.disk_tokens
         self._keys.update(keys)
-        self._new.append(Load(request_id, chunks, used_at, found.decision.within))
+        within, worth = found.decision.within, found.decision.worth
+        self._new.append(Load(request_id, chunks, used_at, within, worth))
 
     def refuse(self, request_id: str, tokens: int, block_ids: list[int]) -> None:
         """Have a load fail at once, so that vLLM computes what these blocks are to hold."""

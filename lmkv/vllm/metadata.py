@@ -66,14 +66,16 @@ class ChunkLoad:
 @dataclass(slots=True)
 class Load:
     """All chunks to load for one request; or none, and the blocks that must be computed because
-    nothing could be loaded to them. ``within``: seconds after which what is left of it is given
-    up, because computing is quicker.
+    nothing could be loaded to them. After ``within`` seconds what is left of it is given up, because
+    computing is quicker, unless so much has arrived that computing that would have taken longer;
+    ``worth`` is what computing all of it would take.
     """
 
     request_id: str
     chunks: list[ChunkLoad]
     used_at: float
     within: float | None = None
+    worth: float = 0.0
     refused: list[int] = field(default_factory=list)
 
 

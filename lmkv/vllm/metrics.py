@@ -27,8 +27,8 @@ ENGINE_COUNTERS = {
     "stores_dropped_out_of_service": "Stores dropped because their directory was out of service.",
     "stores_failed": "Stores that failed on the disk.",
     "gathers_failed": "Stores that failed while copying from the KV cache.",
-    "loads_cancelled": "Chunks that were to be loaded and were not waited for: their requests ended "
-    "or computing was quicker.",
+    "loads_cancelled": "Chunks that were to be loaded and were not waited for: their requests "
+    "ended, or computing was quicker.",
     "loads_failed": "Chunks that were to be loaded and were not, for any other reason.",
     "loads_timed_out": "Of these, chunks of loads that took too long.",
     "loads_refused": "Of these, chunks whose directory was out of service.",
@@ -65,8 +65,8 @@ SCHEDULER_COUNTERS = {
     "quicker.",
     "load_decisions_trial": "Of load_decisions_load, those to find out what loads take.",
     "loads_late": "Loads that were given up because they took longer than they were worth.",
-    "expected_load_microseconds": "What the loads of the requests that were decided on were expected "
-    "to take.",
+    "expected_load_microseconds": "What the loads of the requests that were decided on were "
+    "expected to take.",
     "expected_compute_microseconds": "What computing the same was expected to take.",
     "requests_misunderstood": "Requests that passed by because their kv_transfer_params were not "
     "understood.",

@@ -5,9 +5,10 @@ a constant and so much a token, fitted to the latest loads, with the tokens that
 still have to bring counted as ahead of it. A request waits for the longer of its load and the
 prefills ahead of it, and then computes what was not loaded: of all leading parts of what was found
 it loads the one with which it is done first. What still lies in host memory costs next to nothing.
-A load must not take much longer than was thought, or it is given up and the rest computed. Before
-any load was seen, and now and then where loads do not pay, one is tried, for a twentieth of what
-computing would take. Before any prefill was seen there is nothing to compare with: all is loaded.
+A load must not take much longer than was thought, nor than computing what has arrived would have, or
+it is given up and the rest computed. Before any load was seen, and now and then where loads do not
+pay, one is tried, for a twentieth of what computing would take. Before any prefill was seen there is
+nothing to compare with: all is loaded.
 """
 
 import time
@@ -21,9 +22,10 @@ from lmkv.vllm.lookup import Run
 # Steps that prefill fewer tokens say more of what a step costs than of what a token does.
 FEWEST_TOKENS = 64
 
-# What a load may take at least, as a part of what computing would; and what it may take of what
-# was expected of it. A request is then never late by more than that.
+# What a load may take before anything arrives, as a part of what computing would: a trial, and one
+# that was expected to pay. The latter may also take so many times what was expected.
 TRIAL_SHARE = 0.05
+PATIENT_SHARE = 0.25
 OVERRUN = 3.0
 
 # Where loads do not pay, one is tried again after so long, and then twice as long, up to ten
@@ -83,7 +85,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How many of the chunks to load, in how many seconds at most, and why.
+    """How many of the chunks to load, for how long (``Load.within``, ``Load.worth``), and why.
 
     ``load_seconds`` and ``compute_seconds``: what all of them were thought to take; None where
     nothing was known. ``disk_tokens``: those to be read, which the load's time is set against.
@@ -92,6 +94,7 @@ class Decision:
     chunks: int
     verdict: Verdict
     within: float | None = None
+    worth: float = 0.0
     load_seconds: float | None = None
     compute_seconds: float | None = None
     disk_tokens: int = 0
@@ -193,11 +196,10 @@ class Pace:
         if self._policy == "always" or per_token is None:
             return Decision(everything.chunks, Verdict.LOAD, disk_tokens=everything.disk_tokens)
         computing = per_token * everything.tokens
-        least = TRIAL_SHARE * computing
         if not everything.disk_tokens:
             return Decision(everything.chunks, Verdict.LOAD, compute_seconds=computing)
         if not self._loads:
-            return self._trial(everything, least, None, computing)
+            return self._trial(everything, None, computing)
         start, slope = self._loads.fit()
         loading = start + slope * (ahead + everything.disk_tokens)
         best = self._best([everything, memory], found, first_block, ahead, backlog, per_token)
@@ -205,29 +207,35 @@ class Pace:
             if self._clock() - self._seen_at >= self._pause:
                 self._seen_at = self._clock()
                 self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
-                return self._trial(everything, least, loading, computing)
+                return self._trial(everything, loading, computing)
         else:
             self._pause = FIRST_PAUSE_SECONDS
         within = None
         if best.disk_tokens:
             expected = start + slope * (ahead + best.disk_tokens)
-            most = max(per_token * (backlog + best.tokens), expected)
-            within = min(most, max(OVERRUN * expected, least))
+            within = max(OVERRUN * expected, PATIENT_SHARE * per_token * best.tokens)
+            within = min(within, max(per_token * (backlog + best.tokens), expected))
         verdict = Verdict.LOAD if best.chunks == everything.chunks else Verdict.CUT
         return Decision(
             best.chunks,
             verdict if best.chunks else Verdict.COMPUTE,
             within,
+            per_token * best.tokens,
             loading,
             computing,
             best.disk_tokens,
         )
 
-    def _trial(
-        self, part: _Part, within: float, loading: float | None, computing: float
-    ) -> Decision:
+    def _trial(self, part: _Part, loading: float | None, computing: float) -> Decision:
         return Decision(
-            part.chunks, Verdict.LOAD, within, loading, computing, part.disk_tokens, is_trial=True
+            part.chunks,
+            Verdict.LOAD,
+            TRIAL_SHARE * computing,
+            computing,
+            loading,
+            computing,
+            part.disk_tokens,
+            is_trial=True,
         )
 
     def _parts(

@@ -58,8 +58,8 @@ class WorkerSide:
         self._stores: dict[int, int] = {}  # the engine's jobs to the scheduler's
         self._loads: dict[int, Load] = {}
         self._cancelled: set[int] = set()  # of the engine's jobs
-        self._until: dict[int, float] = {}  # the jobs that are given up then
-        self._late: set[int] = set()  # and those that were
+        self._begun: dict[int, float] = {}  # when; the jobs that may come to be late
+        self._late: set[int] = set()  # and those that were given up for it
         self._roots = RootWatch(config.path, self._rank)
         self._unloadable: list[int] = []  # directories, as the engine last said
         self._unstorable = 0
@@ -254,7 +254,7 @@ class WorkerSide:
             else:
                 self._loads[job] = load
                 if load.within is not None:
-                    self._until[job] = time.monotonic() + load.within
+                    self._begun[job] = time.monotonic()
         self._counters_moved = True
 
     def _use(self, uses: Sequence[Use]) -> None:
@@ -277,7 +277,7 @@ class WorkerSide:
         """Take in what the engine has completed; the requests whose loads ended."""
         if self._engine is not None:
             self._take(self._engine.poll())
-            if self._until and self._give_up_late(time.monotonic()):
+            if self._begun and self._give_up_late(time.monotonic()):
                 self._take(self._engine.poll())
             if self._tells_evictions:
                 self._report.evicted.update(self._engine.take_evicted())
@@ -299,12 +299,20 @@ class WorkerSide:
     def _give_up_late(self, now: float) -> bool:
         """Give up the loads that are not worth waiting for any more; whether there were any."""
         assert self._engine is not None
-        late = [job for job, until in self._until.items() if until <= now]
+        late = [job for job, begun in self._begun.items() if self._is_late(job, now - begun)]
         for job in late:
-            del self._until[job]
+            del self._begun[job]
             self._late.add(job)
             self._engine.cancel(job)
         return bool(late)
+
+    def _is_late(self, job: int, seconds: float) -> bool:
+        assert self._engine is not None
+        load = self._loads[job]
+        if load.within is None or seconds <= load.within:
+            return False
+        arrived = self._engine.chunks_loaded(job) / len(load.chunks)
+        return seconds > arrived * load.worth
 
     def _watch_roots(self) -> None:
         assert self._engine is not None
@@ -319,7 +327,7 @@ class WorkerSide:
 
     def _loaded(self, completion: Completion) -> None:
         load = self._loads.pop(completion.job)
-        self._until.pop(completion.job, None)
+        self._begun.pop(completion.job, None)
         late = completion.job in self._late
         self._late.discard(completion.job)
         if completion.job in self._cancelled:  # its request is gone, and its blocks are nobody's

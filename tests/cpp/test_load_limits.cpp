@@ -105,6 +105,7 @@ TEST_P(LoadLimits, ACancelledLoadEndsWhenWhatTheDeviceHasOfItIsDone) {
   const auto target = ids({30, 31, 32, 33});
   const JobId job = engine->load({chunk(1, target), chunk(2, ids({40, 41, 42, 43}))}, 0);
   ASSERT_EQ(device->held(), 1U);
+  EXPECT_EQ(engine->chunks_loaded(job), 0U);
   engine->cancel(job);
   EXPECT_TRUE(engine->poll().empty()) << "the device may still write to blocks of it";
   device->release();
@@ -218,6 +219,20 @@ TEST_P(LoadLimits, ADirectoryThatHangsIsFoundOutThoughNobodyWaitsSoLong) {
   disk->release();
   wait_for_slabs();
   EXPECT_EQ(stat("loads_out_of_service"), 0U);
+}
+
+TEST_P(LoadLimits, WhatHasArrivedOfALoadIsKnown) {
+  start();
+  ASSERT_TRUE(load({chunk(1, ids({20, 21, 22, 23}))}).failed_chunks.empty());  // now in memory
+  disk->hold(OperationKind::kRead);
+  const JobId job =
+      engine->load({chunk(1, ids({30, 31, 32, 33})), chunk(2, ids({40, 41, 42, 43}))}, 0);
+  EXPECT_TRUE(eventually([&] { return engine->chunks_loaded(job) == 1; }));
+  disk->release();
+  const std::vector<Completion> done = finish();
+  ASSERT_EQ(done.size(), 1U);
+  EXPECT_EQ(done[0].memory_chunks, std::vector<std::size_t>{0});
+  EXPECT_EQ(engine->chunks_loaded(job), 0U) << "it has ended";
 }
 
 TEST_P(LoadLimits, ACancelledLoadSaysNothingOfADirectoryThatAnswers) {

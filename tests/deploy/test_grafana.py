@@ -48,7 +48,7 @@ def test_every_metric_of_lmkv_exists_and_is_of_its_kind(expressions):
 
 def test_every_metric_of_vllm_exists(expressions):
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    import vllm.v1.metrics.loggers as loggers
+    from vllm.v1.metrics import loggers
 
     source = Path(loggers.__file__).read_text(encoding="utf-8")
     theirs = {name for name in names_in(expressions) if not name.startswith("vllm:lmkv_")}

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from vllm import SamplingParams
 from vllm.config import (
-    KVEventsConfig,
     CacheConfig,
     DeviceConfig,
+    KVEventsConfig,
     KVTransferConfig,
     ModelConfig,
     ParallelConfig,

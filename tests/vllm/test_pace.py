@@ -95,7 +95,13 @@ def test_a_fast_directory_loads_all_of_it(clock):
     assert decision.load_seconds == pytest.approx(0.064)
     assert decision.compute_seconds == pytest.approx(0.64)
     assert decision.within == pytest.approx(0.192)  # three times what is expected
+    assert decision.worth == pytest.approx(0.64)
     assert not decision.is_trial
+
+
+def test_a_load_that_is_expected_to_be_very_fast_has_some_time_all_the_same(clock):
+    decision = decide(pace_of(clock, compute=0.001, load=0.000001), run_of(10))
+    assert decision.within == pytest.approx(0.25 * 0.64)
 
 
 def test_a_load_is_given_up_at_the_latest_when_computing_would_be_done(clock):

@@ -29,9 +29,7 @@ def prefills(pace, clock):
 
 
 def request(name, prompt, computed=0):
-    return SimpleNamespace(
-        request_id=name, num_prompt_tokens=prompt, num_computed_tokens=computed
-    )
+    return SimpleNamespace(request_id=name, num_prompt_tokens=prompt, num_computed_tokens=computed)
 
 
 def test_a_step_takes_from_its_plan_to_its_end(prefills, pace, clock):

@@ -7,6 +7,7 @@ from scheduler_harness import BLOCK, CHUNK, PER_CHUNK, Engine, chunk_file, key_o
 from vllm.v1.request import RequestStatus
 
 from lmkv._C import USE_TICK_SECONDS
+from lmkv.vllm.events import Events
 from lmkv.vllm.metadata import StepReport
 from lmkv.vllm.stores import KNOWN_SECONDS, StorePlanner
 
@@ -407,6 +408,7 @@ def test_blocks_whose_hashes_are_not_there_yet_are_not_stored(engine, lag):
         tails=True,
         generated=False,
         unverified_tokens=0,
+        events=Events(BLOCK, enabled=False),
     )
     planner.admit(request, time.time())
     stored = [store.key for store in planner.plan({"a": request.num_prompt_tokens})]

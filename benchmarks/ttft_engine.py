@@ -1,0 +1,145 @@
+"""A real vLLM engine in a process of its own that says how long a prompt's first token takes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+BLOCK_TOKENS = 32
+START_SECONDS = 300.0
+
+
+class TtftEngine:
+    """vLLM on the CPU with SmolLM2-135M; plain, or with lmkv set as ``settings`` says."""
+
+    def __init__(self, max_model_len: int, settings: dict[str, Any] | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, max_model_len, settings))
+        self._process.start()
+        theirs.close()
+
+    def wait_until_ready(self) -> None:
+        """Until it has started: several may start at once."""
+        if not self._connection.poll(START_SECONDS):
+            raise RuntimeError("the engine did not start")
+        self._receive()
+
+    def ttft(self, prompt: list[int]) -> float:
+        """Seconds from the request to its first token; the stores it led to are done on return."""
+        return float(self._ask("ttft", prompt))
+
+    def forget(self) -> None:
+        """Empty vLLM's own prefix cache."""
+        self._ask("forget")
+
+    def counters(self) -> dict[str, float]:
+        """Of lmkv, since the start."""
+        return dict(self._ask("counters"))
+
+    def close(self) -> None:
+        """End the engine."""
+        self._connection.close()
+        self._process.join(30)
+        self._process.kill()
+
+    def _ask(self, *request: Any) -> Any:
+        self._connection.send(request)
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            return self._connection.recv()
+        except EOFError:
+            raise RuntimeError("the engine ended; its lines above say why") from None
+
+
+def _serve(connection: Connection, max_model_len: int, settings: dict[str, Any] | None) -> None:
+    os.dup2(2, 1)  # vLLM's lines go to standard error
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_NO_USAGE_STATS="1",
+        HF_HUB_OFFLINE="1",
+    )
+    engine = _Engine(max_model_len, settings)
+    connection.send("ready")
+    while True:
+        try:
+            what, *arguments = connection.recv()
+        except EOFError:
+            break
+        connection.send(getattr(engine, what)(*arguments))
+    engine.close()
+
+
+class _Engine:
+    def __init__(self, max_model_len: int, settings: dict[str, Any] | None) -> None:
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from lmkv.demo.model import prepare_smollm2
+
+        transfer = {
+            "kv_connector": "LMKVConnector",
+            "kv_connector_module_path": "lmkv.vllm",
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": settings,
+        }
+        self._number = 0
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=str(prepare_smollm2()),
+                dtype="float32",
+                block_size=BLOCK_TOKENS,
+                max_model_len=max_model_len,
+                max_num_batched_tokens=max_model_len,
+                enforce_eager=True,
+                disable_log_stats=settings is None,
+                kv_transfer_config=transfer if settings else None,
+            )
+        )
+        self._core = self._engine.engine_core.engine_core
+
+    def ttft(self, prompt: list[int]) -> float:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        self._number += 1
+        sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+        begin = time.perf_counter()
+        self._engine.add_request(
+            f"request-{self._number}", TokensPrompt(prompt_token_ids=prompt), sampling
+        )
+        while not any(output.outputs[0].token_ids for output in self._engine.step()):
+            pass
+        taken = time.perf_counter() - begin
+        while self._core.scheduler.has_requests():
+            self._engine.step()
+        return taken
+
+    def forget(self) -> None:
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM's prefix cache could not be emptied")
+
+    def counters(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for metric in self._engine.get_metrics():
+            name = metric.name.removeprefix("vllm:")
+            if name.startswith("lmkv_") and hasattr(metric, "value"):  # no histogram
+                name = name.removeprefix("lmkv_")
+                found[name] = found.get(name, 0) + metric.value
+        return found
+
+    def close(self) -> None:
+        self._core.shutdown()
+
+
+def bytes_of(root: Path) -> int:
+    """Of all chunk files."""
+    return sum(file.stat().st_size for file in root.rglob("*.kv"))
