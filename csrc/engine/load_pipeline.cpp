@@ -19,10 +19,10 @@ struct LoadPipeline::Job {
   Clock::time_point deadline;
 
   std::mutex mutex;
-  std::vector<Stage> stages;               // of its chunks; guarded by mutex, as all below
-  std::vector<std::uint64_t> bytes;        // of its chunks that count in bytes_left_
-  std::vector<Root*> roots;                // of its chunks
-  std::size_t chunks_left = 0;             // not ended
+  std::vector<Stage> stages;         // of its chunks; guarded by mutex, as all below
+  std::vector<std::uint64_t> bytes;  // of its chunks that count in bytes_left_
+  std::vector<Root*> roots;          // of its chunks
+  std::size_t chunks_left = 0;       // not ended
   std::size_t chunks_loaded = 0;
   std::vector<std::size_t> failed_chunks;  // ascending once the job is complete
   std::vector<std::size_t> memory_chunks;  // the same
@@ -387,8 +387,7 @@ void LoadPipeline::look_at_watched(Clock::time_point now) {
   for (const Watch& each : due) take_out_if_stalled(*each.root, each.begun, now);
 }
 
-void LoadPipeline::take_out_if_stalled(Root& root, Clock::time_point since,
-                                       Clock::time_point now) {
+void LoadPipeline::take_out_if_stalled(Root& root, Clock::time_point since, Clock::time_point now) {
   if (!root.files().is_reading()) return;
   root.loads.stalled(since, "reads take too long", now);
   if (root.loads.is_out()) refuse_waiting(root);
