@@ -37,7 +37,9 @@ class Driver:
         from vllm.inputs import TokensPrompt
 
         before = self.counters()
-        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        sampling = SamplingParams(
+            max_tokens=max_tokens, temperature=0.0, ignore_eos=True, detokenize=False
+        )
         if isinstance(prompt, list) and isinstance(prompt[0], dict):
             (output,) = self.llm.chat(prompt, sampling, use_tqdm=False)
         else:
