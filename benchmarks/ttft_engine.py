@@ -119,7 +119,9 @@ class _Engine:
         while not any(output.outputs[0].token_ids for output in self._engine.step()):
             pass
         taken = time.perf_counter() - begin
-        while self._core.scheduler.has_requests():
+        scheduler = self._core.scheduler
+        stores = scheduler.connector.scheduler_side if scheduler.connector else None
+        while scheduler.has_requests() or (stores is not None and stores.stores_under_way):
             self._engine.step()
         return taken
 

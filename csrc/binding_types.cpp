@@ -327,10 +327,6 @@ void touch_chunks(Engine& engine, const std::vector<UsedTuple>& chunks,
 
 void cancel_load(Engine& engine, std::uint64_t job) { engine.cancel(JobId{job}); }
 
-std::size_t chunks_loaded(const Engine& engine, std::uint64_t job) {
-  return engine.chunks_loaded(JobId{job});
-}
-
 std::vector<pybind11::bytes> take_evicted(Engine& engine) {
   std::vector<pybind11::bytes> keys;
   for (const ChunkKey& key : engine.take_evicted()) {

@@ -97,7 +97,6 @@ std::uint64_t load_chunks(Engine& engine, const std::vector<ChunkTuple>& chunks,
 using UsedTuple = std::tuple<std::string, std::uint64_t>;
 void touch_chunks(Engine& engine, const std::vector<UsedTuple>& chunks,
                   std::optional<double> used_at);
-std::size_t chunks_loaded(const Engine& engine, std::uint64_t job);
 std::vector<pybind11::bytes> take_evicted(Engine& engine);
 std::uint64_t job_number(const Completion& completion);
 void cancel_load(Engine& engine, std::uint64_t job);

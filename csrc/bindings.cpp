@@ -89,6 +89,7 @@ void bind_engine(py::module_& m) {
       .def_readonly("failed_chunks", &Completion::failed_chunks)
       .def_readonly("error", &Completion::error)
       .def_readonly("memory_chunks", &Completion::memory_chunks)
+      .def_readonly("cancelled_chunks", &Completion::cancelled_chunks)
       .def_readonly("seconds", &Completion::seconds);
 
   // Its destructor waits for what is in flight: without the GIL.
@@ -98,7 +99,6 @@ void bind_engine(py::module_& m) {
            "used_at"_a = py::none())
       .def("load", &load_chunks, "chunks"_a, "stream"_a = 0, "used_at"_a = py::none())
       .def("cancel", &cancel_load, "job"_a)
-      .def("chunks_loaded", &chunks_loaded, "job"_a)
       .def("touch", &touch_chunks, "chunks"_a, "used_at"_a = py::none())
       .def("poll", &Engine::poll)
       .def("take_evicted", &take_evicted)

@@ -151,7 +151,8 @@ class Completion:
     then STORED, both also when it fails. A load job yields one LOADED; ``failed_chunks`` are the
     indices, in the list given to ``load``, of chunks whose bytes did not all reach the KV cache.
     ``error`` is ``""`` on success. Of LOADED, ``memory_chunks`` are the indices of chunks that were
-    still in host memory, and ``seconds`` is the time since ``load``.
+    still in host memory, ``cancelled_chunks`` those of ``failed_chunks`` that ``cancel`` gave up, and
+    ``seconds`` is the time since ``load``.
     """
 
     kind: CompletionKind
@@ -159,6 +160,7 @@ class Completion:
     failed_chunks: list[int]
     error: str
     memory_chunks: list[int]
+    cancelled_chunks: list[int]
     seconds: float
 
 @final
@@ -214,9 +216,6 @@ class Engine:
         LOADED follows, at once unless the device is writing to blocks of it: then, when it is done.
         What was not loaded is among the ``failed_chunks``. Nothing for a job that has ended.
         """
-
-    def chunks_loaded(self, job: int) -> int:
-        """How many chunks of a load have reached their blocks; 0 for a job that has ended."""
 
     def touch(self, chunks: Sequence[tuple[bytes, int]], used_at: float | None = None) -> None:
         """Count chunks, ``(key, token_begin)``, as used though nothing is loaded of them.

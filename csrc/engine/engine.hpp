@@ -42,8 +42,6 @@ class Engine {
   // Gives up what is left of a load that nobody waits for any more. It completes all the same, with
   // the chunks that were not loaded, and from then on none of its blocks is written to.
   void cancel(JobId load);
-  // How many chunks of a load have reached their blocks; 0 for one that has ended.
-  [[nodiscard]] std::size_t chunks_loaded(JobId load) const { return loads_.chunks_loaded(load); }
   // Chunks that were used without us: those behind them are used less. Not a job.
   void touch(const std::vector<UsedChunk>& chunks,
              UseTime used_at = std::chrono::system_clock::now());

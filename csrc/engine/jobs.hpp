@@ -31,10 +31,11 @@ enum class CompletionKind { kGathered, kStored, kLoaded };
 struct Completion {
   CompletionKind kind{};
   JobId job{};
-  std::vector<std::size_t> failed_chunks;    // kLoaded: indices into the job's chunks
-  std::string error;                         // empty on success; the first one for kLoaded
-  std::vector<std::size_t> memory_chunks{};  // kLoaded: those that were still in host memory
-  double seconds = 0;                        // kLoaded: since load()
+  std::vector<std::size_t> failed_chunks;       // kLoaded: indices into the job's chunks
+  std::string error;                            // empty on success; the first one for kLoaded
+  std::vector<std::size_t> memory_chunks{};     // kLoaded: those that were still in host memory
+  std::vector<std::size_t> cancelled_chunks{};  // of failed_chunks, those that cancel() gave up
+  double seconds = 0;                           // kLoaded: since load()
 };
 
 // Jobs under way and what became of the others. Thread-safe; never blocks but in wait_idle().

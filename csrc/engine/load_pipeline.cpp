@@ -19,13 +19,13 @@ struct LoadPipeline::Job {
   Clock::time_point deadline;
 
   std::mutex mutex;
-  std::vector<Stage> stages;         // of its chunks; guarded by mutex, as all below
-  std::vector<std::uint64_t> bytes;  // of its chunks that count in bytes_left_
-  std::vector<Root*> roots;          // of its chunks
-  std::size_t chunks_left = 0;       // not ended
-  std::size_t chunks_loaded = 0;
-  std::vector<std::size_t> failed_chunks;  // ascending once the job is complete
-  std::vector<std::size_t> memory_chunks;  // the same
+  std::vector<Stage> stages;                  // of its chunks; guarded by mutex, as all below
+  std::vector<std::uint64_t> bytes;           // of its chunks that count in bytes_left_
+  std::vector<Root*> roots;                   // of its chunks
+  std::size_t chunks_left = 0;                // not ended
+  std::vector<std::size_t> failed_chunks;     // ascending once the job is complete
+  std::vector<std::size_t> memory_chunks;     // the same
+  std::vector<std::size_t> cancelled_chunks;  // of failed_chunks; by cancel()
   std::string error;
 
   [[nodiscard]] std::uint64_t number() const { return static_cast<std::uint64_t>(id); }
@@ -258,7 +258,6 @@ void LoadPipeline::end(const std::shared_ptr<ChunkLoad>& load, const Status& sta
     job.stages[load->index] = Stage::kEnded;
     bytes = job.bytes[load->index];
     if (status.is_ok()) {
-      ++job.chunks_loaded;
       if (load->from_memory) job.memory_chunks.push_back(load->index);
     } else {
       job.failed_chunks.push_back(load->index);
@@ -299,7 +298,8 @@ void LoadPipeline::finish(Job& job) {
   std::ranges::sort(job.memory_chunks);
   const std::chrono::duration<double> taken = Clock::now() - job.begun;
   context_.jobs.end({CompletionKind::kLoaded, job.id, std::move(job.failed_chunks),
-                     std::move(job.error), std::move(job.memory_chunks), taken.count()});
+                     std::move(job.error), std::move(job.memory_chunks),
+                     std::move(job.cancelled_chunks), taken.count()});
 }
 
 // ---- Giving up
@@ -315,6 +315,7 @@ std::set<Root*> LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Sta
       if (job->stages[i] != Stage::kWaiting) continue;
       job->stages[i] = Stage::kEnded;
       job->failed_chunks.push_back(i);
+      if (status.kind() == StatusKind::kCancelled) job->cancelled_chunks.push_back(i);
       bytes += job->bytes[i];
       if (job->roots[i] != nullptr) roots.insert(job->roots[i]);
       ++ended;
@@ -349,22 +350,14 @@ void LoadPipeline::refuse_waiting(Root& root) {
   for (const std::shared_ptr<ChunkLoad>& load : refused) end(load, Status::out_of_service());
 }
 
-std::shared_ptr<LoadPipeline::Job> LoadPipeline::find(JobId id) const {
-  const std::lock_guard lock(mutex_);
-  const auto found = jobs_.find(static_cast<std::uint64_t>(id));
-  return found == jobs_.end() ? nullptr : found->second;
-}
-
-std::size_t LoadPipeline::chunks_loaded(JobId id) const {
-  const std::shared_ptr<Job> job = find(id);
-  if (job == nullptr) return 0;
-  const std::lock_guard lock(job->mutex);
-  return job->chunks_loaded;
-}
-
 void LoadPipeline::cancel(JobId id) {
-  const std::shared_ptr<Job> job = find(id);
-  if (job == nullptr) return;
+  std::shared_ptr<Job> job;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = jobs_.find(static_cast<std::uint64_t>(id));
+    if (found == jobs_.end()) return;
+    job = found->second;
+  }
   for (Root* root : give_up(job, Status::cancelled())) watch(*root, *job);
 }
 

@@ -32,8 +32,6 @@ class LoadPipeline {
   // Gives up what is left of a job. Its completion follows, at the latest when what the device has
   // of it is done. Nothing for a job that has ended.
   void cancel(JobId job);
-  // How many of its chunks have reached their blocks; 0 for a job that has ended.
-  [[nodiscard]] std::size_t chunks_loaded(JobId job) const;
   // Gives up the jobs whose time is over.
   void give_up_late(Clock::time_point now = Clock::now());
 
@@ -72,7 +70,6 @@ class LoadPipeline {
   [[nodiscard]] RootQueue& queue_of(const Root& root);
   [[nodiscard]] bool is_readable(const RootQueue& queue) const;
   [[nodiscard]] RootQueue* next_readable();
-  [[nodiscard]] std::shared_ptr<Job> find(JobId id) const;
   std::vector<std::shared_ptr<Job>> take_late(Clock::time_point now);
 
   EngineContext& context_;

@@ -30,8 +30,8 @@ class _Blocks:
 
 class Events:
     """BlockStored when a chunk is in the directory, BlockRemoved when this engine evicted it or
-    found it gone or bad. What other engines store and evict they say themselves. A block in a tail
-    and in a whole chunk is announced with either. Scheduler thread only.
+    found it gone or bad. What other engines store they say themselves. A block in a tail and in a
+    whole chunk is announced with either. Scheduler thread only.
     """
 
     def __init__(self, block_tokens: int, *, enabled: bool) -> None:

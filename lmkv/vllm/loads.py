@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmkv.vllm.lookup import Run
 from lmkv.vllm.metadata import ChunkLoad, Load, StepReport
@@ -30,9 +30,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one load: tokens that arrived and that did not, keys that failed.
+    """What became of one load: tokens that arrived and that did not, keys that arrived and that
+    failed.
 
-    ``late``: it was given up because it took too long, so nothing is known of what failed.
+    ``late``: the rest, of which nothing is known, was given up because it took too long.
     ``seconds``: what it took, 0 if that is not known, for ``tokens_read``, those ahead of it
     included. ``tokens_from_memory``: of ``gained``.
     """
@@ -57,7 +58,7 @@ class _Loading:
     decision: Decision
     ahead: int = 0  # tokens that other loads had to bring when it began
     cancelled: bool = False
-    late: bool = False
+    late: set[int] = field(default_factory=set)
     seconds: float = 0.0
     memory: set[int] | None = None  # chunks that came from host memory; None if nothing was said
 
@@ -153,7 +154,7 @@ class Loads:
         for request_id, taken in report.load_seconds.items():
             if loading := self._loading.get(request_id):
                 loading.seconds = max(loading.seconds, taken)
-                loading.late = loading.late or request_id in report.late
+                loading.late |= report.late.get(request_id, set())
                 memory = report.memory_chunks.get(request_id, set())
                 loading.memory = memory if loading.memory is None else loading.memory & memory
 
@@ -176,7 +177,8 @@ class Loads:
         self._tokens_under_way -= loading.decision.disk_tokens
         first_failed = min(loading.failed, default=len(loading.tokens))
         gained = loading.tokens[first_failed - 1] if first_failed else 0
-        failed = [key for index, key in enumerate(loading.keys) if index in loading.failed]
+        known = loading.failed - loading.late
+        failed = [key for index, key in enumerate(loading.keys) if index in known]
         if loading.cancelled:
             return Outcome(0, 0, [], failed)
         arrived = [index for index in range(len(loading.keys)) if index not in loading.failed]
@@ -187,7 +189,7 @@ class Loads:
             loading.tokens[-1] - gained,
             [loading.keys[index] for index in arrived],
             failed,
-            loading.late,
+            bool(loading.late),
             seconds=loading.seconds,
             tokens_from_memory=loading.tokens_of(i for i in memory if i < first_failed),
             tokens_read=loading.ahead + loading.tokens_of(read) if read else 0,

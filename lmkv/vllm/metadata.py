@@ -67,8 +67,8 @@ class ChunkLoad:
 class Load:
     """All chunks to load for one request; or none, and the blocks that must be computed because
     nothing could be loaded to them. After ``within`` seconds what is left of it is given up, because
-    computing is quicker, unless so much has arrived that computing that would have taken longer;
-    ``worth`` is what computing all of it would take.
+    computing is quicker, unless so much has arrived meanwhile, for this load and others, that
+    computing that would have taken longer; ``worth`` is what computing all of it would take.
     """
 
     request_id: str
@@ -102,6 +102,11 @@ class StepMetadata(KVConnectorMetadata):
     timed: int = 0
 
 
+def _seconds_per_token(read: tuple[int, float]) -> float:
+    tokens, seconds = read
+    return seconds / tokens if tokens else 0.0
+
+
 @dataclass
 class StepReport(KVConnectorWorkerMetadata):
     """Workers to scheduler, at most once a step; counts are numbers of ranks."""
@@ -118,8 +123,10 @@ class StepReport(KVConnectorWorkerMetadata):
     # Load.chunks, of what came from host memory on all ranks.
     load_seconds: dict[str, float] = field(default_factory=dict)
     memory_chunks: dict[str, set[int]] = field(default_factory=dict)
-    # Requests whose loads were given up in part, because their time was over.
-    late: set[str] = field(default_factory=set)
+    # Indices of what was given up because its time was over; among the failed chunks, too.
+    late: dict[str, set[int]] = field(default_factory=dict)
+    # How fast the directory was while that was still being read: tokens, seconds.
+    read_after: tuple[int, float] = (0, 0.0)
     # Keys of chunks that were evicted, on whatever rank.
     evicted: set[bytes] = field(default_factory=set)
     # By rank, where it has changed.
@@ -135,6 +142,7 @@ class StepReport(KVConnectorWorkerMetadata):
             or self.failed_chunks
             or self.load_seconds
             or self.evicted
+            or self.read_after[0]
             or self.roots_out
             or self.timed
         )
@@ -148,7 +156,9 @@ class StepReport(KVConnectorWorkerMetadata):
             for job, count in more.items():
                 counts[job] = counts.get(job, 0) + count
         self.unstored |= other.unstored
-        self.late |= other.late
+        for request_id, indices in other.late.items():
+            self.late.setdefault(request_id, set()).update(indices)
+        self.read_after = max(self.read_after, other.read_after, key=_seconds_per_token)
         self.evicted |= other.evicted
         for request_id, chunks in other.memory_chunks.items():
             self.memory_chunks[request_id] = chunks & self.memory_chunks.get(request_id, chunks)

@@ -7,8 +7,9 @@ prefills ahead of it, and then computes what was not loaded: of all leading part
 it loads the one with which it is done first. What still lies in host memory costs next to nothing.
 A load must not take much longer than was thought, nor than computing what has arrived would have, or
 it is given up and the rest computed. Before any load was seen, and now and then where loads do not
-pay, one is tried, for a twentieth of what computing would take. Before any prefill was seen there is
-nothing to compare with: all is loaded.
+pay, one is tried, for a twentieth of what computing would take: what the directory does for it until
+it has read what it was asked for says how fast it is. Before any prefill was seen there is nothing to
+compare with: all is loaded.
 """
 
 import time
@@ -19,8 +20,11 @@ from enum import Enum
 
 from lmkv.vllm.lookup import Run
 
-# Steps that prefill fewer tokens say more of what a step costs than of what a token does.
+# Steps that prefill fewer tokens, or few beside others lately, say more of what a step costs than of
+# what a token does.
 FEWEST_TOKENS = 64
+FEW_BESIDE_OTHERS = 0.25
+FORGET_LARGE_STEPS = 0.99  # a small step
 
 # What a load may take before anything arrives, as a part of what computing would: a trial, and one
 # that was expected to pay. The latter may also take so many times what was expected.
@@ -123,8 +127,9 @@ class Pace:
         self._clock = clock
         self._prefills = Line(memory=0.9)
         self._loads = Line(memory=0.7)
-        self._seen_at = clock()  # when a load was last seen, or tried
-        self._pause = FIRST_PAUSE_SECONDS
+        self._largest = 0.0  # steps that prefilled lately
+        self._tried_at = -LONGEST_PAUSE_SECONDS  # or given up
+        self._pause = 0.0  # before the next trial
         self._recent: OrderedDict[bytes, None] = OrderedDict()
         self._most_recent = 0
 
@@ -144,7 +149,10 @@ class Pace:
 
     def saw_prefill(self, tokens: int, seconds: float) -> None:
         """A step prefilled so many tokens, whatever else it did."""
-        if tokens >= FEWEST_TOKENS and seconds > 0:
+        if tokens < FEWEST_TOKENS or seconds <= 0:
+            return
+        self._largest = max(tokens, self._largest * FORGET_LARGE_STEPS)
+        if tokens >= self._largest * FEW_BESIDE_OTHERS:
             self._prefills.add(tokens, seconds)
 
     def saw_load(self, tokens: int, seconds: float, *, trial: bool) -> None:
@@ -154,13 +162,18 @@ class Pace:
         if trial:  # what was known may be of another time
             self._loads.clear()
         self._loads.add(tokens, seconds)
-        self._seen_at = self._clock()
+        self._tried_at = self._clock()
+        self._pause = max(self._pause, FIRST_PAUSE_SECONDS)
 
-    def gave_up(self, tokens: int, seconds: float) -> None:
-        """A load was given up when so many tokens had been read: what was expected is refuted."""
+    def began_trial(self) -> None:
+        """A load that was decided on as a trial is under way."""
+        self._tried_at = self._clock()
+        self._pause = min(max(2 * self._pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+
+    def gave_up(self) -> None:
+        """A load was given up: what was expected is refuted, and what is true is not known yet."""
         self._loads.clear()
-        self._loads.add(max(tokens, 1), seconds)
-        self._seen_at = self._clock()
+        self.began_trial()
 
     @property
     def compute_seconds_per_token(self) -> float | None:
@@ -196,35 +209,39 @@ class Pace:
         if self._policy == "always" or per_token is None:
             return Decision(everything.chunks, Verdict.LOAD, disk_tokens=everything.disk_tokens)
         computing = per_token * everything.tokens
-        if not everything.disk_tokens:
-            return Decision(everything.chunks, Verdict.LOAD, compute_seconds=computing)
         if not self._loads:
-            return self._trial(everything, None, computing)
+            if self._may_try() and everything.disk_tokens:
+                return self._trial(everything, None, computing)
+            return self._from_memory(memory, everything, None, computing)
         start, slope = self._loads.fit()
         loading = start + slope * (ahead + everything.disk_tokens)
         best = self._best([everything, memory], found, first_block, ahead, backlog, per_token)
         if best.chunks < everything.chunks:
-            if self._clock() - self._seen_at >= self._pause:
-                self._seen_at = self._clock()
-                self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+            if self._may_try():
                 return self._trial(everything, loading, computing)
-        else:
+        elif best.disk_tokens:
             self._pause = FIRST_PAUSE_SECONDS
-        within = None
-        if best.disk_tokens:
-            expected = start + slope * (ahead + best.disk_tokens)
-            within = max(OVERRUN * expected, PATIENT_SHARE * per_token * best.tokens)
-            within = min(within, max(per_token * (backlog + best.tokens), expected))
+        if not best.disk_tokens:
+            return self._from_memory(best, everything, loading, computing)
+        expected = start + slope * (ahead + best.disk_tokens)
+        within = max(OVERRUN * expected, PATIENT_SHARE * per_token * best.tokens)
+        within = min(within, max(per_token * (backlog + best.tokens), expected))
         verdict = Verdict.LOAD if best.chunks == everything.chunks else Verdict.CUT
-        return Decision(
-            best.chunks,
-            verdict if best.chunks else Verdict.COMPUTE,
-            within,
-            per_token * best.tokens,
-            loading,
-            computing,
-            best.disk_tokens,
-        )
+        worth = per_token * best.tokens
+        return Decision(best.chunks, verdict, within, worth, loading, computing, best.disk_tokens)
+
+    def _may_try(self) -> bool:
+        return self._clock() - self._tried_at >= self._pause
+
+    def _from_memory(
+        self, part: _Part, everything: _Part, loading: float | None, computing: float
+    ) -> Decision:
+        """What is thought to be in host memory, in little time: it may not be there."""
+        if not part.chunks:
+            return Decision(0, Verdict.COMPUTE, None, 0.0, loading, computing)
+        verdict = Verdict.LOAD if part.chunks == everything.chunks else Verdict.CUT
+        worth = computing * part.tokens / everything.tokens
+        return Decision(part.chunks, verdict, PATIENT_SHARE * worth, worth, loading, computing)
 
     def _trial(self, part: _Part, loading: float | None, computing: float) -> Decision:
         return Decision(
@@ -242,17 +259,21 @@ class Pace:
         self, found: Run, first_block: int, in_memory: Container[bytes]
     ) -> tuple[_Part, _Part]:
         """All of it, and what leads of it in host memory."""
-        everything, memory = _Part(0, 0, 0), _Part(0, 0, 0)
-        leads = True
-        for chunk in found:
-            everything.chunks += 1
-            everything.tokens = (chunk.end - first_block) * self._block_tokens
-            if chunk.key not in self._recent and chunk.key not in in_memory:
-                leads = False
-                everything.disk_tokens += (chunk.end - chunk.begin) * self._block_tokens
-            if leads:
-                memory = _Part(everything.chunks, everything.tokens, 0)
+        keys, recent = found.keys, self._recent
+        on_disk = [key not in recent and key not in in_memory for key in keys]
+        chunks = on_disk.index(True) if True in on_disk else len(keys)
+        memory = self._part(found, first_block, chunks)
+        everything = self._part(found, first_block, len(keys))
+        everything.disk_tokens = self._chunk_tokens(found, sum(on_disk))
         return everything, memory
+
+    def _part(self, found: Run, first_block: int, chunks: int) -> _Part:
+        end = min(found.end, found.begin + chunks * found.blocks_per_chunk)
+        return _Part(chunks, max(0, end - first_block) * self._block_tokens, 0)
+
+    def _chunk_tokens(self, found: Run, chunks: int) -> int:
+        blocks = min(found.end - found.begin, chunks * found.blocks_per_chunk)
+        return blocks * self._block_tokens
 
     def _best(
         self,
@@ -277,10 +298,9 @@ class Pace:
             share = min(1.0, max(0.0, free / everything.disk_tokens))
             chunks = int(share * len(found))
             if memory.chunks < chunks < everything.chunks:
-                end = found.begin + chunks * found.blocks_per_chunk
-                tokens = (end - first_block) * self._block_tokens
-                disk = round(share * everything.disk_tokens)
-                candidates.insert(1, _Part(chunks, tokens, disk))
+                part = self._part(found, first_block, chunks)
+                part.disk_tokens = round(share * everything.disk_tokens)
+                candidates.insert(1, part)
         for part in candidates:
             loading = start + slope * (ahead + part.disk_tokens) if part.disk_tokens else 0.0
             rest = per_token * (everything.tokens - part.tokens)

@@ -290,6 +290,8 @@ class SchedulerSide:
             there = lookup.present(keys) if stores_on else []
             if there is None:
                 return None
+            if stores_on:
+                self._events.gone(set(keys).difference(there))
             stores.doubt(keys)
             stores.know(there)
             return Run()
@@ -302,7 +304,9 @@ class SchedulerSide:
             return None
         # What was evicted is stored again when it is computed. The first miss ends the search,
         # so the chunks behind it are in doubt too.
-        stores.doubt(stores.keys_between(request, chunks.end if chunks else first_block, limit))
+        missing = stores.keys_between(request, chunks.end if chunks else first_block, limit)
+        self._events.gone(missing[:1])
+        stores.doubt(missing)
         stores.know(chunks.keys)
         return chunks
 
@@ -344,6 +348,8 @@ class SchedulerSide:
             end = found.first_block - (-tokens // self._block_tokens)
             used_at = self._used_at.get(request_id, 0.0)
             self._loads.begin(request_id, found, block_ids[:end], used_at)
+            if found.decision.is_trial:
+                self._pace.began_trial()
             return
         logger.error(
             "lmkv: request %s is to load %d tokens that it was not promised; they are computed",
@@ -388,8 +394,6 @@ class SchedulerSide:
                 self._note_roots()
             self._loads.note_failed(report.failed_chunks)
             self._loads.note_ended(report)
-            self._events.gone(report.evicted)
-            self._late |= report.late & self._loads.requests()
             if self._stores is not None and self._lookup is not None:
                 before = self._stores.unfinished_jobs
                 stored = self._stores.settle(report)
@@ -398,12 +402,14 @@ class SchedulerSide:
                 self._pace.has_in_memory(stored)
                 ended = before - self._stores.unfinished_jobs
                 self._activity.count(stored=len(stored), unstored=ended - len(stored))
+            self._events.gone(report.evicted)
+            self._pace.saw_load(*report.read_after, trial=True)
         for request_id in output.finished_recving or ():
             if outcome := self._loads.end(request_id):
-                self._loaded(outcome)
+                self._loaded(request_id, outcome)
         self._activity.report()
 
-    def _loaded(self, outcome: Outcome) -> None:
+    def _loaded(self, request_id: str, outcome: Outcome) -> None:
         self._count("tokens_loaded", outcome.gained)
         self._count("tokens_loaded_memory", outcome.tokens_from_memory)
         if outcome.seconds:
@@ -413,9 +419,9 @@ class SchedulerSide:
         self._pace.has_in_memory(outcome.keys)
         if outcome.late:
             self._count("loads_late", 1)
-            self._pace.gave_up(outcome.tokens_read, outcome.seconds)
-            return  # what did not come may be there all the same
-        if not outcome.failed:
+            self._late.add(request_id)
+            self._pace.gave_up()
+        elif not outcome.failed:
             self._pace.saw_load(outcome.tokens_read, outcome.seconds, trial=outcome.is_trial)
         if outcome.failed and self._lookup is not None and self._stores is not None:
             # What failed is computed now and stored again: nothing may say that it is there.
@@ -450,7 +456,7 @@ class SchedulerSide:
         """What is under way, and the two rates that are compared: where they have changed."""
         now = {
             "loads_under_way": len(self._loads.requests()),
-            "stores_under_way": self._stores.unfinished_jobs if self._stores is not None else 0,
+            "stores_under_way": self.stores_under_way,
         }
         for name, seconds in (
             ("compute_tokens_per_second", self._pace.compute_seconds_per_token),
@@ -476,6 +482,11 @@ class SchedulerSide:
         self._prefills.forget(request_id)
         if self._stores is not None:
             self._stores.forget(request_id)
+
+    @property
+    def stores_under_way(self) -> int:
+        """Chunks on their way to the directory."""
+        return self._stores.unfinished_jobs if self._stores is not None else 0
 
     def has_pending_work(self) -> bool:
         """Whether an engine without requests should go on stepping."""

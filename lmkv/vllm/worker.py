@@ -5,7 +5,6 @@ microseconds: the engine has threads of its own and is polled once a step. No ca
 raises: a store that cannot be is dropped, a load that cannot be fails and is computed.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -25,6 +24,7 @@ from lmkv.config import Config
 from lmkv.tuning import Tuning, depths_of, load_tuning
 from lmkv.vllm import identity, notices
 from lmkv.vllm.activity import Throttle
+from lmkv.vllm.late_loads import LateLoads
 from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layout
 from lmkv.vllm.metadata import Hello, Load, StepMetadata, StepReport, Store, Use
 from lmkv.vllm.metrics import Deltas, LMKVStats
@@ -54,12 +54,12 @@ class WorkerSide:
         self._said_hello = False
         self._engine: Engine | None = None
         self._on_cuda = False
+        self._token_bytes = 1  # of this rank's KV
         self._planned: Sequence[Store] = ()  # by this step, and not submitted yet
         self._stores: dict[int, int] = {}  # the engine's jobs to the scheduler's
         self._loads: dict[int, Load] = {}
         self._cancelled: set[int] = set()  # of the engine's jobs
-        self._begun: dict[int, float] = {}  # when; the jobs that may come to be late
-        self._late: set[int] = set()  # and those that were given up for it
+        self._watch = LateLoads()
         self._roots = RootWatch(config.path, self._rank)
         self._unloadable: list[int] = []  # directories, as the engine last said
         self._unstorable = 0
@@ -110,6 +110,7 @@ class WorkerSide:
         namespace = identity.make_namespace(self._vllm_config, config, layout, order, block_tokens)
         self._on_cuda = layout.device.type == "cuda"
         depths = depths_of(config.path)
+        self._token_bytes = max(1, layout.block_bytes // block_tokens)
         self._engine = Engine(
             EngineOptions(
                 root=list(config.path),
@@ -254,7 +255,7 @@ class WorkerSide:
             else:
                 self._loads[job] = load
                 if load.within is not None:
-                    self._begun[job] = time.monotonic()
+                    self._watch.begin(job, load, self._engine.stats())
         self._counters_moved = True
 
     def _use(self, uses: Sequence[Use]) -> None:
@@ -277,8 +278,8 @@ class WorkerSide:
         """Take in what the engine has completed; the requests whose loads ended."""
         if self._engine is not None:
             self._take(self._engine.poll())
-            if self._begun and self._give_up_late(time.monotonic()):
-                self._take(self._engine.poll())
+            if self._watch:
+                self._give_up_late()
             if self._tells_evictions:
                 self._report.evicted.update(self._engine.take_evicted())
             unloadable = self._engine.roots_out_of_service()
@@ -296,23 +297,17 @@ class WorkerSide:
             else:
                 self._stored(completion)
 
-    def _give_up_late(self, now: float) -> bool:
-        """Give up the loads that are not worth waiting for any more; whether there were any."""
+    def _give_up_late(self) -> None:
+        """Give up the loads that are not worth waiting for any more."""
         assert self._engine is not None
-        late = [job for job, begun in self._begun.items() if self._is_late(job, now - begun)]
+        late = self._watch.take_late(self._engine.stats)
         for job in late:
-            del self._begun[job]
-            self._late.add(job)
             self._engine.cancel(job)
-        return bool(late)
-
-    def _is_late(self, job: int, seconds: float) -> bool:
-        assert self._engine is not None
-        load = self._loads[job]
-        if load.within is None or seconds <= load.within:
-            return False
-        arrived = self._engine.chunks_loaded(job) / len(load.chunks)
-        return seconds > arrived * load.worth
+        if late:
+            self._take(self._engine.poll())
+        read, seconds = self._watch.take_read(self._engine.stats)
+        if read:
+            self._report.read_after = (read // self._token_bytes, seconds)
 
     def _watch_roots(self) -> None:
         assert self._engine is not None
@@ -327,18 +322,16 @@ class WorkerSide:
 
     def _loaded(self, completion: Completion) -> None:
         load = self._loads.pop(completion.job)
-        self._begun.pop(completion.job, None)
-        late = completion.job in self._late
-        self._late.discard(completion.job)
+        self._watch.end(completion.job)
         if completion.job in self._cancelled:  # its request is gone, and its blocks are nobody's
             self._cancelled.discard(completion.job)
             self._finished_loads.add(load.request_id)
             return
         self._report.load_seconds[load.request_id] = completion.seconds
         self._report.memory_chunks[load.request_id] = set(completion.memory_chunks)
-        if late and completion.failed_chunks:
-            self._report.late.add(load.request_id)
-        else:
+        if completion.cancelled_chunks:
+            self._report.late[load.request_id] = set(completion.cancelled_chunks)
+        if len(completion.failed_chunks) > len(completion.cancelled_chunks):
             self._say_failed(completion)
         self._load_ended(load, completion.failed_chunks)
 

@@ -62,6 +62,7 @@ class Worker:
     hold_cancelled: bool = False
     drop_stores: bool = False
     fail_chunks: set[int] = field(default_factory=set)
+    late_chunks: set[int] = field(default_factory=set)
     loads: list = field(default_factory=list)
     stores: list = field(default_factory=list)
     gathered: list = field(default_factory=list)
@@ -94,7 +95,11 @@ class Worker:
             for load in self.loads:
                 output.finished_recving.add(load.request_id)
                 output.invalid_block_ids.update(load.refused)
-                failed = {i for i in self.fail_chunks if i < len(load.chunks)}
+                late = {i for i in self.late_chunks if i < len(load.chunks)}
+                report.load_seconds[load.request_id] = 0.01
+                if late:
+                    report.late[load.request_id] = late
+                failed = late | {i for i in self.fail_chunks if i < len(load.chunks)}
                 if failed:
                     report.failed_chunks[load.request_id] = failed
                 for index in failed:

@@ -49,6 +49,22 @@ def test_what_was_cancelled_is_there_for_the_next_request(engine, request_a):
     engine.assert_at_rest()
 
 
+def test_what_was_given_up_for_its_time_is_there_and_what_failed_before_is_not(engine, request_a):
+    engine.worker.fail_chunks, engine.worker.late_chunks = {1}, {2}
+    engine.worker.hold_loads = False
+    engine.step()
+    assert set(engine.side._lookup._absent) == {key_of(request_a, 2 * PER_CHUNK)}
+    assert engine.side._late == {"a"}
+    steps = engine.run()
+    stored = {store.key for step in steps for store in step.stores}
+    assert stored == {key_of(request_a, 2 * PER_CHUNK)}, "the others are in the directory"
+    assert engine.counted["loads_late"] == 1
+    assert engine.counted["tokens_loaded"] == CHUNK
+    assert engine.counted["tokens_failed"] == 2 * CHUNK
+    engine.assert_at_rest()
+    assert not engine.side._late
+
+
 def test_what_failed_before_it_was_cancelled_stays_absent(engine, request_a):
     output = KVConnectorOutput(kv_connector_worker_meta=StepReport(failed_chunks={"a": {1}}))
     engine.side.settle(output)
@@ -111,6 +127,7 @@ def test_the_core_stops_loading_and_the_next_request_gets_every_byte(make, lines
     assert side._cancelled == set()
     assert not [line for line in lines() if "was not loaded" in line]
     checked_prompt(second, "c", LONG)
+    second.counted.pop("tokens_loaded_memory", 0)  # what came before the abort
     assert second.counted == {"tokens_loaded": 40 * CHUNK}
 
 

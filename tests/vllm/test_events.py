@@ -164,3 +164,19 @@ def test_an_eviction_that_a_worker_reports_is_announced(engine):
     engine.request("b", [500, *range(40)])
     engine.step()
     assert gone(engine) == [as_published(request.block_hashes[:PER_CHUNK])]
+
+
+@pytest.mark.parametrize("wishes", [{}, {"load": False}])
+def test_a_chunk_that_another_engine_evicted_is_taken_back_when_it_is_looked_for(
+    engine, root, wishes, monkeypatch
+):
+    request = engine.request("a", PROMPT)
+    engine.run()
+    engine.scheduler.reset_prefix_cache()
+    chunk_file(root, key_of(request, 2 * PER_CHUNK)).unlink()
+    taken(engine)
+    engine.side._lookup.forget()  # as after some seconds
+    extra = {"kv_transfer_params": {"lmkv": wishes}}
+    engine.request("b", PROMPT, extra_args=extra)
+    engine.step()
+    assert gone(engine) == [as_published(request.block_hashes[PER_CHUNK : 2 * PER_CHUNK])]

@@ -1,4 +1,5 @@
 import pytest
+from scheduler_harness import seconds_per_call
 
 from lmkv.vllm.lookup import Run
 from lmkv.vllm.pace import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Line, Pace, Verdict
@@ -121,6 +122,9 @@ def test_where_loads_do_not_pay_one_is_tried_now_and_then(clock):
         trial = decide(pace, run_of(10))
         assert trial.is_trial
         assert trial.within == pytest.approx(0.05 * 0.64)
+        # One that is decided on and never begins is no trial.
+        assert decide(pace, run_of(10)).is_trial
+        pace.began_trial()
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
@@ -136,8 +140,23 @@ def test_a_trial_that_is_fast_brings_loads_back(clock):
 
 def test_a_load_that_was_given_up_refutes_what_was_expected(clock):
     pace = pace_of(clock, compute=0.001, load=0.0001)
-    pace.gave_up(64, 0.2)
+    pace.gave_up()
     assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
+    # What the disk did for it afterwards says what is true.
+    pace.saw_load(640, 0.4, trial=True)
+    assert decide(pace, run_of(10)).verdict is Verdict.LOAD
+    pace.saw_load(640, 4.0, trial=True)
+    assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
+
+
+def test_where_nothing_is_known_after_a_load_was_given_up_one_is_tried_after_a_pause(clock):
+    pace = pace_of(clock, compute=0.001)
+    assert decide(pace, run_of(10)).is_trial
+    pace.began_trial()
+    pace.gave_up()
+    assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
+    clock.now += 2 * FIRST_PAUSE_SECONDS
+    assert decide(pace, run_of(10)).is_trial
 
 
 def test_what_is_in_memory_is_loaded_whatever_the_disk_does(clock):
@@ -145,7 +164,9 @@ def test_what_is_in_memory_is_loaded_whatever_the_disk_does(clock):
     found = run_of(10)
     pace.has_in_memory(found.keys[:3])
     decision = decide(pace, found, in_memory={found.keys[3]})
-    assert (decision.chunks, decision.verdict, decision.within) == (4, Verdict.CUT, None)
+    assert (decision.chunks, decision.verdict) == (4, Verdict.CUT)
+    # It may not be there after all.
+    assert decision.within == pytest.approx(0.25 * 4 * CHUNK * 0.001)
     pace.has_in_memory(found.keys)
     assert decide(pace, found).chunks == 10
 
@@ -195,3 +216,25 @@ def test_steps_that_prefill_little_say_nothing(clock):
     pace = pace_of(clock)
     pace.saw_prefill(3, 1.0)
     assert pace.compute_seconds_per_token is None
+
+
+def test_the_ends_of_prompts_that_were_loaded_say_nothing_of_whole_ones(clock):
+    pace = pace_of(clock)
+    pace.saw_prefill(8000, 0.3)
+    for _ in range(130):
+        pace.saw_prefill(120, 0.02)
+    assert pace.compute_seconds_per_token == pytest.approx(0.3 / 8000)
+    for _ in range(1000):
+        pace.saw_prefill(120, 0.02)
+    assert pace.compute_seconds_per_token == pytest.approx(0.02 / 120), "there are no others now"
+
+
+def test_a_decision_over_many_chunks_is_quick(clock):
+    # It is made on the scheduler's thread.
+    pace = pace_of(clock, compute=0.001, load=0.0001)
+    found = Run([index.to_bytes(32, "big") for index in range(512)], 0, 512 * PER_CHUNK, PER_CHUNK)
+    pace.remember_up_to(1000)
+    pace.has_in_memory(found.keys[::2])
+    plain = list(range(512))
+    loop = seconds_per_call(lambda: [index not in {} and index not in () for index in plain])
+    assert seconds_per_call(lambda: decide(pace, found)) < 12 * loop
