@@ -91,14 +91,6 @@ def test_a_hit_is_promoted_in_the_step_that_asks(make):
     assert second.look_up(prompt) == [LookupResult.HIT] * 20
 
 
-def test_a_chunk_is_found_before_its_file_is_there(make, monkeypatch):
-    native = make()
-    prompt = native.prompt("a document", 1)
-    native.compute(prompt)
-    native.until(lambda: native.tier._jobs._lookup._in_memory or native.tier._jobs._stored)
-    assert native.tier.lookup(prompt.keys[0], prompt.context) is LookupResult.HIT
-
-
 def test_a_store_that_is_asked_for_twice_is_one_file(make, root):
     make().store("a document", 5)
     second = make()
@@ -387,14 +379,6 @@ def test_loads_that_are_under_way_end_with_a_reset(make):
     native.manager.reset_cache()
     assert not native.manager._jobs
     assert not native.tier._jobs.under_way
-
-
-def test_shutdown_finishes_what_is_under_way(make, root):
-    native = make()
-    native.compute(native.prompt("a document", 20))
-    native.close()
-    assert len(files(root)) == 20
-    native.close()
 
 
 def test_nothing_is_left_of_a_request(make):
