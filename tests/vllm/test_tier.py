@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tier_harness import (
@@ -16,12 +19,18 @@ from tier_harness import (
     files,
     tier,
 )
+from vllm.config import KVTransferConfig
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.v1.kv_offload.base import LookupResult, ReqContext
+from vllm.v1.kv_offload.factory import OffloadingSpecFactory
 from vllm.v1.kv_offload.tiering.base import TransferJob
+from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
+from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from lmkv.errors import ConfigError
 from lmkv.vllm import LMKVTier
-from lmkv.vllm.tier_identity import tier_key
+from lmkv.vllm.tier_identity import settings, tier_key
 from lmkv.vllm.tier_metrics import TIER_COUNTERS, TIER_GAUGES
 
 
@@ -394,9 +403,21 @@ def test_nothing_is_left_of_a_request(make):
     assert not native.tier.has_pending_work()
 
 
-def test_every_counter_is_defined_and_reaches_prometheus(make):
-    from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
+def test_the_pages_example_is_one_that_vllm_and_lmkv_take():
+    page = (Path(__file__).parents[2] / "docs" / "tier.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    given = KVTransferConfig(**json.loads(text))
+    assert KVConnectorFactory.get_connector_class(given).__name__ == given.kv_connector
+    extra = given.kv_connector_extra_config
+    assert OffloadingSpecFactory.get_spec_cls(extra) is TieringOffloadingSpec
+    (entry,) = extra["secondary_tiers"]
+    assert SecondaryTierFactory.get_tier_class(entry) is LMKVTier
+    spec = SimpleNamespace(tokens_per_block=(16,), blocks_per_chunk=extra["blocks_per_chunk"])
+    named = {name: value for name, value in entry.items() if name not in {"type", "module_path"}}
+    assert settings(named, {}, spec).chunk_tokens == 256
 
+
+def test_every_counter_is_defined_and_reaches_prometheus(make):
     definitions = TieringOffloadingSpec.build_metric_definitions(
         {"secondary_tiers": [tier("/anywhere")]}
     )
@@ -413,8 +434,6 @@ def test_every_counter_is_defined_and_reaches_prometheus(make):
 
 
 def test_the_class_is_what_vllm_asks_for():
-    from vllm.v1.metrics.cache_hit_source import CacheHitSource
-
     assert LMKVTier.cache_hit_source is CacheHitSource.DISK
     assert not LMKVTier.__abstractmethods__
 

@@ -19,7 +19,7 @@ SLOWEST_CALL = 0.25
 
 @pytest.fixture
 def make(tiny_model, root, monkeypatch):
-    """Makes managers, over faults where some are given; all faults end before they are shut down."""
+    """Makes managers, over faults where some are given, which end before they are shut down."""
     made = []
 
     def make(faults="", path=root, **settings):

@@ -1,6 +1,8 @@
 """LMKVTier as vLLM's own offloading connector calls it: what the rest of vLLM must go on to do."""
 
 import hashlib
+import itertools
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,20 +24,21 @@ from vllm.v1.kv_cache_interface import (
 BLOCK = 32
 PER_CHUNK = 4
 CHUNK = BLOCK * PER_CHUNK
+_numbers = itertools.count()
 SPEC = FullAttentionSpec(block_size=BLOCK, num_kv_heads=2, head_size=16, dtype=torch.float32)
 
 
 class OfVllm:
-    """The scheduler's side of OffloadingConnector, made as vLLM makes it; the test plays the GPU."""
+    """The scheduler's side of OffloadingConnector, made as by vLLM; the test plays the GPU."""
 
-    def __init__(self, model, root, numbers=iter(range(1000))):
+    def __init__(self, model, root):
         self.engine = Engine(model, root, hello=False)  # makes requests
         config = self.engine.config
         row_bytes = SPEC.page_size_bytes * PER_CHUNK
         config.kv_transfer_config = KVTransferConfig(
             kv_connector="OffloadingConnector",
             kv_role="kv_both",
-            engine_id=f"lmkv-test-of-vllm-{next(numbers)}",
+            engine_id=f"lmkv-test-of-vllm-{os.getpid()}-{next(_numbers)}",
             kv_connector_extra_config={
                 "spec_name": "TieringOffloadingSpec",
                 "cpu_bytes_to_use": 64 * row_bytes,
