@@ -162,9 +162,13 @@ class LMKVTier(SecondaryTierManager):
         return RequestOffloadingContext()
 
     def on_request_finished(self, req_context: ReqContext) -> None:
-        self._requests.pop(req_context.req_id, None)
-        if self._core is not None:
-            self._lookup.forget_request(req_context.req_id)
+        request = self._requests.pop(req_context.req_id, None)
+        if self._core is None:
+            return
+        self._lookup.forget_request(req_context.req_id)
+        if request is not None and not request.has_used_its_head and not self._was_reset:
+            # It had all of its prompt from vLLM's own caches.
+            self._use(request_keys(req_context), req_context, request.used_at)
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         keys = request_keys(req_context)
@@ -178,12 +182,12 @@ class LMKVTier(SecondaryTierManager):
 
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         if not self._is_off():
-            self._use(keys, req_context)
+            self._use(keys, req_context, self._used_at(req_context))
 
-    def _use(self, keys: Iterable[OffloadKey], context: ReqContext) -> None:
+    def _use(self, keys: Iterable[OffloadKey], context: ReqContext, used_at: float | None) -> None:
         begins = ((key, self._begin_of(key, context)) for key in keys)
         chunks = [(tier_key(key), begin) for key, begin in begins if begin is not None]
-        self._jobs.touch(chunks, self._used_at(context))
+        self._jobs.touch(chunks, used_at)
 
     def _use_head(self, transfer: TransferJob) -> None:
         """Count as used what lies before the first chunks that a request stores or loads, once:
@@ -196,7 +200,8 @@ class LMKVTier(SecondaryTierManager):
         request.has_used_its_head = True
         keys = request_keys(context)
         first = min((keys[key] for key in transfer.keys if key in keys), default=0)
-        self._use([key for key, end in keys.items() if end < first], context)
+        head = [key for key, end in keys.items() if end < first]
+        self._use(head, context, request.used_at)
 
     def _used_at(self, context: ReqContext) -> float | None:
         request = self._requests.get(context.req_id)

@@ -134,17 +134,33 @@ def test_a_prompts_end_goes_before_its_beginning(make, root):
     assert len(set(in_order)) == 20
 
 
-def test_what_vllm_has_in_its_own_caches_counts_as_used(make, root):
-    native = make()
-    old = native.store("a document", 5)
+def age(root):
+    """Nothing was used lately."""
     long_ago = time.time() - 1000
     for file in files(root):
         os.utime(file, (long_ago, long_ago))
-    native.store("a document", 8)
+    return long_ago + 500
+
+
+@pytest.mark.parametrize("more", [3, 0], ids=["and stores more", "and nothing else"])
+def test_what_a_request_has_from_vllms_own_caches_counts_as_used(make, root, more):
+    native = make()
+    old = native.store("a document", 5)
+    then = age(root)
+    native.store("a document", 5 + more)
     native.until(lambda: native.totals.get("chunks_touched", 0) >= 5)
     for key in old.keys:
         (file,) = root.glob(f"v1/*/r0/*/{tier_key(key).hex()}.kv")
-        assert file.stat().st_mtime > long_ago + 500
+        assert file.stat().st_mtime > then
+
+
+def test_what_is_loaded_counts_as_used(make, root):
+    make().store("a document", 5)
+    then = age(root)
+    native = make()
+    assert native.load("a document", 5) == 5
+    native.until(lambda: native.totals.get("chunks_touched", 0) >= 5)
+    assert all(file.stat().st_mtime > then for file in files(root))
 
 
 # -- what is damaged, gone or full --------------------------------------------------------
@@ -362,6 +378,14 @@ def test_events_are_off_where_vllm_has_none(make, lines):
     assert not list(native.tier.take_events())
     assert not native.tier._jobs._stored
     assert any("enable_kv_events has no effect" in line for line in lines())
+
+
+def test_stores_that_are_fast_are_not_held_back_by_vllms_backpressure(make, root):
+    detector = {"backpressure_cls": "EMABackpressureDetector"}
+    native = make(backpressure=detector)
+    assert native.tier.bp_detector is not None
+    native.store("a document", 5)
+    assert len(files(root)) == 5
 
 
 def test_a_reset_ends_it_because_the_weights_may_be_others(make, root, lines):

@@ -172,7 +172,7 @@ def test_a_reset_does_not_wait_for_a_filesystem_that_hangs(make, fuse, impatient
 
 
 def test_shutdown_finishes_what_is_under_way(make, root):
-    native = make("write.delay:300ms", io_engine="threads")
+    native = make("write.delay:1500ms")  # longer than a disk is waited for that has hung
     native.compute(native.prompt("a document", 3))
     native.close()
     assert len(files(root)) == 3

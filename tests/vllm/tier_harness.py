@@ -164,7 +164,8 @@ class Native:
         for key, row in zip(output.keys_to_store, output.store_spec.block_ids, strict=True):
             rows[row] = content(key, self.row_bytes)
         del rows
-        self.timed(self.manager.complete_store, output.keys_to_store, context)
+        if output.keys_to_store:
+            self.timed(self.manager.complete_store, output.keys_to_store, context)
 
     def idle(self, seconds=20.0):
         """Until the manager wants no further steps."""
