@@ -19,6 +19,7 @@ from tier_harness import (
     files,
     tier,
 )
+from typer.testing import CliRunner
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.v1.kv_offload.base import LookupResult, ReqContext
@@ -28,6 +29,7 @@ from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from lmkv.cli import app
 from lmkv.errors import ConfigError
 from lmkv.vllm import LMKVTier
 from lmkv.vllm.tier_identity import settings, tier_key
@@ -293,6 +295,18 @@ def test_meta_says_what_a_namespace_is_made_of(make, root, tiny_model):
     assert said["facts"]["chunk_tokens"] == CHUNK
     assert said["facts"]["model"] == str(tiny_model)  # which has no weights
     assert said["about"]["model"] == str(tiny_model)
+
+
+def test_the_tools_know_its_namespaces_and_explain_passes_them_by(make, root):
+    make().store("a document", 3)
+    runner = CliRunner()
+    told = runner.invoke(app, ["stats", str(root), "--json"])
+    (one,) = json.loads(told.output)["namespaces"]
+    assert (one["chunks"], one["tokens"]) == (3, 3 * CHUNK)
+    assert runner.invoke(app, ["verify", str(root)]).exit_code == 0
+    told = runner.invoke(app, ["explain", str(root), "--tokens", "-"], input="1 2 3")
+    assert told.exit_code == 2
+    assert "there is no namespace" in told.output + told.stderr
 
 
 def test_a_local_model_is_its_weights(make, root, tmp_path):
