@@ -51,8 +51,11 @@ def chunk_tokens(spec: OffloadingSpec) -> int:
 def refusal(config: OffloadingConfig) -> str:
     """Why a tier cannot keep what this engine's workers compute; "" if it can."""
     workers = config.parallel.world_size
-    if current_platform.is_cuda_alike() and current_platform.device_count() < workers:
-        return f"{workers} workers are on several hosts, and vLLM's CPU cache is of one"
+    has_gpus = current_platform.is_cuda_alike() or current_platform.is_xpu()
+    if has_gpus and current_platform.device_count() < workers:
+        return (
+            f"{workers} workers are more than this host has GPUs, and its CPU cache is all there is"
+        )
     return ""
 
 

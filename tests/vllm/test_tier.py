@@ -336,7 +336,7 @@ def test_workers_on_several_hosts_are_refused(make, root, lines, monkeypatch):
     native.idle()
     assert native.load("b document", 3) == 0
     assert native.tier.lookup(prompt.keys[0], prompt.context) is LookupResult.MISS
-    assert any("2 workers are on several hosts" in line for line in lines())
+    assert any("2 workers are more than this host has GPUs" in line for line in lines())
     assert not root.exists()
 
 
