@@ -151,8 +151,8 @@ class Completion:
     then STORED, both also when it fails. A load job yields one LOADED; ``failed_chunks`` are the
     indices, in the list given to ``load``, of chunks whose bytes did not all reach the KV cache.
     ``error`` is ``""`` on success. Of LOADED, ``memory_chunks`` are the indices of chunks that were
-    still in host memory, ``cancelled_chunks`` those of ``failed_chunks`` that ``cancel`` gave up, and
-    ``seconds`` is the time since ``load``.
+    still in host memory, ``cancelled_chunks`` those of ``failed_chunks`` that ``cancel`` gave up,
+    and ``seconds`` is the time since ``load``.
     """
 
     kind: CompletionKind

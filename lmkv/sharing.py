@@ -38,6 +38,11 @@ _FACTS: dict[str, _Fact] = {
     "namespace": _Fact(
         "your own string", 'give both the same "namespace" in kv_connector_extra_config'
     ),
+    "tier": _Fact(
+        "whether vLLM's own offloading connector is above the directory (LMKVTier), and how it "
+        "lays out a chunk",
+        "start both with the same connector, and the same settings of it",
+    ),
     "vllm": _Fact("vLLM's minor version", "run the same minor version of vLLM in both"),
     "model": _Fact("the model", "give both the same model"),
     "hf_overrides": _Fact("--hf-overrides", "give both the same --hf-overrides"),
@@ -114,8 +119,18 @@ _FACTS: dict[str, _Fact] = {
         "start both with the same options",
         _SHAPE | {"architectures", "page_order", "layers"},
     ),
+    "hash_tokens": _Fact(
+        "tokens that vLLM hashes together", "start both with the same options", _SHAPE
+    ),
+    "layer_groups": _Fact("the layers that have KV, by group", "give both the same model", _SHAPE),
+    "context_parallel": _Fact(
+        "ranks that a context is split over",
+        "start both with the same --decode-context-parallel-size",
+    ),
     "block_bytes": _Fact(
-        "bytes of a block", "start both with the same options", _SHAPE | {"layers", "pages"}
+        "bytes of a block",
+        "start both with the same options",
+        _SHAPE | {"layers", "layer_groups", "pages", "chunk_tokens"},
     ),
 }
 _OTHER = "start both with the same version of lmkv and the same settings"
@@ -178,6 +193,8 @@ def compare(ours: Side, theirs: Side) -> Comparison:
 
 
 def _follows(name: str, ours: Side, theirs: Side, differing: Iterable[str]) -> bool:
+    if name != "tier" and ("tier" in ours.facts) != ("tier" in theirs.facts):
+        return True  # a tier and a connector are told other things
     if name not in _FACTS:
         return False
     if name == "hash_seed" and not any(_is_private(side) for side in (ours, theirs)):

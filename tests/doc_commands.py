@@ -168,9 +168,15 @@ def vllm_serve(_: str, words: list[str], world: World) -> None:
 
 def check_transfer(transfer: Any) -> None:
     """``--kv-transfer-config`` as vLLM has read it."""
-    assert transfer.kv_connector == "LMKVConnector"
     assert transfer.kv_load_failure_policy == "recompute"
-    path = Config.from_sources(transfer.kv_connector_extra_config, {}).path
+    extra = transfer.kv_connector_extra_config
+    if transfer.kv_connector == "OffloadingConnector":
+        (entry,) = extra["secondary_tiers"]
+        assert (entry["type"], entry["module_path"]) == ("LMKVTier", "lmkv.vllm")
+        extra = {name: entry[name] for name in entry.keys() - {"type", "module_path"}}
+    else:
+        assert transfer.kv_connector == "LMKVConnector"
+    path = Config.from_sources(extra, {}).path
     assert path in {("/mnt/kv",), ("/nvme0/kv", "/nvme1/kv")}
 
 

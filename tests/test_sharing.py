@@ -74,3 +74,10 @@ def test_different_models_are_not_compared() -> None:
     alike = side("b", {"model": "/n/one/"}, model="weights bb", hf_config="d")
     assert len(nearest_pairs([side("a", {"model": "/m/one"}), alike])) == 1
     assert len(nearest_pairs([side("a"), side("b", {"model": "/x"}, model="weights bb")])) == 1
+
+
+def test_a_tier_and_a_connector_differ_in_that_alone() -> None:
+    ours = Side("a", {"model": "m", "vllm": "0.32", "hf_config": "1"})
+    theirs = Side("b", {"model": "m", "vllm": "0.31", "tier": "direct", "layer_groups": ["l"]})
+    pair = compare(ours, theirs)
+    assert [cause.fact for cause in pair.causes] == ["tier"]

@@ -143,8 +143,11 @@ def _namespaces(roots: Sequence[str], model: str | None, name: str | None) -> li
     sides = [side for one, said in metas.items() if (side := side_of(one, said))]
     if name is not None:
         sides = [side for side in sides if side.name == name]
-    elif model is not None:
-        sides = list(_of_model(sides, model))
+    else:
+        # Chunks of a tier begin and are named otherwise, and its meta.json does not say how.
+        sides = [side for side in sides if "tier" not in side.facts]
+        if model is not None:
+            sides = list(_of_model(sides, model))
     if not sides:
         what = f"for {model} " if model else ""
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Loads that are not worth waiting for any more, and what the directory does after they are given up."""
+"""Loads that are not worth waiting for any more, and how fast the directory is after them."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ class _Begun:
 
 
 class LateLoads:
-    """One worker's loads that have a time. ``stats`` everywhere: the engine's. Worker thread only."""
+    """One worker's loads that have a time. ``stats``: the engine's. Worker thread only."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -66,9 +66,9 @@ class ChunkLoad:
 @dataclass(slots=True)
 class Load:
     """All chunks to load for one request; or none, and the blocks that must be computed because
-    nothing could be loaded to them. After ``within`` seconds what is left of it is given up, because
-    computing is quicker, unless so much has arrived meanwhile, for this load and others, that
-    computing that would have taken longer; ``worth`` is what computing all of it would take.
+    nothing could be loaded to them. After ``within`` seconds what is left of it is given up,
+    because computing is quicker, unless so much has arrived meanwhile, for this load and others,
+    that computing that would have taken longer; ``worth`` is what computing all of it would take.
     """
 
     request_id: str

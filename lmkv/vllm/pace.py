@@ -5,11 +5,11 @@ a constant and so much a token, fitted to the latest loads, with the tokens that
 still have to bring counted as ahead of it. A request waits for the longer of its load and the
 prefills ahead of it, and then computes what was not loaded: of all leading parts of what was found
 it loads the one with which it is done first. What still lies in host memory costs next to nothing.
-A load must not take much longer than was thought, nor than computing what has arrived would have, or
-it is given up and the rest computed. Before any load was seen, and now and then where loads do not
-pay, one is tried, for a twentieth of what computing would take: what the directory does for it until
-it has read what it was asked for says how fast it is. Before any prefill was seen there is nothing to
-compare with: all is loaded.
+A load must not take much longer than was thought, nor than computing what has arrived would have,
+or it is given up and the rest computed. Before any load was seen, and now and then where loads do
+not pay, one is tried, for a twentieth of what computing would take: what the directory does for it
+until it has read what it was asked for says how fast it is. Before any prefill was seen there is
+nothing to compare with: all is loaded.
 """
 
 import time
@@ -20,8 +20,8 @@ from enum import Enum
 
 from lmkv.vllm.lookup import Run
 
-# Steps that prefill fewer tokens, or few beside others lately, say more of what a step costs than of
-# what a token does.
+# Steps that prefill fewer tokens, or few beside others lately, say more of what a step costs than
+# of what a token does.
 FEWEST_TOKENS = 64
 FEW_BESIDE_OTHERS = 0.25
 FORGET_LARGE_STEPS = 0.99  # a small step

@@ -1,0 +1,193 @@
+"""LMKVTier over disks that fail, hang and answer again: the scheduler's thread waits for none."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tier_harness import Native, config_of, files, tier
+from vllm.v1.kv_offload.base import LookupResult
+
+from lmkv._C import Faults, fault_engine
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "store"))
+from mounts import FaultyFuse
+
+# Steps take microseconds to milliseconds; the rest is for a busy machine.
+SLOWEST_CALL = 0.25
+
+
+@pytest.fixture
+def make(tiny_model, root, monkeypatch):
+    """Makes managers, over faults where some are given, which end before they are shut down."""
+    made = []
+
+    def make(faults="", path=root, **settings):
+        injected = Faults(faults)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "lmkv.vllm.tier_start.Engine", lambda options: fault_engine(options, injected)
+            )
+            made.append(Native(config_of(tiny_model, tier(path, **settings))))
+        made[-1].faults = injected
+        return made[-1]
+
+    yield make
+    for native in made:
+        native.faults.change("")
+        native.faults.release()
+        native.close()
+
+
+@pytest.fixture
+def fuse(tmp_path):
+    filesystem = FaultyFuse(tmp_path / "fuse")
+    yield filesystem
+    filesystem.remove()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """As in an engine's step."""
+    monkeypatch.setattr("lmkv.vllm.lookup.WAIT_SECONDS", 0.001)
+
+
+def test_a_chunk_is_found_and_loaded_before_its_file_is_there(make, root):
+    native = make("write.hang")
+    prompt = native.prompt("a document", 4)
+    native.compute(prompt)
+    native.idle()  # the rows are free again
+    native.until(lambda: native.faults.hanging() > 0)
+    assert not files(root)
+    native.finish(prompt)
+    native.manager.primary_tier.reset_cache()
+    assert native.load("a document", 4) == 4
+    assert native.totals["memory_hits"] == 4
+    native.faults.release()
+    native.faults.change("")
+    native.settle()
+    assert len(files(root)) == 4
+
+
+@pytest.mark.parametrize("fault", ["write.eio", "write.enospc", "rename.erofs", "open.estale"])
+def test_a_store_that_fails_is_a_miss_and_no_error(make, root, fault):
+    native = make(fault)
+    native.store("a document", 5)
+    assert not files(root)
+    assert native.load("b document", 2) == 0
+    counted = native.totals
+    assert counted.get("stores_failed", 0) + counted.get("stores_dropped_full", 0) > 0
+    assert native.slowest < SLOWEST_CALL
+
+
+def test_a_load_that_fails_is_recomputed_and_the_others_come(make, root):
+    make().store("a document", 20)
+    native = make("read.corrupt:0.2")
+    came = native.load("a document", 20)
+    assert came < 20
+    assert native.totals["chunks_bad"] > 0
+    assert native.totals["chunks_loaded"] == 20 - native.totals["loads_failed"]
+    assert len(files(root)) == 20 - native.totals["chunks_bad_removed"]
+
+
+def test_a_directory_out_of_service_is_not_looked_into_and_comes_back(make, root, lines):
+    first = make()
+    first.store("a document", 5)
+    first.store("b document", 5)
+    native = make("read.eio")
+    assert native.load("a document", 5) == 0
+    native.until(lambda: native.gauges.get("loads_out_of_service") == 1)
+    assert native.look_up(native.prompt("b document", 5)) == [LookupResult.MISS]
+    native.faults.change("")
+    native.until(lambda: native.gauges.get("loads_out_of_service") == 0)
+    assert [line for line in lines() if "is out of service for loads" in line]
+    assert [line for line in lines() if "is back in service for loads" in line]
+    native.store("another", 5)
+    native.manager.primary_tier.reset_cache()
+    assert native.load("another", 5) == 5
+
+
+def test_a_lookup_of_a_filesystem_that_hangs_becomes_a_miss(make, fuse, impatient):
+    make(path=fuse.path).store("a document", 5)
+    native = make(path=fuse.path)
+    fuse.freeze()
+    prompt = native.prompt("a document", 5)
+    begin = time.monotonic()
+    assert native.look_up(prompt) == [LookupResult.RETRY] * 5
+    native.until(lambda: LookupResult.MISS in native.look_up(prompt))
+    assert 0.5 < time.monotonic() - begin < 3
+    begin = time.monotonic()
+    assert native.load("another", 5) == 0
+    assert time.monotonic() - begin < 3
+    native.until(lambda: native.totals.get("lookups_given_up", 0) > 0)
+    assert native.slowest < SLOWEST_CALL
+    fuse.thaw()
+    native.until(lambda: native.load("a document", 5) == 5)
+
+
+def test_stores_to_a_filesystem_that_hangs_hold_no_rows(make, fuse, impatient):
+    native = make(path=fuse.path, host_memory="1MiB")  # 15 chunks
+    fuse.freeze()
+    begin = time.monotonic()
+    for number in range(3):
+        native.compute(native.prompt(f"document {number}", 20))
+    native.idle()
+    # What found no memory was waited for, once for all.
+    assert 0.5 < time.monotonic() - begin < 4
+    assert not any(chunk.ref_cnt for chunk in native.manager.primary_tier._policy.chunks.values())
+    assert native.totals["stores_dropped"] > 40
+    assert native.slowest < SLOWEST_CALL
+    fuse.thaw()
+
+
+def test_loads_of_a_filesystem_that_hangs_are_given_up(make, fuse, impatient):
+    make(path=fuse.path).store("a document", 5)
+    native = make(path=fuse.path, load_timeout=0.5)
+    prompt = native.prompt("a document", 5)
+    native.until(lambda: native.look_up(prompt) == [LookupResult.HIT_PENDING] * 5)
+    fuse.freeze()
+    begin = time.monotonic()
+    native.idle()
+    assert 0.4 < time.monotonic() - begin < 2
+    assert native.look_up(prompt) == [LookupResult.MISS]
+    assert native.totals["loads_timed_out"] == 5
+    assert native.slowest < SLOWEST_CALL
+    fuse.thaw()
+
+
+def test_a_reset_does_not_wait_for_a_filesystem_that_hangs(make, fuse, impatient, monkeypatch):
+    monkeypatch.setattr("lmkv.vllm.tier.DRAIN_SECONDS", 0.2)
+    make(path=fuse.path).store("a document", 5)
+    native = make(path=fuse.path)
+    prompt = native.prompt("a document", 5)
+    native.until(lambda: native.look_up(prompt) == [LookupResult.HIT_PENDING] * 5)
+    fuse.freeze()
+    native.step()
+    native.compute(native.prompt("another", 5))
+    begin = time.monotonic()
+    native.manager.reset_cache()
+    assert time.monotonic() - begin < 1.5
+    assert not native.manager._jobs
+    fuse.thaw()
+
+
+def test_shutdown_finishes_what_is_under_way(make, root):
+    native = make("write.delay:1500ms")  # longer than a disk is waited for that has hung
+    native.compute(native.prompt("a document", 3))
+    native.close()
+    assert len(files(root)) == 3
+    native.close()
+
+
+def test_shutdown_does_not_wait_for_a_filesystem_that_hangs(
+    make, fuse, impatient, monkeypatch, lines
+):
+    monkeypatch.setattr("lmkv.vllm.tier.DRAIN_SECONDS", 0.2)
+    native = make(path=fuse.path)
+    fuse.freeze()
+    native.compute(native.prompt("a document", 5))
+    begin = time.monotonic()
+    native.close()
+    assert time.monotonic() - begin < 3
+    assert [line for line in lines() if "a disk does not answer" in line]
+    fuse.thaw()
