@@ -106,7 +106,7 @@ def test_a_request_that_asks_for_neither_is_not_even_looked_up(engine, root, mon
 
 def test_one_that_is_not_understood_passes_by_and_is_said_once(engine, root, lines):
     for name in ("a", "b"):
-        engine.request(name, PROMPT, **asks(sotre=False))
+        engine.request(name, PROMPT, **asks(stor=False))
         engine.run()
     assert stored(root) == []
     assert engine.counted["requests_misunderstood"] == 2
