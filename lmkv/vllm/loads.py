@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from lmkv.vllm.groups import Groups
 from lmkv.vllm.lookup import Run
 from lmkv.vllm.metadata import ChunkLoad, Load
 from lmkv.vllm.pace import Decision, Verdict
@@ -50,7 +51,8 @@ class Outcome:
 @dataclass(slots=True)
 class _Loading:
     keys: list[bytes]
-    # Tokens that the request gains up to the end of each chunk.
+    # Tokens that the request gains if the chunks up to each have arrived, and no more. With several
+    # groups vLLM discards a load that is not whole: nothing, but for the last.
     tokens: list[int]
     failed: set[int]
     decision: Decision
@@ -88,26 +90,36 @@ class Loads:
         return bool(self._keys) and not self._keys.isdisjoint(chunks.keys)
 
     def begin(
-        self, request_id: str, found: Found, block_ids: Sequence[int], used_at: float
+        self,
+        request_id: str,
+        found: Found,
+        groups: Groups,
+        block_ids: Sequence[Sequence[int]],
+        used_at: float,
     ) -> None:
-        """Load what was found to all of the request's first blocks, ``block_ids``, that are
-        behind its local hit. ``used_at``: when the request was admitted, as of ``time.time()``.
+        """Load what was found to all of the request's first blocks, ``block_ids`` of each group,
+        that are behind its local hit. ``used_at``: when the request was admitted, as of
+        ``time.time()``.
         """
         chunks, tokens = [], []
-        for chunk in found.chunks:
-            first, end = max(chunk.begin, found.first_block), min(chunk.end, len(block_ids))
-            if first >= end:
-                break
-            chunks.append(
-                ChunkLoad(
-                    chunk.key,
-                    chunk.begin * self._block_tokens,
-                    chunk.end - chunk.begin,
-                    first - chunk.begin,
-                    list(block_ids[first:end]),
+        for group in groups:
+            ids = block_ids[group.index]
+            for piece in group.pieces(found.chunks, found.first_block):
+                end = min(piece.end, len(ids))
+                if piece.first >= end:
+                    break
+                chunks.append(
+                    ChunkLoad(
+                        piece.key,
+                        piece.begin * self._block_tokens,
+                        piece.end - piece.begin,
+                        piece.first - piece.begin,
+                        list(ids[piece.first : end]),
+                    )
                 )
-            )
-            tokens.append((end - found.first_block) * self._block_tokens)
+                tokens.append((end - found.first_block) * self._block_tokens)
+        if len(groups) > 1:
+            tokens[:-1] = [0] * (len(tokens) - 1)
         keys = [chunk.key for chunk in chunks]
         assert found.decision is not None, "a load that was not decided on"
         self._loading[request_id] = _Loading(

@@ -27,6 +27,7 @@ from lmkv.errors import ConfigError
 from lmkv.vllm import control, identity
 from lmkv.vllm.activity import ActivityLog, Throttle
 from lmkv.vllm.control import Control
+from lmkv.vllm.groups import Groups, Windows
 from lmkv.vllm.loads import Found, Loads, Outcome
 from lmkv.vllm.lookup import Lookup, Run
 from lmkv.vllm.metadata import Hello, RootsOut, StepMetadata, StepReport, Store
@@ -70,6 +71,8 @@ class SchedulerSide:
         self._roots_out: dict[int, RootsOut] = {}  # by rank
         self._any_out = RootsOut()  # of any of them
         self._lookup: Lookup | None = None
+        self._groups: Groups | None = None
+        self._windows: Windows | None = None
         self._stores: StorePlanner | None = None
         self._manager: KVCacheManager | None = None
         self._found: dict[str, Found] = {}
@@ -143,9 +146,11 @@ class SchedulerSide:
         self._note_roots()
         self._pace.remember_up_to(min(hello.slabs for hello in self._hellos.values()))
         manager = self._manager
+        self._groups = Groups.of(manager, self._block_tokens, per_chunk)
         self._stores = StorePlanner(
             manager.block_pool,
-            lambda request_id: manager.get_blocks(request_id).blocks[0],
+            lambda request_id: manager.get_blocks(request_id).blocks,
+            self._groups,
             block_tokens=self._block_tokens,
             blocks_per_chunk=per_chunk,
             ranks=self._ranks,
@@ -157,6 +162,7 @@ class SchedulerSide:
         self._lookup = Lookup(
             self._directory, per_chunk, self._config.store_tail, self._stores.in_memory
         )
+        self._windows = Windows(self._groups, self._lookup.present, self._stores.in_memory)
 
     def _note_roots(self) -> None:
         """Ask nothing of a directory that any rank cannot load from: it may hang, and a prefix is
@@ -232,11 +238,23 @@ class SchedulerSide:
             if self._loads.has_any(found.chunks):
                 return None
         if found.decision is None:
-            decision = self._decide(request, found)
-            run = found.chunks.first(decision.chunks)
-            found = dataclasses.replace(found, chunks=run, decision=decision)
-            self._found[request.request_id] = found
+            decided = self._decided(request, found)
+            if decided is None:
+                return None
+            found = self._found[request.request_id] = decided
         return found.blocks * self._block_tokens
+
+    def _decided(self, request: Request, found: Found) -> Found | None:
+        """``found``, cut to what is loaded of it; None if it is not known what can be."""
+        decision = self._decide(request, found)
+        run = found.chunks.first(decision.chunks)
+        if len(run) < len(found.chunks):
+            cut = self._all_groups(run, found.first_block)
+            if cut is None:
+                return None
+            if len(cut) < len(run):
+                decision, run = decision.cut_to(len(cut)), cut
+        return dataclasses.replace(found, chunks=run, decision=decision)
 
     def _decide(self, request: Request, found: Found) -> Decision:
         """How much of what was found is loaded."""
@@ -292,9 +310,19 @@ class SchedulerSide:
             return None
         # What was evicted is stored again when it is computed. The first miss ends the search,
         # so the chunks behind it are in doubt too.
-        stores.doubt(stores.keys_between(request, chunks.end if chunks else first_block, limit))
+        loadable = self._all_groups(chunks, first_block)
+        if loadable is None:
+            return None
+        end = loadable.end if loadable else first_block
+        stores.doubt(stores.keys_between(request, end, limit))
         stores.know(chunks.keys)
-        return chunks
+        if self._groups is not None and loadable:
+            stores.know(self._groups.keys_of(loadable, first_block))
+        return loadable
+
+    def _all_groups(self, run: Run, first_block: int) -> Run | None:
+        """What of ``run``, which the first group has, can be loaded for all of them."""
+        return run if self._windows is None else self._windows.loadable(run, first_block)
 
     def _may_load(self, request: Request) -> bool:
         if not self._loads_on or request.skip_reading_prefix_cache:
@@ -316,7 +344,7 @@ class SchedulerSide:
         if not external_tokens:
             self._prefills.admit(request)
             return
-        self._load(request_id, found, blocks.blocks[0] if blocks.blocks else (), external_tokens)
+        self._load(request_id, found, blocks.blocks, external_tokens)
 
     def _count_decision(self, decision: Decision) -> None:
         if decision.compute_seconds is None:  # nothing to decide
@@ -327,27 +355,44 @@ class SchedulerSide:
         self._count("expected_load_microseconds", round((decision.load_seconds or 0.0) * 1e6))
 
     def _load(
-        self, request_id: str, found: Found | None, blocks: Sequence[KVCacheBlock], tokens: int
+        self,
+        request_id: str,
+        found: Found | None,
+        blocks: Sequence[Sequence[KVCacheBlock]],
+        tokens: int,
     ) -> None:
-        block_ids = [block.block_id for block in blocks]
-        if found is not None and found.decision and tokens <= found.blocks * self._block_tokens:
+        if found is not None and self._is_promised(found, tokens):
+            assert self._groups is not None
             end = found.first_block - (-tokens // self._block_tokens)
+            ids = [[block.block_id for block in of_group[:end]] for of_group in blocks]
             used_at = self._used_at.get(request_id, 0.0)
-            self._loads.begin(request_id, found, block_ids[:end], used_at)
+            self._loads.begin(request_id, found, self._groups, ids, used_at)
             return
         logger.error(
             "lmkv: request %s is to load %d tokens that it was not promised; they are computed",
             request_id,
             tokens,
         )
+        first_group = blocks[0] if blocks else ()
+        block_ids = [block.block_id for block in first_group]
         if found is None:
             # Blocks of a local hit have hashes, those that wait for their bytes have none.
-            bare = [block.block_id for block in blocks if block.block_hash is None]
+            bare = [block.block_id for block in first_group if block.block_hash is None]
             self._loads.refuse(request_id, tokens, bare or block_ids)
             return
         self._loads.refuse(request_id, tokens, block_ids[found.first_block :])
         if self._lookup is not None:  # not to be promised again at once
             self._lookup.mark_absent(found.chunks.keys)
+
+    def _is_promised(self, found: Found, tokens: int) -> bool:
+        """Whether so many tokens of what was found can be loaded. Where there are windows, others
+        are wanted for fewer tokens.
+        """
+        if not found.decision:
+            return False
+        promised = found.blocks * self._block_tokens
+        one_group = self._groups is None or len(self._groups) == 1
+        return tokens <= promised if one_group else tokens == promised
 
     # -- every step --------------------------------------------------------------------------
 

@@ -65,7 +65,11 @@ class WorkerSide:
         self._unstorable = 0
         self._report = StepReport()
         self._finished_loads: set[str] = set()
+        # What did not arrive, as vLLM is to be told: blocks, or the whole load with several groups,
+        # whose blocks vLLM cannot tell apart.
+        self._by_block = len(kv_cache_config.kv_cache_groups) == 1
         self._failed_blocks: set[int] = set()
+        self._failed_loads: set[str] = set()
         self._deltas = Deltas()
         self._counters_moved = False
         self._error_lines = Throttle()
@@ -105,7 +109,10 @@ class WorkerSide:
         config = self._config
         block_tokens = self._kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         blocks_per_chunk = config.blocks_per_chunk(block_tokens)
-        namespace = identity.make_namespace(self._vllm_config, config, layout, order, block_tokens)
+        groups = self._kv_cache_config.kv_cache_groups
+        namespace = identity.make_namespace(
+            self._vllm_config, config, layout, order, block_tokens, groups
+        )
         self._on_cuda = layout.device.type == "cuda"
         depths = depths_of(config.path)
         self._engine = Engine(
@@ -341,15 +348,24 @@ class WorkerSide:
 
     def _load_ended(self, load: Load, failed: Sequence[int]) -> None:
         self._finished_loads.add(load.request_id)
-        self._failed_blocks.update(load.refused)
         if failed:
             self._report.failed_chunks[load.request_id] = set(failed)
-            for index in failed:
-                self._failed_blocks.update(load.chunks[index].block_ids)
+        if not self._by_block:
+            if failed or load.refused:
+                self._failed_loads.add(load.request_id)
+            return
+        self._failed_blocks.update(load.refused)
+        for index in failed:
+            self._failed_blocks.update(load.chunks[index].block_ids)
 
     def take_failed_blocks(self) -> set[int]:
         """Block ids of the loads that ``poll`` last returned whose bytes did not arrive."""
         failed, self._failed_blocks = self._failed_blocks, set()
+        return failed
+
+    def take_failed_loads(self) -> set[str]:
+        """The requests among those that ``poll`` last returned that nothing counts of."""
+        failed, self._failed_loads = self._failed_loads, set()
         return failed
 
     def take_report(self) -> StepReport | None:

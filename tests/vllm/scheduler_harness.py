@@ -42,6 +42,14 @@ PER_CHUNK = 4
 CHUNK = BLOCK * PER_CHUNK
 NAMESPACE = bytes(range(32))
 
+_KV = {"block_size": BLOCK, "num_kv_heads": 2, "head_size": 16, "dtype": torch.float32}
+FULL = FullAttentionSpec(**_KV)
+
+
+def window(tokens):
+    """Attention to the last ``tokens`` only."""
+    return SlidingWindowSpec(**_KV, sliding_window=tokens)
+
 
 @dataclass
 class Worker:
@@ -52,6 +60,7 @@ class Worker:
     hold_stores: bool = False
     hold_files: bool = False  # gathered, and not in the directory yet
     hold_loads: bool = False
+    by_block: bool = True  # failed loads are reported so; not with several groups
     hold_cancelled: bool = False
     drop_stores: bool = False
     fail_chunks: set[int] = field(default_factory=set)
@@ -84,12 +93,15 @@ class Worker:
         if not self.hold_loads:
             for load in self.loads:
                 output.finished_recving.add(load.request_id)
-                output.invalid_block_ids.update(load.refused)
                 failed = {i for i in self.fail_chunks if i < len(load.chunks)}
                 if failed:
                     report.failed_chunks[load.request_id] = failed
-                for index in failed:
-                    output.invalid_block_ids.update(load.chunks[index].block_ids)
+                if self.by_block:
+                    output.invalid_block_ids.update(load.refused)
+                    for index in failed:
+                        output.invalid_block_ids.update(load.chunks[index].block_ids)
+                elif failed or load.refused:
+                    output.failed_recving.add(load.request_id)
             self.loads = []
         if not self.hold_cancelled:
             for load in self.loads:
@@ -102,11 +114,11 @@ class Engine:
     """A scheduler, its connector and a played worker."""
 
     def __init__(self, model, root, *, blocks=200, hello=True, **options):
-        options = {"budget": 8192, "ranks": 1, "spec": None, "groups": 1, **options}
+        options = {"budget": 8192, "ranks": 1, "spec": None, "groups": [FULL], **options}
         # A played model computes faster than any disk reads.
         extra = {"path": str(root), "chunk_tokens": CHUNK, "load_policy": "always"}
         extra |= options.get("extra", {})
-        self.worker = Worker(root, options["ranks"])
+        self.worker = Worker(root, options["ranks"], by_block=len(options["groups"]) == 1)
         self.root = root
         self.config = VllmConfig(
             model_config=ModelConfig(
@@ -160,12 +172,10 @@ class Engine:
         )
 
     def _scheduler(self, blocks, groups):
-        spec = {"block_size": BLOCK, "num_kv_heads": 2, "head_size": 16, "dtype": torch.float32}
-        specs = [FullAttentionSpec(**spec), SlidingWindowSpec(**spec, sliding_window=64)]
         cache = KVCacheConfig(
             num_blocks=blocks,
             kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec([f"l{i}"], specs[i]) for i in range(groups)],
+            kv_cache_groups=[KVCacheGroupSpec([f"l{i}"], spec) for i, spec in enumerate(groups)],
         )
         self.config.cache_config.num_gpu_blocks = blocks
         return Scheduler(
