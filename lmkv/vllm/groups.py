@@ -2,9 +2,9 @@
 
 A model with one kind of attention has one group, and a chunk is one file. In a hybrid each group
 has blocks of its own, and a chunk a file for each group. Some groups need all blocks of a prefix,
-and some, sliding windows, only the last ones: what vLLM keeps for them is what their files hold,
-and what is loaded. All groups lie in the same memory: a block is one group's at a time, and is
-copied the same way whosever it is.
+and some only the last ones: sliding windows, and layers with a state, which is one block. What
+vLLM keeps for them is what their files hold, and what is loaded. All groups lie in the same memory:
+a block is one group's at a time, and is copied the same way whosever it is.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheSpec,
+    MambaSpec,
     MLAAttentionSpec,
     UniformTypeKVCacheSpecs,
 )
@@ -39,7 +40,8 @@ class Group:
     """One of a model's groups. ``index`` is its place among them.
 
     ``skipped`` says how many leading tokens need no blocks once so many are computed; None for a
-    group that needs all of them.
+    group that needs all of them. ``is_state``: a block holds the state behind its last token, and
+    only where a step has ended there: vLLM says when.
     """
 
     index: int
@@ -47,6 +49,7 @@ class Group:
     blocks_per_chunk: int
     skipped: Callable[[int], int] | None = None
     mask: int = 0
+    is_state: bool = False
 
     def key(self, chunk_key: bytes) -> bytes:
         """The key of this group's file of the chunk. That of the first group is the chunk's."""
@@ -94,6 +97,7 @@ class Groups(Sequence[Group]):
                     blocks_per_chunk,
                     None if index in whole else managers[index].get_num_skipped_tokens,
                     _mask(place),
+                    isinstance(managers[index].kv_cache_spec, MambaSpec),
                 )
                 for place, index in enumerate(order)
             ]

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 import vllm
 from vllm.config import VllmConfig
+from vllm.model_executor.layers.mamba.mamba_utils import get_conv_state_layout
 from vllm.v1.core.kv_cache_utils import DEFAULT_NONE_HASH_SEED
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheConfig,
     KVCacheGroupSpec,
+    MambaSpec,
     MLAAttentionSpec,
     SlidingWindowSpec,
 )
@@ -32,8 +34,10 @@ from lmkv.weights import weights_id
 _NOT_OF_THE_MODEL = frozenset({"_name_or_path", "transformers_version", "_commit_hash", "auto_map"})
 
 
-def refusal(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
-    """Why lmkv cannot cache for this model and configuration; "" if it can."""
+def refusal(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens: int = 0) -> str:
+    """Why lmkv cannot cache for this model and configuration; "" if it can. ``chunk_tokens`` is the
+    setting: of a model with several groups vLLM may choose the size of blocks.
+    """
     groups = kv_cache_config.kv_cache_groups
     if not groups:
         return "the model has no KV cache"
@@ -52,18 +56,27 @@ def refusal(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
     if hashed not in (None, *sizes):
         return f"blocks of {sizes[0]} tokens are hashed {hashed} tokens at a time"
     for group in groups:
-        if reason := _group_refusal(group, alone=len(groups) == 1):
+        if reason := _group_refusal(group, vllm_config, alone=len(groups) == 1):
             return reason
     if not any(needs_all(group.kv_cache_spec) for group in groups):
         return "none of its KV cache groups has full attention"
+    if len(groups) > 1 and chunk_tokens % sizes[0]:
+        near = max(1, chunk_tokens // sizes[0]) * sizes[0]
+        return f"its blocks have {sizes[0]} tokens, and chunk_tokens must be a multiple: set {near}"
     return ""
 
 
-def _group_refusal(group: KVCacheGroupSpec, *, alone: bool) -> str:
+def _group_refusal(group: KVCacheGroupSpec, vllm_config: VllmConfig, *, alone: bool) -> str:
     cached: tuple[type, ...] = (FullAttentionSpec, MLAAttentionSpec)
     if not alone:
         cached = (*cached, SlidingWindowSpec)
     for spec in layer_specs(group.kv_cache_spec):
+        if type(spec) is MambaSpec and not alone:
+            if spec.mamba_cache_mode != "align":
+                return f"its layers' states are not kept (mamba_cache_mode {spec.mamba_cache_mode})"
+            if vllm_config.speculative_config is not None:
+                return "with speculation its layers' states may be those of rejected tokens"
+            continue
         if type(spec) not in cached:
             return f"its KV cache is of a kind that lmkv does not cache ({type(spec).__name__})"
         if getattr(spec, "non_causal", False):
@@ -79,9 +92,18 @@ def _and(numbers: Sequence[int]) -> str:
     return " and ".join(map(str, numbers))
 
 
-def layers_in_order(kv_cache_config: KVCacheConfig) -> list[str]:
-    """The layers that own KV, in the order in which vLLM places them."""
-    return [layer for tensor in kv_cache_config.kv_cache_tensors for layer in tensor.layers]
+def layers_in_order(kv_cache_config: KVCacheConfig) -> list[list[str]]:
+    """The layers that own KV, of each group, in the order in which vLLM places them. Groups come in
+    an order in which the first has full attention.
+    """
+    placed = [layer for tensor in kv_cache_config.kv_cache_tensors for layer in tensor.layers]
+    if len(kv_cache_config.kv_cache_groups) == 1:
+        return [placed]
+    groups = sorted(
+        kv_cache_config.kv_cache_groups, key=lambda group: not needs_all(group.kv_cache_spec)
+    )
+    of_groups = [[layer for layer in placed if layer in group.layer_names] for group in groups]
+    return [layers for layers in of_groups if layers]  # some are on other ranks
 
 
 def make_namespace(
@@ -156,12 +178,20 @@ def _page_text(page: Page) -> str:
 
 
 def _group_text(group: KVCacheGroupSpec, *, layers: bool) -> str:
-    kinds = {
-        f"{type(spec).__name__} {getattr(spec, 'sliding_window', None) or ''}".rstrip()
-        for spec in layer_specs(group.kv_cache_spec)
-    }
-    text = ", ".join(sorted(kinds))
+    text = ", ".join(sorted({_spec_text(spec) for spec in layer_specs(group.kv_cache_spec)}))
     return f"{text}: {' '.join(group.layer_names)}" if layers else text
+
+
+def _spec_text(spec: Any) -> str:
+    kind = type(spec).__name__
+    if isinstance(spec, MambaSpec):
+        states = " ".join(
+            f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+            for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
+        )
+        return f"{kind} {spec.mamba_type.name} {states} {get_conv_state_layout()}"
+    window = getattr(spec, "sliding_window", None)
+    return f"{kind}{f' {window}' if window else ''} {spec.num_kv_heads}x{spec.head_size}"
 
 
 def _model_facts(vllm_config: VllmConfig) -> dict[str, Fact]:

@@ -93,7 +93,7 @@ class SchedulerSide:
         self._stats: dict[str, int] = {}
         self._rates: dict[str, int] = {}
         self._activity = ActivityLog()
-        if refusal := identity.refusal(vllm_config, kv_cache_config):
+        if refusal := identity.refusal(vllm_config, kv_cache_config, config.chunk_tokens):
             self._refuse(refusal)
         else:
             self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
@@ -404,7 +404,9 @@ class SchedulerSide:
         stores: list[Store] = []
         # What a sibling of MultiConnector loads in this very step may turn out not to have come.
         if self._stores is not None and not output.has_sync_kv_loads:
-            stores = self._stores.plan(output.num_scheduled_tokens)
+            handed_out = output.kv_connector_block_state
+            states = handed_out.boundary_state_offloads if handed_out is not None else None
+            stores = self._stores.plan(output.num_scheduled_tokens, states)
         if stores:
             self._linger_until = time.monotonic() + STORE_LINGER_SECONDS
         uses = self._stores.take_uses() if self._stores is not None else []

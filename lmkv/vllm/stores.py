@@ -2,7 +2,7 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -160,10 +160,21 @@ class StorePlanner:
         self._uses.clear()
         self._used_early.clear()
 
-    def plan(self, scheduled_tokens: dict[str, int]) -> list[Store]:
-        """Stores of all chunks that are full when this step's forward pass is done."""
+    def plan(
+        self,
+        scheduled_tokens: dict[str, int],
+        states: Mapping[str, Iterable[tuple[int, int, int]]] | None = None,
+    ) -> list[Store]:
+        """Stores of all chunks that are full when this step's forward pass is done.
+
+        ``states``: those that are there then, of requests, as vLLM hands them out: group, block
+        and the tokens that the state is behind.
+        """
         stores: list[Store] = []
         done: list[str] = []
+        for request_id, of_request in (states or {}).items():
+            if progress := self._requests.get(request_id):
+                self._add_states(progress, of_request, stores)
         for request_id, progress in self._requests.items():
             tokens = scheduled_tokens.get(request_id)
             if tokens is not None and self._advance(progress, tokens, stores):
@@ -207,18 +218,42 @@ class StorePlanner:
         """The chunk that ends before block ``end``: each group's file of it."""
         key = chunk_key(progress.request.block_hashes[end - 1])
         for group in self._groups:
-            self._add_file(progress, group, group.key(key), end, stores)
+            if not group.is_state:
+                self._add_file(progress, group, group.key(key), end, stores)
+
+    def _add_states(
+        self, progress: _Progress, states: Iterable[tuple[int, int, int]], stores: list[Store]
+    ) -> None:
+        """Of these the ones that are behind a chunk, or behind the prompt's tail."""
+        request = progress.request
+        for index, block_id, tokens in states:
+            end, rest = divmod(tokens, self._block_tokens)
+            is_tail = self._tails and end == self._tail_end(request)
+            if rest or not (is_tail or end % self._blocks_per_chunk == 0):
+                continue
+            key = chunk_key(request.block_hashes[end - 1])
+            for group in self._groups:
+                if group.is_state and group.index == index:
+                    block = self._pool.blocks[block_id]
+                    self._add_file(progress, group, group.key(key), end, stores, [block])
 
     def _add_file(
-        self, progress: _Progress, group: Group, key: bytes, end: int, stores: list[Store]
+        self,
+        progress: _Progress,
+        group: Group,
+        key: bytes,
+        end: int,
+        stores: list[Store],
+        blocks: Sequence[KVCacheBlock] | None = None,
     ) -> None:
         begin = group.first_held(end)
         if self._is_stored(key):
             self.use(key, begin, progress.used_at)
             return
-        blocks = self._blocks_of(progress.request.request_id)[group.index][begin:end]
+        if blocks is None:
+            blocks = self._blocks_of(progress.request.request_id)[group.index][begin:end]
         # A window may have moved on, or have begun behind what was loaded.
-        if len(blocks) != end - begin or any(block.is_null for block in blocks):
+        if not blocks or len(blocks) != end - begin or any(block.is_null for block in blocks):
             return
         self._pool.touch(blocks)
         self._last_job += 1

@@ -25,7 +25,7 @@ from lmkv.config import Config
 from lmkv.tuning import Tuning, depths_of, load_tuning
 from lmkv.vllm import identity, notices
 from lmkv.vllm.activity import Throttle
-from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layout
+from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layouts
 from lmkv.vllm.metadata import Hello, Load, StepMetadata, StepReport, Store, Use
 from lmkv.vllm.metrics import Deltas, LMKVStats
 from lmkv.vllm.roots import RootWatch
@@ -84,13 +84,15 @@ class WorkerSide:
         Raises ConfigError for settings that cannot work. A model or layout that cannot be
         cached is no error: ``hello`` says so and the engine serves it untouched.
         """
-        refusal = identity.refusal(self._vllm_config, self._kv_cache_config)
+        refusal = identity.refusal(
+            self._vllm_config, self._kv_cache_config, self._config.chunk_tokens
+        )
         if refusal:
             self._refuse(refusal)
             return
         layers = identity.layers_in_order(self._kv_cache_config)
         try:
-            layout = read_layout(kv_caches, layers, self._kv_cache_config.num_blocks)
+            layout = read_layouts(kv_caches, layers, self._kv_cache_config.num_blocks)
         except LayoutError as error:
             self._refuse(str(error))
             return
@@ -98,7 +100,7 @@ class WorkerSide:
             self._refuse(f"lmkv cannot copy {layout.device.type} memory")
             return
         try:
-            self._start(layout, page_order(kv_caches[layers[0]]))
+            self._start(layout, page_order(kv_caches[layers[0][0]]))
         except DeviceError as error:  # the model runs on it all the same
             self._refuse(f"the device cannot be used for copies: {error}")
 

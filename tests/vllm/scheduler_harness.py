@@ -28,6 +28,7 @@ from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheConfig,
     KVCacheGroupSpec,
+    MambaSpec,
     SlidingWindowSpec,
 )
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
@@ -49,6 +50,15 @@ FULL = FullAttentionSpec(**_KV)
 def window(tokens):
     """Attention to the last ``tokens`` only."""
     return SlidingWindowSpec(**_KV, sliding_window=tokens)
+
+
+STATE = MambaSpec(
+    block_size=BLOCK,
+    shapes=((3, 16), (4, 8)),
+    dtypes=(torch.float32, torch.float32),
+    page_size_padded=FULL.page_size_bytes,
+    mamba_cache_mode="align",
+)
 
 
 @dataclass
@@ -178,6 +188,8 @@ class Engine:
             kv_cache_groups=[KVCacheGroupSpec([f"l{i}"], spec) for i, spec in enumerate(groups)],
         )
         self.config.cache_config.num_gpu_blocks = blocks
+        if STATE in groups:
+            self.config.cache_config.mamba_cache_mode = "align"
         return Scheduler(
             vllm_config=self.config,
             kv_cache_config=cache,

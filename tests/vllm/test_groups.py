@@ -1,6 +1,7 @@
 """Models with several KV cache groups: what is stored, found and loaded of each.
 
-``window(64)`` needs two blocks of 32 tokens behind any prefix; a chunk has four.
+``window(64)`` needs two blocks of 32 tokens behind any prefix, and ``STATE`` the last one; a chunk
+has four.
 """
 
 import pytest
@@ -9,12 +10,14 @@ from scheduler_harness import (
     CHUNK,
     FULL,
     PER_CHUNK,
+    STATE,
     Engine,
     chunk_file,
     key_of,
     put,
     window,
 )
+from vllm.v1.kv_cache_layout import KVCacheLayout
 from worker_harness import LAYERS, SPEC, RealWorker, checked_prompt, files
 
 from lmkv.vllm.pace import Decision, Verdict
@@ -145,6 +148,14 @@ def test_without_the_full_attention_a_window_is_of_no_use(make, root):
     chunk_file(root, key_of(request, 2 * PER_CHUNK)).unlink()
     second = make()
     assert set(loaded(second, "a", 3 * CHUNK + 1)) == {(0, PER_CHUNK), (1, PER_CHUNK)}
+
+
+def test_blocks_that_are_no_part_of_a_chunk_are_a_reason_and_no_error(make, lines):
+    """VLLM may have chosen their size; with one group the user has."""
+    engine = make(extra={"chunk_tokens": CHUNK + 16})
+    engine.request("a", 3 * CHUNK)
+    assert not stores(engine.run())
+    assert [line for line in lines() if f"blocks have {BLOCK} tokens" in line and "128" in line]
 
 
 def test_every_group_of_full_attention_must_be_there(make, root):
@@ -406,15 +417,95 @@ def test_a_long_prefix_with_few_windows_is_found_quickly(make, root):
     assert asked == [1, 60]
 
 
+def stored_ends(engine):
+    """Run a prompt; where the chunks end that are stored, in blocks: ``{group: ends}``."""
+    request = engine.request("a", 3 * CHUNK + 40)
+    keys = {store.key for store in stores(engine.run())}
+    engine.assert_at_rest()
+    return {
+        group.index: [
+            end
+            for end in range(1, len(request.block_hashes) + 1)
+            if key(engine, group.index, request, end) in keys
+        ]
+        for group in engine.side._groups
+    }
+
+
+HYBRID = [STATE, FULL]
+
+
+@pytest.mark.parametrize(("budget", "states"), [(8192, [13]), (2 * CHUNK, [8, 13]), (96, [12, 13])])
+def test_a_state_is_stored_where_a_step_ends_with_a_chunk(make, budget, states):
+    """VLLM ends steps at blocks, and the last but one before the prompt's last token."""
+    engine = make(HYBRID, budget=budget)
+    assert stored_ends(engine) == {1: [4, 8, 12, 13], 0: states}
+    second = make(HYBRID)
+    assert loaded(second, "a", 3 * CHUNK + 40) == {
+        (1, 4): (0, 4),
+        (1, 8): (4, 4),
+        (1, 12): (8, 4),
+        (1, 13): (12, 1),
+        (0, 13): (12, 1),
+    }
+    assert second.counted["tokens_loaded"] == 3 * CHUNK + BLOCK
+
+
+@pytest.mark.parametrize(("budget", "tokens"), [(8192, 0), (CHUNK, 2 * CHUNK)])
+def test_another_prompt_is_loaded_as_far_as_there_is_a_state(make, budget, tokens):
+    stored_ends(make(HYBRID, budget=budget))
+    second = make(HYBRID)
+    second.request("b", [*range(2 * CHUNK), *range(100)])
+    second.run()
+    assert second.counted.get("tokens_loaded", 0) == tokens
+    second.assert_at_rest()
+
+
+def test_a_state_is_held_until_it_is_gathered(make):
+    engine = make(HYBRID, budget=CHUNK)
+    engine.worker.hold_stores = True
+    engine.request("a", 3 * CHUNK + 1)
+    _, metadata = engine.step()
+    (state,) = [store for store in metadata.stores if len(store.block_ids) == 1]
+    for _ in range(3):
+        engine.step()
+    assert [engine.pool.blocks[block].ref_cnt for block in state.block_ids] == [1]
+    engine.worker.hold_stores = False
+    engine.run()
+    engine.assert_at_rest()
+
+
+def test_a_request_that_stores_nothing_stores_no_state(make):
+    engine = make(HYBRID, budget=CHUNK)
+    quiet = {"kv_transfer_params": {"lmkv": {"store": False}}}
+    engine.request("a", 3 * CHUNK + 1, extra_args=quiet)
+    assert not stores(engine.run())
+
+
+def test_generated_states_are_stored_where_the_generated_is(make):
+    engine = make(HYBRID, extra={"store_generated": True})
+    request = engine.request("a", CHUNK - 3, max_tokens=CHUNK)
+    keys = {store.key for store in stores(engine.run(limit=200))}
+    assert {key(engine, 0, request, PER_CHUNK), key_of(request, PER_CHUNK)} <= keys
+    engine = make(HYBRID)
+    engine.request("b", [9] * (CHUNK - 3), max_tokens=CHUNK)
+    assert len({store.key for store in stores(engine.run(limit=200))}) == 2, "its tail's"
+
+
+def test_without_tails_states_are_stored_with_whole_chunks_only(make):
+    engine = make(HYBRID, budget=CHUNK, extra={"store_tail": False})
+    assert stored_ends(engine) == {1: [4, 8, 12], 0: [4, 8, 12]}
+
+
 @pytest.fixture
 def make_real(tiny_model, root):
     """Engines with real workers: bytes go from one KV cache to another."""
     workers = []
 
-    def make(groups=GEMMA, **options):
+    def make(groups=GEMMA, layout=KVCacheLayout.LBHNC, **options):
         options["extra"] = {"host_memory": "64MiB", **options.get("extra", {})}
         engine = Engine(tiny_model, root, hello=False, groups=groups, **options)
-        workers.append(RealWorker(engine))
+        workers.append(RealWorker(engine, layout))
         engine.greet(workers[-1].connector.get_handshake_metadata())
         return engine
 
@@ -428,12 +519,15 @@ PROMPT = 3 * CHUNK + 2 * BLOCK + 9
 
 @pytest.mark.parametrize("budget", [8192, CHUNK + 16, 48])
 @pytest.mark.parametrize(
-    "groups", [GEMMA, [window(CHUNK + 40), window(33), FULL]], ids=["one window", "two windows"]
+    "groups",
+    [GEMMA, [window(CHUNK + 40), window(33), FULL], HYBRID, [window(64), FULL, STATE]],
+    ids=["a window", "two windows", "a state", "a window and a state"],
 )
 def test_a_second_engine_gets_the_first_ones_bytes_of_all_groups(make_real, groups, budget):
     first = make_real(groups, budget=budget)
     checked_prompt(first, "a", PROMPT)
-    assert first.worker.totals["chunks_stored"] == 4 * len(groups)
+    if STATE not in groups:
+        assert first.worker.totals["chunks_stored"] == 4 * len(groups)
     second = make_real(groups)
     checked_prompt(second, "b", PROMPT)
     assert second.counted["tokens_loaded"] == 3 * CHUNK + 2 * BLOCK
@@ -441,13 +535,26 @@ def test_a_second_engine_gets_the_first_ones_bytes_of_all_groups(make_real, grou
     assert "chunks_stored" not in second.worker.totals
 
 
+@pytest.mark.parametrize("groups", [GEMMA, HYBRID, [window(64), STATE, FULL]])
+@pytest.mark.parametrize("layout", [KVCacheLayout.LBHNC, KVCacheLayout.BLHNC])
+def test_a_partial_local_hit_is_completed_from_the_directory(make_real, groups, layout):
+    first = make_real(groups, layout, budget=CHUNK)
+    checked_prompt(first, "a", PROMPT)
+    second = make_real(groups, budget=CHUNK)
+    checked_prompt(second, "warm", [*range(CHUNK + 2), *range(40)])
+    before = second.counted["tokens_loaded"]
+    assert before == CHUNK
+    checked_prompt(second, "b", PROMPT)
+    assert second.counted["tokens_loaded"] - before == 2 * CHUNK + 2 * BLOCK
+
+
 def test_engines_whose_groups_differ_do_not_share(make_real, root):
     checked_prompt(make_real([window(64), FULL]), "a", PROMPT)
-    for others in ([window(96), FULL], [FULL, window(64)], [FULL]):
+    for others in ([window(96), FULL], [FULL, window(64)], [STATE, FULL], [FULL]):
         second = make_real(others)
         checked_prompt(second, "b", PROMPT)
         assert "chunks_loaded" not in second.worker.totals
-    assert len(list(root.glob("v1/*/meta.json"))) == 4
+    assert len(list(root.glob("v1/*/meta.json"))) == 5
 
 
 def test_a_bad_file_of_a_window_is_removed_and_the_prompt_computed(make_real, root):

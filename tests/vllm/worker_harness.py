@@ -7,7 +7,7 @@ by writing bytes that follow from the block's hash.
 import time
 
 import torch
-from scheduler_harness import BLOCK
+from scheduler_harness import BLOCK, STATE
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.v1.kv_cache_interface import (
@@ -31,6 +31,7 @@ class RealWorker:
         page = SPEC.page_size_bytes
         strides = (page * blocks, page) if layout.is_layer_compact else (page, page * len(LAYERS))
         specs = [group.kv_cache_spec for group in engine.scheduler.kv_cache_config.kv_cache_groups]
+        self.specs = specs
         # As vLLM has it: all groups in the same memory, the last of three a layer short.
         self.layers = [layers_of(group) for group in range(len(specs))]
         if len(specs) > 2:
@@ -80,19 +81,45 @@ class RealWorker:
         for request_id, tokens in scheduled.num_scheduled_tokens.items():
             request = self.engine.scheduler.requests[request_id]
             end = request.num_computed_tokens  # advanced by schedule()
+            begin = end - tokens
             of_groups = self.engine.scheduler.kv_cache_manager.get_block_ids(request_id)
-            for layers, blocks in zip(self.layers, of_groups, strict=True):
-                for index in range((end - tokens) // BLOCK, min(end // BLOCK, len(blocks))):
-                    for layer in layers:
-                        page = content(request.block_hashes[index], number(layer))
-                        self.caches[layer][blocks[index]] = page
+            for group, blocks in enumerate(of_groups):
+                self._read(request, group, blocks, begin)
+                if self.specs[group] == STATE:
+                    last = -(-end // BLOCK) - 1
+                    self._write(group, blocks[last], state_behind(request, end))
+                    continue
+                for index in range(begin // BLOCK, min(end // BLOCK, len(blocks))):
+                    self._write(group, blocks[index], request.block_hashes[index])
 
-    def block(self, block_id, group=0):
-        return torch.stack([self.caches[layer][block_id] for layer in self.layers[group]])
+    def _read(self, request, group, blocks, begin):
+        """What is needed to go on behind ``begin`` tokens is what was written there."""
+        if self.specs[group] == STATE:
+            if begin:
+                self.check(group, blocks[-(-begin // BLOCK) - 1], state_behind(request, begin))
+            return
+        manager = self.engine.scheduler.kv_cache_manager.coordinator.single_type_managers[group]
+        for index in range(manager.get_num_skipped_tokens(begin) // BLOCK, begin // BLOCK):
+            self.check(group, blocks[index], request.block_hashes[index])
 
-    def expected(self, block_hash, group=0):
-        """What ``block`` should give."""
-        return torch.stack([content(block_hash, number(layer)) for layer in self.layers[group]])
+    def _write(self, group, block_id, what):
+        assert block_id, "the null block is nobody's"
+        for layer in self.layers[group]:
+            self.caches[layer][block_id] = content(what, number(layer), self.caches[layer])
+
+    def check(self, group, block_id, what):
+        """The block is what ``what`` (a block's hash) stands for."""
+        assert block_id, "the null block is nobody's"
+        for layer in self.layers[group]:
+            expected = content(what, number(layer), self.caches[layer])
+            assert torch.equal(self.caches[layer][block_id], expected), (group, block_id)
+
+
+def state_behind(request, tokens):
+    """What stands for the state there: that of a block's end is the block's hash."""
+    if tokens % BLOCK:
+        return tokens.to_bytes(6, "little")
+    return request.block_hashes[tokens // BLOCK - 1]
 
 
 def layers_of(group):
@@ -104,10 +131,12 @@ def number(layer):
     return int(layer.split(".")[2])
 
 
-def content(block_hash, layer):
-    seed = int.from_bytes(block_hash[:6], "little") + layer
+def content(what, layer, cache):
+    seed = int.from_bytes(what[:6], "little") + layer
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(SPEC.num_kv_heads, BLOCK, 2 * SPEC.head_size, generator=generator)
+    if cache.dtype == torch.int8:  # states
+        return torch.randint(-128, 127, cache.shape[1:], generator=generator, dtype=torch.int8)
+    return torch.rand(cache.shape[1:], generator=generator)
 
 
 def run(engine):
@@ -128,8 +157,8 @@ def files(root):
 
 
 def checked_prompt(engine, name, tokens):
-    """Run a prompt and compare every whole block of it in the cache with what it should hold; of
-    windows, what they still have.
+    """Run a prompt and compare every whole block of it in the cache with what it should hold, but
+    those of windows and states that it does not have any more.
     """
     seen = {}
     request = engine.request(name, tokens)
@@ -147,8 +176,7 @@ def checked_prompt(engine, name, tokens):
         for index, block_hash in enumerate(request.block_hashes):
             if not blocks[index]:  # the null block
                 continue
-            expected = engine.worker.expected(block_hash, group)
-            found = engine.worker.block(blocks[index], group)
-            assert torch.equal(found, expected), f"block {index} of group {group}"
-        assert any(blocks[: len(request.block_hashes)]), "nothing was compared"
+            engine.worker.check(group, blocks[index], block_hash)
+        compared = any(blocks[: len(request.block_hashes)])
+        assert compared or engine.worker.specs[group] == STATE, "nothing was compared"
     return request
