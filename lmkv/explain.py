@@ -84,6 +84,7 @@ class Shape:
     ranks: int
     hash_algorithm: str
     hash_seed: str
+    has_windows: bool = False  # or states: groups that may end a prefix earlier
 
     @classmethod
     def of(cls, name: str, facts: Mapping[str, Any]) -> Shape:
@@ -98,7 +99,16 @@ class Shape:
             raise ConfigError(f"namespace {name}: its meta.json lacks {error}") from error
         if namespace.short != name or blocks_per_chunk < 1 or ranks < 1:
             raise ConfigError(f"namespace {name}: its meta.json is not its own")
-        return cls(name, namespace.digest, block_tokens, blocks_per_chunk, ranks, algorithm, seed)
+        return cls(
+            name,
+            namespace.digest,
+            block_tokens,
+            blocks_per_chunk,
+            ranks,
+            algorithm,
+            seed,
+            has_windows="groups" in facts,
+        )
 
 
 def explain(
@@ -128,6 +138,11 @@ def explain(
             break
         found.loadable = chunk.end
     found.why = _why(found)
+    if shape.has_windows and found.loadable:
+        found.why += (
+            " That is what its full attention has: an engine also needs the files of the model's "
+            "windows or states, which are not looked at here, and may load less."
+        )
     return found
 
 

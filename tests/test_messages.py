@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "messages.md").read_text(encoding="utf-8")
 LEVELS = {"debug", "debug_once", "info", "warning", "error", "exception", "critical"}
 FILLED_IN = "\0"
+REASONING = {"refusal", "_group_refusal", "_unequal_settings"}  # functions that return reasons
 
 
 def rows(heading: str) -> list[str]:
@@ -59,7 +60,7 @@ def reasons_in_python() -> list[str]:
     found = []
     for node in parsed("vllm/*.py"):
         values: list[ast.expr] = []
-        if isinstance(node, ast.FunctionDef) and node.name in {"refusal", "_unequal_settings"}:
+        if isinstance(node, ast.FunctionDef) and node.name in REASONING:
             values = [n.value for n in ast.walk(node) if isinstance(n, ast.Return) and n.value]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
             ("LayoutError", "._refuse")

@@ -14,6 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorRole,
+    KVConnectorTransferResults,
     SupportsHMA,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import PromMetric, PromMetricT
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 class LMKVConnector(KVConnectorBase_V1, SupportsHMA):
     """A directory as vLLM's prefix cache; loads and stores are asynchronous.
 
-    Models with one KV cache group of full attention are cached; all others are served
-    untouched. Raises ConfigError at start for settings that cannot work.
+    Models with full attention are cached, and those with sliding windows beside it; all others are
+    served untouched. Raises ConfigError at start for settings that cannot work.
     """
 
     _cache_hit_source = CacheHitSource.DISK
@@ -109,6 +110,12 @@ class LMKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         return None, self.worker_side.poll() or None
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        return KVConnectorTransferResults(
+            finished_recving=self.worker_side.poll(),
+            failed_recving=self.worker_side.take_failed_loads(),
+        )
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self.worker_side.take_failed_blocks()

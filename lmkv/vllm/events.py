@@ -26,6 +26,7 @@ class _Blocks:
     tokens: list[int]
     extra_keys: list[tuple[object, ...] | None]
     session: str | None
+    group: int
 
 
 class Events:
@@ -38,11 +39,13 @@ class Events:
         self._block_tokens = block_tokens
         self._enabled = enabled
         self._planned: dict[bytes, _Blocks] = {}
-        self._stored: OrderedDict[bytes, list[BlockHash]] = OrderedDict()
+        self._stored: OrderedDict[bytes, tuple[list[BlockHash], int]] = OrderedDict()
         self._events: list[KVCacheEvent] = []
 
-    def planned(self, key: bytes, request: Request, begin: int, end: int) -> None:
-        """Blocks ``[begin, end)`` of ``request`` are about to be stored under ``key``."""
+    def planned(self, key: bytes, request: Request, begin: int, end: int, group: int = 0) -> None:
+        """Blocks ``[begin, end)`` of ``request`` are about to be stored under ``key``: those of
+        vLLM's KV cache group of that index.
+        """
         if not self._enabled:
             return
         hashes, size = request.block_hashes, self._block_tokens
@@ -56,6 +59,7 @@ class Events:
             list(request.all_token_ids[begin * size : end * size]),
             extra_keys,
             request.session_id,
+            group,
         )
 
     def ended(self, key: bytes, *, stored: bool) -> None:
@@ -74,11 +78,11 @@ class Events:
                 medium=MEDIUM_STORAGE,
                 lora_name=None,
                 extra_keys=to_event_extra_keys(blocks.extra_keys),
-                group_idx=0,
+                group_idx=blocks.group,
                 session_id=blocks.session,
             )
         )
-        self._stored[key] = blocks.hashes
+        self._stored[key] = blocks.hashes, blocks.group
         self._stored.move_to_end(key)
         while len(self._stored) > REMEMBERED_CHUNKS:
             self._stored.popitem(last=False)
@@ -86,13 +90,13 @@ class Events:
     def gone(self, keys: Iterable[bytes]) -> None:
         """Chunks that are not in the directory any more."""
         for key in keys:
-            hashes = self._stored.pop(key, None)
-            if hashes is not None:
+            if stored := self._stored.pop(key, None):
+                hashes, group = stored
                 self._events.append(
                     BlockRemoved(
                         block_hashes=[maybe_convert_block_hash(each) for each in hashes],
                         medium=MEDIUM_STORAGE,
-                        group_idx=0,
+                        group_idx=group,
                     )
                 )
 

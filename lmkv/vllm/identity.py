@@ -5,24 +5,27 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import vllm
 from vllm.config import VllmConfig
+from vllm.model_executor.layers.mamba.mamba_utils import get_conv_state_layout
 from vllm.v1.core.kv_cache_utils import DEFAULT_NONE_HASH_SEED
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheConfig,
-    KVCacheSpec,
+    KVCacheGroupSpec,
+    MambaSpec,
     MLAAttentionSpec,
-    UniformTypeKVCacheSpecs,
+    SlidingWindowSpec,
 )
 
 from lmkv.config import Config
 from lmkv.namespace import Fact, Namespace
+from lmkv.vllm.groups import layer_specs, needs_all
 from lmkv.vllm.layout import Layout, Page
 from lmkv.weights import weights_id
 
@@ -31,11 +34,13 @@ from lmkv.weights import weights_id
 _NOT_OF_THE_MODEL = frozenset({"_name_or_path", "transformers_version", "_commit_hash", "auto_map"})
 
 
-def refusal(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
-    """Why lmkv cannot cache for this model and configuration; "" if it can."""
+def refusal(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, chunk_tokens: int = 0) -> str:
+    """Why lmkv cannot cache for this model and configuration; "" if it can. ``chunk_tokens`` is the
+    setting: of a model with several groups vLLM may choose the size of blocks.
+    """
     groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1:
-        return f"the model has {len(groups)} KV cache groups and lmkv caches models with one"
+    if not groups:
+        return "the model has no KV cache"
     if not vllm_config.cache_config.enable_prefix_caching:
         return "vLLM's prefix caching is off (by request, or because the model cannot do it)"
     if vllm_config.parallel_config.decode_context_parallel_size > 1:
@@ -44,35 +49,82 @@ def refusal(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
         return "prefill context parallelism spreads a block over ranks"
     if getattr(vllm_config, "weight_transfer_config", None) is not None:
         return "its weights can be replaced while it runs (weight_transfer_config)"
-    block_tokens = groups[0].kv_cache_spec.block_size
+    sizes = sorted({group.kv_cache_spec.block_size for group in groups})
+    if len(sizes) > 1:
+        return f"its KV cache groups have blocks of several sizes ({_and(sizes)} tokens)"
     hashed = getattr(vllm_config.cache_config, "hash_block_size", None)
-    if hashed not in (None, block_tokens):
-        return f"blocks of {block_tokens} tokens are hashed {hashed} tokens at a time"
-    for spec in _layer_specs(groups[0].kv_cache_spec):
-        if type(spec) not in (FullAttentionSpec, MLAAttentionSpec):
-            return f"its KV cache is of a kind that lmkv does not cache ({type(spec).__name__})"
-        if spec.non_causal:
-            return "its attention is not causal, so its KV depends on later tokens"
-        if spec.tokens_per_state != 1 or spec.prefix_replay_tokens or not spec.prefix_cacheable:
-            return "its KV cannot be reused block by block"
+    if hashed not in (None, *sizes):
+        return f"blocks of {sizes[0]} tokens are hashed {hashed} tokens at a time"
+    for group in groups:
+        if reason := _group_refusal(group, vllm_config, alone=len(groups) == 1):
+            return reason
+    if not any(needs_all(group.kv_cache_spec) for group in groups):
+        return "none of its KV cache groups has full attention"
+    if len(groups) > 1 and chunk_tokens % sizes[0]:
+        near = max(1, chunk_tokens // sizes[0]) * sizes[0]
+        return f"its blocks have {sizes[0]} tokens, and chunk_tokens must be a multiple: set {near}"
     return ""
 
 
-def layers_in_order(kv_cache_config: KVCacheConfig) -> list[str]:
-    """The layers that own KV, in the order in which vLLM places them."""
-    return [layer for tensor in kv_cache_config.kv_cache_tensors for layer in tensor.layers]
+def _group_refusal(group: KVCacheGroupSpec, vllm_config: VllmConfig, *, alone: bool) -> str:
+    cached: tuple[type, ...] = (FullAttentionSpec, MLAAttentionSpec)
+    if not alone:
+        cached = (*cached, SlidingWindowSpec)
+    for spec in layer_specs(group.kv_cache_spec):
+        if type(spec) is MambaSpec and not alone:
+            if spec.mamba_cache_mode != "align":
+                return f"its layers' states are not kept (mamba_cache_mode {spec.mamba_cache_mode})"
+            if vllm_config.speculative_config is not None:
+                return "with speculation its layers' states may be those of rejected tokens"
+            continue
+        if type(spec) not in cached:
+            return f"its KV cache is of a kind that lmkv does not cache ({type(spec).__name__})"
+        if getattr(spec, "non_causal", False):
+            return "its attention is not causal, so its KV depends on later tokens"
+        if spec.tokens_per_state != 1 or spec.prefix_replay_tokens or not spec.prefix_cacheable:
+            return "its KV cannot be reused block by block"
+    if group.host_resident or not group.enable_kv_transfer:
+        return "a part of its KV cache is not to be transferred"
+    return ""
+
+
+def _and(numbers: Sequence[int]) -> str:
+    return " and ".join(map(str, numbers))
+
+
+def layers_in_order(kv_cache_config: KVCacheConfig) -> list[list[str]]:
+    """The layers that own KV, of each group, in the order in which vLLM places them. Groups come in
+    an order in which the first has full attention.
+    """
+    placed = [layer for tensor in kv_cache_config.kv_cache_tensors for layer in tensor.layers]
+    if len(kv_cache_config.kv_cache_groups) == 1:
+        return [placed]
+    groups = sorted(
+        kv_cache_config.kv_cache_groups, key=lambda group: not needs_all(group.kv_cache_spec)
+    )
+    of_groups = [[layer for layer in placed if layer in group.layer_names] for group in groups]
+    return [layers for layers in of_groups if layers]  # some are on other ranks
 
 
 def make_namespace(
-    vllm_config: VllmConfig, config: Config, layout: Layout, page_order: str, block_tokens: int
+    vllm_config: VllmConfig,
+    config: Config,
+    layout: Layout,
+    page_order: str,
+    block_tokens: int,
+    groups: Sequence[KVCacheGroupSpec] = (),
 ) -> Namespace:
-    """The namespace of one worker's KV; every rank of an engine comes to the same.
+    """The namespace of one worker's KV; every rank of an engine comes to the same. ``groups`` are
+    the model's.
 
     Reads the model's weight files (see ``lmkv.weights.weights_id``), so it blocks on the
     disk; call it while the engine starts.
     """
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     pipeline = parallel.pipeline_parallel_size
+    layers = [page.layer for page in layout.pages]
+    if len(groups) > 1:  # they share their pages
+        layers = [layer for group in groups for layer in group.layer_names]
     facts: dict[str, Fact] = {
         **_model_facts(vllm_config),
         **_hash_facts(vllm_config),
@@ -82,13 +134,13 @@ def make_namespace(
         "block_tokens": block_tokens,
         "chunk_tokens": config.chunk_tokens,
         "page_order": page_order,
-        "attention": _attention(vllm_config, [page.layer for page in layout.pages]),
+        "attention": _attention(vllm_config, layers),
         "tensor_parallel": parallel.tensor_parallel_size,
         "pipeline_parallel": pipeline,
         "namespace": config.namespace,
     }
     if pipeline == 1:
-        facts["layers"] = [page.layer for page in layout.pages]
+        facts["layers"] = layers
         facts["pages"] = [
             f"{len(list(same))} x {page}"
             for page, same in itertools.groupby(_page_text(page) for page in layout.pages)
@@ -98,6 +150,8 @@ def make_namespace(
         # Ranks hold different layers and share the namespace; each has files of its own.
         facts["layer_partition"] = os.environ.get("VLLM_PP_LAYER_PARTITION", "")
         facts["pages"] = sorted({_page_text(page) for page in layout.pages})
+    if len(groups) > 1:
+        facts["groups"] = [_group_text(group, layers=pipeline == 1) for group in groups]
     return Namespace(facts)
 
 
@@ -123,10 +177,21 @@ def _page_text(page: Page) -> str:
     return f"{'x'.join(map(str, page.shape))} {str(page.dtype).removeprefix('torch.')}"
 
 
-def _layer_specs(spec: KVCacheSpec) -> list[Any]:
-    if isinstance(spec, UniformTypeKVCacheSpecs):
-        return list(spec.kv_cache_specs.values())
-    return [spec]
+def _group_text(group: KVCacheGroupSpec, *, layers: bool) -> str:
+    text = ", ".join(sorted({_spec_text(spec) for spec in layer_specs(group.kv_cache_spec)}))
+    return f"{text}: {' '.join(group.layer_names)}" if layers else text
+
+
+def _spec_text(spec: Any) -> str:
+    kind = type(spec).__name__
+    if isinstance(spec, MambaSpec):
+        states = " ".join(
+            f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+            for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
+        )
+        return f"{kind} {spec.mamba_type.name} {states} {get_conv_state_layout()}"
+    window = getattr(spec, "sliding_window", None)
+    return f"{kind}{f' {window}' if window else ''} {spec.num_kv_heads}x{spec.head_size}"
 
 
 def _model_facts(vllm_config: VllmConfig) -> dict[str, Fact]:

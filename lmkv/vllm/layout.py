@@ -83,6 +83,56 @@ def read_layout(
     return Layout(tuple(pages.values()), devices.pop(), block_count)
 
 
+def read_layouts(
+    kv_caches: Mapping[str, torch.Tensor], groups: Sequence[Sequence[str]], block_count: int
+) -> Layout:
+    """The layout of a KV cache whose groups of layers lie over one another.
+
+    ``groups`` are the layers of each, as in ``read_layout``. A block holds what any of the groups
+    has in it, so that it can be copied whosever it is. Raises LayoutError.
+    """
+    if len(groups) == 1:
+        return read_layout(kv_caches, groups[0], block_count)
+    pages = [
+        page
+        for layers in groups
+        for page in read_layout(
+            {layer: kv_caches[layer] for layer in layers if layer in kv_caches}, layers, block_count
+        ).pages
+    ]
+    places = {(page.address, page.stride) for page in pages}
+    owners = {layer for layers in groups for layer in layers}
+    for layer in kv_caches.keys() - owners:  # layers may share KV
+        page = _page(layer, kv_caches[layer], block_count)
+        if (page.address, page.stride) not in places:
+            raise LayoutError(f"layer {layer} has a KV tensor that no KV cache group owns")
+    if len({page.stride for page in pages}) > 1:
+        raise LayoutError("its KV cache groups place their blocks differently")
+    merged: list[Page] = []
+    for page in sorted(pages, key=lambda page: page.address):
+        if merged and page.address < merged[-1].address + merged[-1].size:
+            merged[-1] = _over(merged[-1], page)
+        else:
+            merged.append(page)
+    if any(page.size > page.stride for page in merged):
+        raise LayoutError("its KV cache groups place their blocks differently")
+    return Layout(tuple(merged), kv_caches[pages[0].layer].device, block_count)
+
+
+def _over(first: Page, second: Page) -> Page:
+    """Both pages' bytes, as one page; ``second`` begins in ``first``."""
+    end = max(first.address + first.size, second.address + second.size)
+    size = end - first.address
+    if (first.address, first.size, first.shape, first.dtype) == (
+        second.address,
+        second.size,
+        second.shape,
+        second.dtype,
+    ):
+        return first
+    return Page(first.layer, first.address, first.stride, size, (size,), torch.uint8)
+
+
 def _page(layer: str, cache: torch.Tensor, block_count: int) -> Page:
     if not isinstance(cache, torch.Tensor):
         raise LayoutError(f"layer {layer} keeps its state in several tensors")

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from lmkv.vllm.groups import Groups
 from lmkv.vllm.lookup import Run
 from lmkv.vllm.metadata import ChunkLoad, Load, StepReport
 from lmkv.vllm.pace import Decision, Verdict
@@ -52,8 +53,10 @@ class Outcome:
 @dataclass(slots=True)
 class _Loading:
     keys: list[bytes]
-    # Tokens that the request gains up to the end of each chunk.
+    # Tokens that the request gains if the chunks up to each have arrived, and no more. With several
+    # groups vLLM discards a load that is not whole: nothing, but for the last.
     tokens: list[int]
+    blocks: list[int]  # that each chunk brings
     failed: set[int]
     decision: Decision
     ahead: int = 0  # tokens that other loads had to bring when it began
@@ -63,8 +66,8 @@ class _Loading:
     memory: set[int] | None = None  # chunks that came from host memory; None if nothing was said
 
     def tokens_of(self, chunks: Iterable[int]) -> int:
-        """Tokens that the request gains by these chunks."""
-        return sum(self.tokens[i] - (self.tokens[i - 1] if i else 0) for i in chunks)
+        """These chunks' part of all tokens, by their blocks: of several groups each has some."""
+        return round(self.tokens[-1] * sum(self.blocks[i] for i in chunks) / sum(self.blocks))
 
 
 class Loads:
@@ -95,30 +98,45 @@ class Loads:
         return bool(self._keys) and not self._keys.isdisjoint(chunks.keys)
 
     def begin(
-        self, request_id: str, found: Found, block_ids: Sequence[int], used_at: float
+        self,
+        request_id: str,
+        found: Found,
+        groups: Groups,
+        block_ids: Sequence[Sequence[int]],
+        used_at: float,
     ) -> None:
-        """Load what was found to all of the request's first blocks, ``block_ids``, that are
-        behind its local hit. ``used_at``: when the request was admitted, as of ``time.time()``.
+        """Load what was found to all of the request's first blocks, ``block_ids`` of each group,
+        that are behind its local hit. ``used_at``: when the request was admitted, as of
+        ``time.time()``.
         """
         chunks, tokens = [], []
-        for chunk in found.chunks:
-            first, end = max(chunk.begin, found.first_block), min(chunk.end, len(block_ids))
-            if first >= end:
-                break
-            chunks.append(
-                ChunkLoad(
-                    chunk.key,
-                    chunk.begin * self._block_tokens,
-                    chunk.end - chunk.begin,
-                    first - chunk.begin,
-                    list(block_ids[first:end]),
+        for group in groups:
+            ids = block_ids[group.index]
+            for piece in group.pieces(found.chunks, found.first_block):
+                end = min(piece.end, len(ids))
+                if piece.first >= end:
+                    break
+                chunks.append(
+                    ChunkLoad(
+                        piece.key,
+                        piece.begin * self._block_tokens,
+                        piece.end - piece.begin,
+                        piece.first - piece.begin,
+                        list(ids[piece.first : end]),
+                    )
                 )
-            )
-            tokens.append((end - found.first_block) * self._block_tokens)
+                tokens.append((end - found.first_block) * self._block_tokens)
+        if len(groups) > 1:
+            tokens[:-1] = [0] * (len(tokens) - 1)
         keys = [chunk.key for chunk in chunks]
         assert found.decision is not None, "a load that was not decided on"
         self._loading[request_id] = _Loading(
-            keys, tokens, set(), found.decision, self._tokens_under_way
+            keys,
+            tokens,
+            [len(chunk.block_ids) for chunk in chunks],
+            set(),
+            found.decision,
+            self._tokens_under_way,
         )
         self._tokens_under_way += found.decision.disk_tokens
         self._keys.update(keys)
@@ -128,7 +146,7 @@ class Loads:
     def refuse(self, request_id: str, tokens: int, block_ids: list[int]) -> None:
         """Have a load fail at once, so that vLLM computes what these blocks are to hold."""
         nothing = Decision(0, Verdict.COMPUTE)
-        self._loading[request_id] = _Loading([], [tokens], {0}, nothing)
+        self._loading[request_id] = _Loading([], [tokens], [], {0}, nothing)
         self._new.append(Load(request_id, [], 0.0, refused=block_ids))
 
     def take_new(self) -> list[Load]:
@@ -184,6 +202,7 @@ class Loads:
         arrived = [index for index in range(len(loading.keys)) if index not in loading.failed]
         memory = loading.memory or set()
         read = [index for index in arrived if index not in memory]
+        from_memory = [index for index in memory if index < first_failed]
         return Outcome(
             gained,
             loading.tokens[-1] - gained,
@@ -191,7 +210,7 @@ class Loads:
             failed,
             bool(loading.late),
             seconds=loading.seconds,
-            tokens_from_memory=loading.tokens_of(i for i in memory if i < first_failed),
+            tokens_from_memory=loading.tokens_of(from_memory) if gained and from_memory else 0,
             tokens_read=loading.ahead + loading.tokens_of(read) if read else 0,
             is_trial=loading.decision.is_trial,
         )

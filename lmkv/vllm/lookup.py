@@ -1,5 +1,6 @@
 """Which of a prompt's chunks can be loaded: keys, the directory, and what is known of both."""
 
+import itertools
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -52,8 +53,13 @@ class Run:
         return Run(self.keys[:chunks], self.begin, end, self.blocks_per_chunk)
 
     def __iter__(self) -> Iterator[Chunk]:
-        begin = self.begin
-        for key in self.keys:
+        return self.behind(self.begin)
+
+    def behind(self, block: int) -> Iterator[Chunk]:
+        """Those that end behind ``block``."""
+        first = max(0, block - self.begin) // self.blocks_per_chunk
+        begin = self.begin + first * self.blocks_per_chunk
+        for key in itertools.islice(self.keys, first, None):
             yield Chunk(key, begin, min(begin + self.blocks_per_chunk, self.end))
             begin += self.blocks_per_chunk
 

@@ -15,7 +15,7 @@ nothing to compare with: all is loaded.
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from lmkv.vllm.lookup import Run
@@ -103,6 +103,13 @@ class Decision:
     compute_seconds: float | None = None
     disk_tokens: int = 0
     is_trial: bool = False
+
+    def cut_to(self, chunks: int) -> "Decision":
+        """That of fewer chunks, where so many cannot be loaded without those behind them."""
+        if not chunks:
+            return replace(self, chunks=0, verdict=Verdict.COMPUTE, within=None, disk_tokens=0)
+        disk_tokens = self.disk_tokens * chunks // self.chunks
+        return replace(self, chunks=chunks, verdict=Verdict.CUT, disk_tokens=disk_tokens)
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ from lmkv.vllm import control, identity
 from lmkv.vllm.activity import ActivityLog, Throttle
 from lmkv.vllm.control import Control
 from lmkv.vllm.events import Events
+from lmkv.vllm.groups import Groups, Windows
 from lmkv.vllm.loads import Found, Loads, Outcome
 from lmkv.vllm.lookup import Lookup, Run
 from lmkv.vllm.metadata import Hello, RootsOut, StepMetadata, StepReport, Store
@@ -72,6 +73,8 @@ class SchedulerSide:
         self._roots_out: dict[int, RootsOut] = {}  # by rank
         self._any_out = RootsOut()  # of any of them
         self._lookup: Lookup | None = None
+        self._groups: Groups | None = None
+        self._windows: Windows | None = None
         self._stores: StorePlanner | None = None
         self._manager: KVCacheManager | None = None
         self._found: dict[str, Found] = {}
@@ -96,7 +99,7 @@ class SchedulerSide:
         self._tells_events = events is not None and events.enable_kv_cache_events
         self._events = Events(0, enabled=False)
         self._activity = ActivityLog()
-        if refusal := identity.refusal(vllm_config, kv_cache_config):
+        if refusal := identity.refusal(vllm_config, kv_cache_config, config.chunk_tokens):
             self._refuse(refusal)
         else:
             self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
@@ -150,9 +153,11 @@ class SchedulerSide:
         self._events = Events(self._block_tokens, enabled=self._tells_events)
         self._pace.remember_up_to(min(hello.slabs for hello in self._hellos.values()))
         manager = self._manager
+        self._groups = Groups.of(manager, self._block_tokens, per_chunk)
         self._stores = StorePlanner(
             manager.block_pool,
-            lambda request_id: manager.get_blocks(request_id).blocks[0],
+            lambda request_id: manager.get_blocks(request_id).blocks,
+            self._groups,
             block_tokens=self._block_tokens,
             blocks_per_chunk=per_chunk,
             ranks=self._ranks,
@@ -165,6 +170,7 @@ class SchedulerSide:
         self._lookup = Lookup(
             self._directory, per_chunk, self._config.store_tail, self._stores.in_memory
         )
+        self._windows = Windows(self._groups, self._lookup.present, self._stores.in_memory)
 
     def _note_roots(self) -> None:
         """Ask nothing of a directory that any rank cannot load from: it may hang, and a prefix is
@@ -240,11 +246,23 @@ class SchedulerSide:
             if self._loads.has_any(found.chunks):
                 return None
         if found.decision is None:
-            decision = self._decide(request, found)
-            run = found.chunks.first(decision.chunks)
-            found = dataclasses.replace(found, chunks=run, decision=decision)
-            self._found[request.request_id] = found
+            decided = self._decided(request, found)
+            if decided is None:
+                return None
+            found = self._found[request.request_id] = decided
         return found.blocks * self._block_tokens
+
+    def _decided(self, request: Request, found: Found) -> Found | None:
+        """``found``, cut to what is loaded of it; None if it is not known what can be."""
+        decision = self._decide(request, found)
+        run = found.chunks.first(decision.chunks)
+        if len(run) < len(found.chunks):
+            cut = self._all_groups(run, found.first_block)
+            if cut is None:
+                return None
+            if len(cut) < len(run):
+                decision, run = decision.cut_to(len(cut)), cut
+        return dataclasses.replace(found, chunks=run, decision=decision)
 
     def _decide(self, request: Request, found: Found) -> Decision:
         """How much of what was found is loaded."""
@@ -304,11 +322,25 @@ class SchedulerSide:
             return None
         # What was evicted is stored again when it is computed. The first miss ends the search,
         # so the chunks behind it are in doubt too.
-        missing = stores.keys_between(request, chunks.end if chunks else first_block, limit)
-        self._events.gone(missing[:1])
-        stores.doubt(missing)
+        loadable = self._all_groups(chunks, first_block)
+        if loadable is None:
+            return None
+        self._events.gone(self._missing(stores, request, chunks, first_block, limit)[:1])
+        stores.doubt(self._missing(stores, request, loadable, first_block, limit))
         stores.know(chunks.keys)
-        return chunks
+        if self._groups is not None and loadable:
+            stores.know(self._groups.keys_of(loadable, first_block))
+        return loadable
+
+    def _missing(
+        self, stores: StorePlanner, request: Request, run: Run, first_block: int, limit: int
+    ) -> list[bytes]:
+        """Keys of what is behind ``run``; the first is certainly not there."""
+        return stores.keys_between(request, run.end if run else first_block, limit)
+
+    def _all_groups(self, run: Run, first_block: int) -> Run | None:
+        """What of ``run``, which the first group has, can be loaded for all of them."""
+        return run if self._windows is None else self._windows.loadable(run, first_block)
 
     def _may_load(self, request: Request) -> bool:
         if not self._loads_on or request.skip_reading_prefix_cache:
@@ -330,7 +362,7 @@ class SchedulerSide:
         if not external_tokens:
             self._prefills.admit(request)
             return
-        self._load(request_id, found, blocks.blocks[0] if blocks.blocks else (), external_tokens)
+        self._load(request_id, found, blocks.blocks, external_tokens)
 
     def _count_decision(self, decision: Decision) -> None:
         if decision.compute_seconds is None:  # nothing to decide
@@ -341,14 +373,19 @@ class SchedulerSide:
         self._count("expected_load_microseconds", round((decision.load_seconds or 0.0) * 1e6))
 
     def _load(
-        self, request_id: str, found: Found | None, blocks: Sequence[KVCacheBlock], tokens: int
+        self,
+        request_id: str,
+        found: Found | None,
+        blocks: Sequence[Sequence[KVCacheBlock]],
+        tokens: int,
     ) -> None:
-        block_ids = [block.block_id for block in blocks]
-        if found is not None and found.decision and tokens <= found.blocks * self._block_tokens:
+        if found is not None and self._is_promised(found, tokens):
+            assert self._groups is not None
             end = found.first_block - (-tokens // self._block_tokens)
+            ids = [[block.block_id for block in of_group[:end]] for of_group in blocks]
             used_at = self._used_at.get(request_id, 0.0)
-            self._loads.begin(request_id, found, block_ids[:end], used_at)
-            if found.decision.is_trial:
+            self._loads.begin(request_id, found, self._groups, ids, used_at)
+            if found.decision is not None and found.decision.is_trial:
                 self._pace.began_trial()
             return
         logger.error(
@@ -356,14 +393,26 @@ class SchedulerSide:
             request_id,
             tokens,
         )
+        first_group = blocks[0] if blocks else ()
+        block_ids = [block.block_id for block in first_group]
         if found is None:
             # Blocks of a local hit have hashes, those that wait for their bytes have none.
-            bare = [block.block_id for block in blocks if block.block_hash is None]
+            bare = [block.block_id for block in first_group if block.block_hash is None]
             self._loads.refuse(request_id, tokens, bare or block_ids)
             return
         self._loads.refuse(request_id, tokens, block_ids[found.first_block :])
         if self._lookup is not None:  # not to be promised again at once
             self._lookup.mark_absent(found.chunks.keys)
+
+    def _is_promised(self, found: Found, tokens: int) -> bool:
+        """Whether so many tokens of what was found can be loaded. Where there are windows, others
+        are wanted for fewer tokens.
+        """
+        if not found.decision:
+            return False
+        promised = found.blocks * self._block_tokens
+        one_group = self._groups is None or len(self._groups) == 1
+        return tokens <= promised if one_group else tokens == promised
 
     # -- every step --------------------------------------------------------------------------
 
@@ -375,7 +424,9 @@ class SchedulerSide:
         stores: list[Store] = []
         # What a sibling of MultiConnector loads in this very step may turn out not to have come.
         if self._stores is not None and not output.has_sync_kv_loads:
-            stores = self._stores.plan(output.num_scheduled_tokens)
+            handed_out = output.kv_connector_block_state
+            states = handed_out.boundary_state_offloads if handed_out is not None else None
+            stores = self._stores.plan(output.num_scheduled_tokens, states)
         if stores:
             self._linger_until = time.monotonic() + STORE_LINGER_SECONDS
         uses = self._stores.take_uses() if self._stores is not None else []

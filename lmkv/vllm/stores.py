@@ -2,7 +2,7 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from vllm.v1.request import Request
 
 from lmkv._C import USE_TICK_SECONDS
 from lmkv.vllm.events import Events
-from lmkv.vllm.lookup import Chunk, chunk_key
+from lmkv.vllm.groups import Group, Groups
+from lmkv.vllm.lookup import chunk_key
 from lmkv.vllm.metadata import StepReport, Store, Use
 
 # Chunks remembered as being in the directory: about 100 bytes each.
@@ -52,7 +53,8 @@ class StorePlanner:
     def __init__(
         self,
         pool: BlockPool,
-        blocks_of: Callable[[str], Sequence[KVCacheBlock]],
+        blocks_of: Callable[[str], Sequence[Sequence[KVCacheBlock]]],
+        groups: Groups,
         *,
         block_tokens: int,
         blocks_per_chunk: int,
@@ -63,11 +65,12 @@ class StorePlanner:
         events: Events,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``unverified_tokens``: tokens at a request's end whose KV a later step may rewrite.
-        ``events`` is told of every store.
+        """``blocks_of``: a request's blocks, of each group. ``unverified_tokens``: tokens at a
+        request's end whose KV a later step may rewrite. ``events`` is told of every store.
         """
         self._pool = pool
         self._blocks_of = blocks_of
+        self._groups = groups
         self._block_tokens = block_tokens
         self._blocks_per_chunk = blocks_per_chunk
         self._ranks = ranks
@@ -133,12 +136,16 @@ class StorePlanner:
             self._known.pop(key, None)
 
     def unknown(self, block_hashes: Sequence[bytes], blocks: int) -> list[bytes]:
-        """Keys of the whole chunks in the first ``blocks`` blocks that may have to be stored."""
-        ends = range(self._blocks_per_chunk, blocks + 1, self._blocks_per_chunk)
+        """Keys of the whole chunks in the first ``blocks`` blocks, as far as these are needed to
+        go on behind them, that may have to be stored.
+        """
+        per_chunk = self._blocks_per_chunk
         return [
             key
-            for key in (chunk_key(block_hashes[end - 1]) for end in ends)
-            if not self._is_stored(key)
+            for group in self._groups
+            for end in range(per_chunk, blocks + 1, per_chunk)
+            if end > group.first_needed(blocks)
+            and not self._is_stored(key := group.key(chunk_key(block_hashes[end - 1])))
         ]
 
     def keys_between(self, request: Request, begin: int, end: int) -> list[bytes]:
@@ -148,7 +155,8 @@ class StorePlanner:
         tail = self._tail_end(request)
         if begin < tail <= end and tail % per_chunk:
             ends.append(tail)
-        return [chunk_key(hashes[end - 1]) for end in ends]
+        keys = [chunk_key(hashes[end - 1]) for end in ends]
+        return [group.key(key) for group in self._groups for key in keys]
 
     def stop(self) -> None:
         """Plan no more stores for the requests that there are; jobs in flight go on."""
@@ -157,10 +165,21 @@ class StorePlanner:
         self._uses.clear()
         self._used_early.clear()
 
-    def plan(self, scheduled_tokens: dict[str, int]) -> list[Store]:
-        """Stores of all chunks that are full when this step's forward pass is done."""
+    def plan(
+        self,
+        scheduled_tokens: dict[str, int],
+        states: Mapping[str, Iterable[tuple[int, int, int]]] | None = None,
+    ) -> list[Store]:
+        """Stores of all chunks that are full when this step's forward pass is done.
+
+        ``states``: those that are there then, of requests, as vLLM hands them out: group, block
+        and the tokens that the state is behind.
+        """
         stores: list[Store] = []
         done: list[str] = []
+        for request_id, of_request in (states or {}).items():
+            if progress := self._requests.get(request_id):
+                self._add_states(progress, of_request, stores)
         for request_id, progress in self._requests.items():
             tokens = scheduled_tokens.get(request_id)
             if tokens is not None and self._advance(progress, tokens, stores):
@@ -183,8 +202,8 @@ class StorePlanner:
         # Hashes may lag behind tokens: vLLM 0.33 can make a block's cover tokens behind it.
         full = min(end // self._block_tokens, len(request.block_hashes))
         while begin + per_chunk <= full:
-            self._add(progress, begin, begin + per_chunk, stores)
             begin += per_chunk
+            self._add(progress, begin, stores)
         progress.next_block = begin
         if end < prompt:
             return False
@@ -192,7 +211,7 @@ class StorePlanner:
             progress.tail_done = True
             tail = self._tail_end(request)
             if tail % per_chunk:
-                self._add(progress, tail - tail % per_chunk, tail, stores)
+                self._add(progress, tail, stores)
         return not self._generated
 
     def _tail_end(self, request: Request) -> int:
@@ -200,26 +219,59 @@ class StorePlanner:
         last: int = request.num_prompt_tokens - 1
         return min(last // self._block_tokens, len(request.block_hashes))
 
-    def _add(self, progress: _Progress, begin: int, end: int, stores: list[Store]) -> None:
+    def _add(self, progress: _Progress, end: int, stores: list[Store]) -> None:
+        """The chunk that ends before block ``end``: each group's file of it."""
+        key = chunk_key(progress.request.block_hashes[end - 1])
+        for group in self._groups:
+            if not group.is_state:
+                self._add_file(progress, group, group.key(key), end, stores)
+
+    def _add_states(
+        self, progress: _Progress, states: Iterable[tuple[int, int, int]], stores: list[Store]
+    ) -> None:
+        """Of these the ones that are behind a chunk, or behind the prompt's tail."""
         request = progress.request
-        chunk = Chunk(chunk_key(request.block_hashes[end - 1]), begin, end)
-        if self._is_stored(chunk.key):
-            self.use(chunk.key, begin, progress.used_at)
+        for index, block_id, tokens in states:
+            end, rest = divmod(tokens, self._block_tokens)
+            is_tail = self._tails and end == self._tail_end(request)
+            if rest or not (is_tail or end % self._blocks_per_chunk == 0):
+                continue
+            key = chunk_key(request.block_hashes[end - 1])
+            for group in self._groups:
+                if group.is_state and group.index == index:
+                    block = self._pool.blocks[block_id]
+                    self._add_file(progress, group, group.key(key), end, stores, [block])
+
+    def _add_file(
+        self,
+        progress: _Progress,
+        group: Group,
+        key: bytes,
+        end: int,
+        stores: list[Store],
+        blocks: Sequence[KVCacheBlock] | None = None,
+    ) -> None:
+        begin = group.first_held(end)
+        if self._is_stored(key):
+            self.use(key, begin, progress.used_at)
             return
-        blocks = self._blocks_of(request.request_id)[begin:end]
-        if len(blocks) != end - begin or any(block.is_null for block in blocks):
+        if blocks is None:
+            blocks = self._blocks_of(progress.request.request_id)[group.index][begin:end]
+        # A window may have moved on, or have begun behind what was loaded.
+        if not blocks or len(blocks) != end - begin or any(block.is_null for block in blocks):
             return
         self._pool.touch(blocks)
         self._last_job += 1
         self._pinned[self._last_job] = blocks
-        self._storing[self._last_job] = chunk.key
-        self._storing_keys.add(chunk.key)
+        self._storing[self._last_job] = key
+        self._storing_keys.add(key)
         self._began[self._last_job] = self._clock()
-        self._events.planned(chunk.key, request, begin, end)
+        if not group.is_state:
+            self._events.planned(key, progress.request, begin, end, group.index)
         stores.append(
             Store(
                 self._last_job,
-                chunk.key,
+                key,
                 begin * self._block_tokens,
                 [block.block_id for block in blocks],
                 progress.used_at,
@@ -246,12 +298,16 @@ class StorePlanner:
 
     def use_local(self, request: Request, blocks: int, used_at: float) -> None:
         """Use the chunks in a request's first ``blocks`` blocks, of which none is to be stored."""
-        begin = 0
-        keys = self.keys_between(request, 0, blocks)
-        self.know(keys)  # only so that each is said once a tick
-        for key in keys:
-            self.use(key, begin, used_at)
-            begin += self._blocks_per_chunk
+        hashes, per_chunk = request.block_hashes, self._blocks_per_chunk
+        ends = [*range(per_chunk, blocks + 1, per_chunk)]
+        if blocks % per_chunk and blocks == self._tail_end(request):
+            ends.append(blocks)
+        for group in self._groups:
+            for end in ends:
+                if end > group.first_needed(blocks):
+                    key = group.key(chunk_key(hashes[end - 1]))
+                    self.know([key])  # only so that it is said once a tick
+                    self.use(key, group.first_held(end), used_at)
 
     def take_uses(self) -> list[Use]:
         """What was used since the last call, for the workers."""

@@ -25,7 +25,7 @@ from lmkv.tuning import Tuning, depths_of, load_tuning
 from lmkv.vllm import identity, notices
 from lmkv.vllm.activity import Throttle
 from lmkv.vllm.late_loads import LateLoads
-from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layout
+from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layouts
 from lmkv.vllm.metadata import Hello, Load, StepMetadata, StepReport, Store, Use
 from lmkv.vllm.metrics import Deltas, LMKVStats
 from lmkv.vllm.roots import RootWatch
@@ -65,7 +65,11 @@ class WorkerSide:
         self._unstorable = 0
         self._report = StepReport()
         self._finished_loads: set[str] = set()
+        # What did not arrive, as vLLM is to be told: blocks, or the whole load with several groups,
+        # whose blocks vLLM cannot tell apart.
+        self._by_block = len(kv_cache_config.kv_cache_groups) == 1
         self._failed_blocks: set[int] = set()
+        self._failed_loads: set[str] = set()
         self._deltas = Deltas()
         self._counters_moved = False
         events = vllm_config.kv_events_config
@@ -82,13 +86,15 @@ class WorkerSide:
         Raises ConfigError for settings that cannot work. A model or layout that cannot be
         cached is no error: ``hello`` says so and the engine serves it untouched.
         """
-        refusal = identity.refusal(self._vllm_config, self._kv_cache_config)
+        refusal = identity.refusal(
+            self._vllm_config, self._kv_cache_config, self._config.chunk_tokens
+        )
         if refusal:
             self._refuse(refusal)
             return
         layers = identity.layers_in_order(self._kv_cache_config)
         try:
-            layout = read_layout(kv_caches, layers, self._kv_cache_config.num_blocks)
+            layout = read_layouts(kv_caches, layers, self._kv_cache_config.num_blocks)
         except LayoutError as error:
             self._refuse(str(error))
             return
@@ -96,7 +102,7 @@ class WorkerSide:
             self._refuse(f"lmkv cannot copy {layout.device.type} memory")
             return
         try:
-            self._start(layout, page_order(kv_caches[layers[0]]))
+            self._start(layout, page_order(kv_caches[layers[0][0]]))
         except DeviceError as error:  # the model runs on it all the same
             self._refuse(f"the device cannot be used for copies: {error}")
 
@@ -107,7 +113,10 @@ class WorkerSide:
         config = self._config
         block_tokens = self._kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         blocks_per_chunk = config.blocks_per_chunk(block_tokens)
-        namespace = identity.make_namespace(self._vllm_config, config, layout, order, block_tokens)
+        groups = self._kv_cache_config.kv_cache_groups
+        namespace = identity.make_namespace(
+            self._vllm_config, config, layout, order, block_tokens, groups
+        )
         self._on_cuda = layout.device.type == "cuda"
         depths = depths_of(config.path)
         self._token_bytes = max(1, layout.block_bytes // block_tokens)
@@ -347,15 +356,24 @@ class WorkerSide:
 
     def _load_ended(self, load: Load, failed: Sequence[int]) -> None:
         self._finished_loads.add(load.request_id)
-        self._failed_blocks.update(load.refused)
         if failed:
             self._report.failed_chunks[load.request_id] = set(failed)
-            for index in failed:
-                self._failed_blocks.update(load.chunks[index].block_ids)
+        if not self._by_block:
+            if failed or load.refused:
+                self._failed_loads.add(load.request_id)
+            return
+        self._failed_blocks.update(load.refused)
+        for index in failed:
+            self._failed_blocks.update(load.chunks[index].block_ids)
 
     def take_failed_blocks(self) -> set[int]:
         """Block ids of the loads that ``poll`` last returned whose bytes did not arrive."""
         failed, self._failed_blocks = self._failed_blocks, set()
+        return failed
+
+    def take_failed_loads(self) -> set[str]:
+        """The requests among those that ``poll`` last returned that nothing counts of."""
+        failed, self._failed_loads = self._failed_loads, set()
         return failed
 
     def take_report(self) -> StepReport | None:

@@ -57,8 +57,10 @@ def engines_with_workers():
 
     workers = []
 
-    def make(model, root, **extra):
-        engine = Engine(model, root, hello=False, extra={"host_memory": "64MiB", **extra})
+    def make(model, root, groups=None, **extra):
+        options = {"groups": groups} if groups else {}
+        extra = {"host_memory": "64MiB", **extra}
+        engine = Engine(model, root, hello=False, extra=extra, **options)
         workers.append(RealWorker(engine))
         engine.greet(workers[-1].connector.get_handshake_metadata())
         return engine

@@ -29,6 +29,7 @@ from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheConfig,
     KVCacheGroupSpec,
+    MambaSpec,
     SlidingWindowSpec,
 )
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
@@ -49,6 +50,23 @@ ALWAYS_MOVES = {
     "compute_tokens_per_second",
 }
 
+_KV = {"block_size": BLOCK, "num_kv_heads": 2, "head_size": 16, "dtype": torch.float32}
+FULL = FullAttentionSpec(**_KV)
+
+
+def window(tokens):
+    """Attention to the last ``tokens`` only."""
+    return SlidingWindowSpec(**_KV, sliding_window=tokens)
+
+
+STATE = MambaSpec(
+    block_size=BLOCK,
+    shapes=((3, 16), (4, 8)),
+    dtypes=(torch.float32, torch.float32),
+    page_size_padded=FULL.page_size_bytes,
+    mamba_cache_mode="align",
+)
+
 
 @dataclass
 class Worker:
@@ -59,6 +77,7 @@ class Worker:
     hold_stores: bool = False
     hold_files: bool = False  # gathered, and not in the directory yet
     hold_loads: bool = False
+    by_block: bool = True  # failed loads are reported so; not with several groups
     hold_cancelled: bool = False
     drop_stores: bool = False
     fail_chunks: set[int] = field(default_factory=set)
@@ -94,7 +113,6 @@ class Worker:
         if not self.hold_loads:
             for load in self.loads:
                 output.finished_recving.add(load.request_id)
-                output.invalid_block_ids.update(load.refused)
                 late = {i for i in self.late_chunks if i < len(load.chunks)}
                 report.load_seconds[load.request_id] = 0.01
                 if late:
@@ -102,8 +120,12 @@ class Worker:
                 failed = late | {i for i in self.fail_chunks if i < len(load.chunks)}
                 if failed:
                     report.failed_chunks[load.request_id] = failed
-                for index in failed:
-                    output.invalid_block_ids.update(load.chunks[index].block_ids)
+                if self.by_block:
+                    output.invalid_block_ids.update(load.refused)
+                    for index in failed:
+                        output.invalid_block_ids.update(load.chunks[index].block_ids)
+                elif failed or load.refused:
+                    output.failed_recving.add(load.request_id)
             self.loads = []
         if not self.hold_cancelled:
             for load in self.loads:
@@ -116,11 +138,11 @@ class Engine:
     """A scheduler, its connector and a played worker."""
 
     def __init__(self, model, root, *, blocks=200, hello=True, **options):
-        options = {"budget": 8192, "ranks": 1, "spec": None, "groups": 1, **options}
+        options = {"budget": 8192, "ranks": 1, "spec": None, "groups": [FULL], **options}
         # A played model computes faster than any disk reads.
         extra = {"path": str(root), "chunk_tokens": CHUNK, "load_policy": "always"}
         extra |= options.get("extra", {})
-        self.worker = Worker(root, options["ranks"])
+        self.worker = Worker(root, options["ranks"], by_block=len(options["groups"]) == 1)
         self.root = root
         self.config = VllmConfig(
             model_config=ModelConfig(
@@ -183,14 +205,14 @@ class Engine:
         )
 
     def _scheduler(self, blocks, groups):
-        spec = {"block_size": BLOCK, "num_kv_heads": 2, "head_size": 16, "dtype": torch.float32}
-        specs = [FullAttentionSpec(**spec), SlidingWindowSpec(**spec, sliding_window=64)]
         cache = KVCacheConfig(
             num_blocks=blocks,
             kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec([f"l{i}"], specs[i]) for i in range(groups)],
+            kv_cache_groups=[KVCacheGroupSpec([f"l{i}"], spec) for i, spec in enumerate(groups)],
         )
         self.config.cache_config.num_gpu_blocks = blocks
+        if STATE in groups:
+            self.config.cache_config.mamba_cache_mode = "align"
         return Scheduler(
             vllm_config=self.config,
             kv_cache_config=cache,

@@ -11,7 +11,7 @@ import pytest
 from engine_process import BLOCK as REAL_BLOCK
 from engine_process import PACKAGE
 from engine_process import Engine as RealEngine
-from scheduler_harness import BLOCK, CHUNK, PER_CHUNK, Engine
+from scheduler_harness import BLOCK, CHUNK, FULL, PER_CHUNK, Engine, window
 from test_ranks import Ranks
 from test_ranks import run as run_ranks
 from typer.testing import CliRunner
@@ -95,6 +95,15 @@ def test_a_prompt_that_differs_breaks_where_the_engine_finds_nothing_more(make, 
         assert one["stops_at"]["begin"] == whole
         assert "the prompt differs in it" in one["why"]
     assert loads(make(), other) == whole
+
+
+def test_of_a_hybrid_it_says_what_it_did_not_look_at(
+    engines_with_workers, tiny_model, root, explain
+):
+    store(engines_with_workers(tiny_model, root, [window(64), FULL]), PROMPT)
+    code, one = explain(PROMPT, root)
+    assert (code, one["loadable_tokens"]) == (0, LOADABLE)
+    assert "windows or states, which are not looked at here" in one["why"]
 
 
 def test_a_chunk_that_was_removed_is_named(make, root, explain):

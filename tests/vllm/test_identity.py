@@ -1,6 +1,7 @@
 """Which engines share a namespace, and which never do."""
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -11,8 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scheduler_harness import Engine
+from scheduler_harness import STATE, Engine
 from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
     FullAttentionSpec,
     KVCacheConfig,
     KVCacheGroupSpec,
@@ -286,18 +288,78 @@ def test_one_group_of_full_attention_is_cached(config, spec):
     assert identity.refusal(config, cache_config(spec)) == ""
 
 
+WINDOW = SlidingWindowSpec(**BASE, sliding_window=64)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        [FULL, FULL],
+        [FULL, WINDOW],
+        [WINDOW, SlidingWindowSpec(**BASE, sliding_window=128), FULL],
+        [WINDOW, UniformTypeKVCacheSpecs(block_size=32, kv_cache_specs={"a": FULL, "b": FULL})],
+        [STATE, FULL],
+        [STATE, WINDOW, FULL],
+    ],
+)
+def test_windows_and_states_beside_full_attention_are_cached(config, specs):
+    assert identity.refusal(config, cache_config(*specs)) == ""
+
+
 @pytest.mark.parametrize(
     ("specs", "reason"),
     [
-        ([], "0 KV cache groups"),
-        ([FULL, FULL], "2 KV cache groups"),
-        ([SlidingWindowSpec(**BASE, sliding_window=64)], "SlidingWindowSpec"),
+        ([], "no KV cache"),
+        ([WINDOW], "SlidingWindowSpec"),
+        ([WINDOW, WINDOW], "none of its KV cache groups has full attention"),
+        ([STATE], "MambaSpec"),
+        ([STATE, STATE], "none of its KV cache groups has full attention"),
+        (
+            [dataclasses.replace(STATE, mamba_cache_mode="none"), FULL],
+            "states are not kept (mamba_cache_mode none)",
+        ),
+        ([FULL, dataclasses.replace(WINDOW, block_size=64)], "several sizes (32 and 64 tokens)"),
+        ([FULL, ChunkedLocalAttentionSpec(**BASE, attention_chunk_size=64)], "ChunkedLocal"),
         ([FullAttentionSpec(**BASE, non_causal=True)], "not causal"),
         ([FullAttentionSpec(**BASE, tokens_per_state=4)], "block by block"),
     ],
 )
 def test_all_else_is_refused_with_the_reason(config, specs, reason):
     assert reason in identity.refusal(config, cache_config(*specs))
+
+
+@pytest.mark.parametrize("other", [{"host_resident": True}, {"enable_kv_transfer": False}])
+def test_groups_that_are_not_to_be_transferred_are_refused(config, other):
+    cache = cache_config(FULL, WINDOW)
+    cache.kv_cache_groups[1] = KVCacheGroupSpec(["l1"], WINDOW, **other)
+    assert "not to be transferred" in identity.refusal(config, cache)
+
+
+def test_states_with_speculation_are_refused(config):
+    object.__setattr__(config, "speculative_config", SimpleNamespace(method="ngram"))
+    assert "rejected tokens" in identity.refusal(config, cache_config(STATE, FULL))
+    assert identity.refusal(config, cache_config(WINDOW, FULL)) == ""
+
+
+def groups_text(config, *groups):
+    made = identity.make_namespace(
+        config, Config(path=("/c",)), layout(), "HNC", 32, [*groups]
+    )  # fmt: skip
+    return made.facts.get("groups"), made.facts["layers"], made.digest
+
+
+def test_several_groups_are_a_part_of_the_namespace(config):
+    full, window = KVCacheGroupSpec(["l1", "l3"], FULL), KVCacheGroupSpec(["l0", "l2"], WINDOW)
+    text, layers, one = groups_text(config, window, full)
+    assert text == ["SlidingWindowSpec 64 2x16: l0 l2", "FullAttentionSpec 2x16: l1 l3"]
+    assert layers == ["l0", "l2", "l1", "l3"]
+    assert one != groups_text(config, full, window)[2]
+    text, _, state = groups_text(config, KVCacheGroupSpec(["l0"], STATE), full)
+    assert text[0] == "MambaSpec MAMBA2 3x16 float32 4x8 float32 SD: l0"
+    assert state != one
+    # One group is no part of it: directories from before groups were cached stay valid.
+    assert groups_text(config, KVCacheGroupSpec(LAYERS, FULL)) == groups_text(config)
+    assert groups_text(config)[:2] == (None, LAYERS)
 
 
 def test_weights_that_may_be_replaced_are_refused(config):

@@ -10,7 +10,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
-from lmkv.vllm.layout import Layout, LayoutError, Page, page_order, read_layout
+from lmkv.vllm.layout import Layout, LayoutError, Page, page_order, read_layout, read_layouts
 
 LAYERS = ["model.layers.0.attn", "model.layers.1.attn", "model.layers.2.attn"]
 BLOCKS = 5
@@ -171,3 +171,61 @@ def test_neighbours_with_another_stride_stay_apart():
     ]
     layout = Layout(tuple(pages), torch.device("cpu"), 4)
     assert layout.segments() == [(4096, 8192, 100), (4196, 100, 100)]
+
+
+def at(raw, offset, page, stride, dtype=torch.int8):
+    """A layer's tensor in ``raw``: a page of every block."""
+    return raw[offset:].as_strided((BLOCKS, 1, 1, page), (stride, page, page, 1)).view(dtype)
+
+
+def test_groups_that_lie_over_one_another_have_one_layout():
+    caches, _ = views(KVCacheLayout.LBNHC, spec_of())
+    shorter = {"window.0": caches[LAYERS[0]], "window.1": caches[LAYERS[1]]}
+    found = read_layouts(caches | shorter, [LAYERS, list(shorter)], BLOCKS)
+    assert found == read_layout(caches, LAYERS, BLOCKS)
+    # In whatever order they come: the pages are in the order of the memory.
+    swapped = read_layouts(caches | shorter, [list(shorter), LAYERS], BLOCKS)
+    assert swapped.segments() == found.segments()
+
+
+def test_one_group_is_read_as_ever():
+    caches, _ = views(KVCacheLayout.BLNHC, spec_of())
+    backwards = LAYERS[::-1]
+    found = read_layouts(caches, [backwards], BLOCKS)
+    assert found == read_layout(caches, backwards, BLOCKS)
+    assert [page.layer for page in found.pages] == backwards
+
+
+def test_a_block_has_all_bytes_that_any_group_has_in_it():
+    raw = torch.arange(BLOCKS * 1000).to(torch.int8)
+    caches = {
+        "full.0": at(raw, 0, 400, 1000),
+        "full.1": at(raw, 400, 400, 1000),
+        "state.0": at(raw, 0, 16, 1000),
+        "state.1": at(raw, 400, 16, 1000),
+        "window.0": at(raw, 0, 900, 1000),
+    }
+    groups = [["full.0", "full.1"], ["state.0", "state.1"]]
+    two = {layer: caches[layer] for layers in groups for layer in layers}
+    assert read_layouts(two, groups, BLOCKS).segments() == [(raw.data_ptr(), 1000, 800)]
+    found = read_layouts(caches, [*groups, ["window.0"]], BLOCKS)
+    assert found.block_bytes == 900
+    assert torch.equal(block_bytes(raw, found, 3), raw[3000:3900])
+
+
+def test_layers_may_share_the_kv_of_a_group():
+    caches, _ = views(KVCacheLayout.LBNHC, spec_of())
+    shared = caches | {"shared": caches[LAYERS[2]]}
+    groups = [LAYERS[:1], LAYERS[1:]]
+    assert read_layouts(shared, groups, BLOCKS) == read_layouts(caches, groups, BLOCKS)
+    other, _ = views(KVCacheLayout.LBNHC, spec_of())
+    with pytest.raises(LayoutError, match="layer draft has a KV tensor that no KV cache group"):
+        read_layouts(caches | {"draft": other[LAYERS[0]]}, groups, BLOCKS)
+
+
+@pytest.mark.parametrize(("page", "stride", "offset"), [(400, 400, 0), (600, 1000, 500)])
+def test_groups_with_blocks_in_other_places_are_refused(page, stride, offset):
+    raw = torch.zeros(BLOCKS * 1000 + 600, dtype=torch.int8)
+    caches = {"full": at(raw, 0, 800, 1000), "other": at(raw, offset, page, stride)}
+    with pytest.raises(LayoutError, match="place their blocks differently"):
+        read_layouts(caches, [["full"], ["other"]], BLOCKS)

@@ -1,7 +1,16 @@
 """When lmkv serves at all, and what it says when it does not."""
 
 import pytest
-from scheduler_harness import BLOCK, CHUNK, PER_CHUNK, Engine, key_of, put, seconds_per_call
+from scheduler_harness import (
+    BLOCK,
+    CHUNK,
+    PER_CHUNK,
+    Engine,
+    key_of,
+    put,
+    seconds_per_call,
+    window,
+)
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from lmkv import ConfigError
@@ -66,7 +75,10 @@ def test_ranks_that_disagree_serve_nothing_and_say_so(tiny_model, root, lines, s
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [({"groups": 2}, "2 KV cache groups"), ({"prefix_caching": False}, "prefix caching is off")],
+    [
+        ({"groups": [window(64)]}, "SlidingWindowSpec"),
+        ({"prefix_caching": False}, "prefix caching is off"),
+    ],
 )
 def test_what_cannot_be_cached_is_served_untouched_with_one_line(
     tiny_model, root, lines, options, reason

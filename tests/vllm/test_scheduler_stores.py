@@ -8,6 +8,7 @@ from vllm.v1.request import RequestStatus
 
 from lmkv._C import USE_TICK_SECONDS
 from lmkv.vllm.events import Events
+from lmkv.vllm.groups import Group, Groups
 from lmkv.vllm.metadata import StepReport
 from lmkv.vllm.stores import KNOWN_SECONDS, StorePlanner
 
@@ -401,7 +402,8 @@ def test_blocks_whose_hashes_are_not_there_yet_are_not_stored(engine, lag):
     blocks = pool.get_new_blocks(2 * PER_CHUNK + 1)
     planner = StorePlanner(
         pool,
-        lambda _: blocks,
+        lambda _: (blocks,),
+        Groups([Group(0, BLOCK, PER_CHUNK)]),
         block_tokens=BLOCK,
         blocks_per_chunk=PER_CHUNK,
         ranks=1,

@@ -7,7 +7,7 @@ by writing bytes that follow from the block's hash.
 import time
 
 import torch
-from scheduler_harness import BLOCK
+from scheduler_harness import BLOCK, STATE
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.v1.kv_cache_interface import (
@@ -20,7 +20,7 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.worker.utils import allocate_kv_cache
 
-LAYERS = ["model.layers.0.attn", "model.layers.1.attn"]
+LAYERS = ["model.layers.0.attn", "model.layers.1.attn"]  # of the first group
 SPEC = FullAttentionSpec(block_size=BLOCK, num_kv_heads=2, head_size=16, dtype=torch.float32)
 
 
@@ -30,10 +30,20 @@ class RealWorker:
     def __init__(self, engine, layout=KVCacheLayout.LBHNC, blocks=200, rank=0):
         page = SPEC.page_size_bytes
         strides = (page * blocks, page) if layout.is_layer_compact else (page, page * len(LAYERS))
+        specs = [group.kv_cache_spec for group in engine.scheduler.kv_cache_config.kv_cache_groups]
+        self.specs = specs
+        # As vLLM has it: all groups in the same memory, the last of three a layer short.
+        self.layers = [layers_of(group) for group in range(len(specs))]
+        if len(specs) > 2:
+            self.layers[-1] = self.layers[-1][:1]
+        size = page * blocks * len(LAYERS)
         cache = KVCacheConfig(
             num_blocks=blocks,
-            kv_cache_tensors=[KVCacheTensor(page * blocks * len(LAYERS), LAYERS, *strides)],
-            kv_cache_groups=[KVCacheGroupSpec(LAYERS, SPEC)],
+            kv_cache_tensors=[KVCacheTensor(size, layers, *strides) for layers in self.layers],
+            kv_cache_groups=[
+                KVCacheGroupSpec(layers, spec)
+                for layers, spec in zip(self.layers, specs, strict=True)
+            ],
         )
         self.engine = engine
         self.cache = cache
@@ -57,6 +67,7 @@ class RealWorker:
             connector.wait_for_save()
         results = connector.get_transfer_results(scheduled.finished_req_ids)
         output.finished_recving = results.finished_recving
+        output.failed_recving = results.failed_recving
         output.invalid_block_ids = connector.get_block_ids_with_load_errors()
         output.kv_connector_stats = connector.get_kv_connector_stats()
         output.kv_connector_worker_meta = connector.build_connector_worker_meta()
@@ -69,20 +80,63 @@ class RealWorker:
     def compute(self, scheduled):
         for request_id, tokens in scheduled.num_scheduled_tokens.items():
             request = self.engine.scheduler.requests[request_id]
-            blocks = self.engine.scheduler.kv_cache_manager.get_block_ids(request_id)[0]
             end = request.num_computed_tokens  # advanced by schedule()
-            for index in range((end - tokens) // BLOCK, min(end // BLOCK, len(blocks))):
-                for layer, cache in enumerate(self.caches.values()):
-                    cache[blocks[index]] = content(request.block_hashes[index], layer)
+            begin = end - tokens
+            of_groups = self.engine.scheduler.kv_cache_manager.get_block_ids(request_id)
+            for group, blocks in enumerate(of_groups):
+                self._read(request, group, blocks, begin)
+                if self.specs[group] == STATE:
+                    last = -(-end // BLOCK) - 1
+                    self._write(group, blocks[last], state_behind(request, end))
+                    continue
+                for index in range(begin // BLOCK, min(end // BLOCK, len(blocks))):
+                    self._write(group, blocks[index], request.block_hashes[index])
 
-    def block(self, block_id):
-        return torch.stack([cache[block_id] for cache in self.caches.values()])
+    def _read(self, request, group, blocks, begin):
+        """What is needed to go on behind ``begin`` tokens is what was written there."""
+        if self.specs[group] == STATE:
+            if begin:
+                self.check(group, blocks[-(-begin // BLOCK) - 1], state_behind(request, begin))
+            return
+        manager = self.engine.scheduler.kv_cache_manager.coordinator.single_type_managers[group]
+        for index in range(manager.get_num_skipped_tokens(begin) // BLOCK, begin // BLOCK):
+            self.check(group, blocks[index], request.block_hashes[index])
+
+    def _write(self, group, block_id, what):
+        assert block_id, "the null block is nobody's"
+        for layer in self.layers[group]:
+            self.caches[layer][block_id] = content(what, number(layer), self.caches[layer])
+
+    def check(self, group, block_id, what):
+        """The block is what ``what`` (a block's hash) stands for."""
+        assert block_id, "the null block is nobody's"
+        for layer in self.layers[group]:
+            expected = content(what, number(layer), self.caches[layer])
+            assert torch.equal(self.caches[layer][block_id], expected), (group, block_id)
 
 
-def content(block_hash, layer):
-    seed = int.from_bytes(block_hash[:6], "little") + layer
+def state_behind(request, tokens):
+    """What stands for the state there: that of a block's end is the block's hash."""
+    if tokens % BLOCK:
+        return tokens.to_bytes(6, "little")
+    return request.block_hashes[tokens // BLOCK - 1]
+
+
+def layers_of(group):
+    first = group * len(LAYERS)
+    return [f"model.layers.{first + i}.attn" for i in range(len(LAYERS))]
+
+
+def number(layer):
+    return int(layer.split(".")[2])
+
+
+def content(what, layer, cache):
+    seed = int.from_bytes(what[:6], "little") + layer
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(SPEC.num_kv_heads, BLOCK, 2 * SPEC.head_size, generator=generator)
+    if cache.dtype == torch.int8:  # states
+        return torch.randint(-128, 127, cache.shape[1:], generator=generator, dtype=torch.int8)
+    return torch.rand(cache.shape[1:], generator=generator)
 
 
 def run(engine):
@@ -103,20 +157,26 @@ def files(root):
 
 
 def checked_prompt(engine, name, tokens):
-    """Run a prompt and compare every whole block of it in the cache with what it should hold."""
+    """Run a prompt and compare every whole block of it in the cache with what it should hold, but
+    those of windows and states that it does not have any more.
+    """
     seen = {}
     request = engine.request(name, tokens)
     finished = engine.side.finished
 
     def remember(request_id):
-        seen[request_id] = engine.scheduler.kv_cache_manager.get_block_ids(request_id)[0]
+        seen[request_id] = engine.scheduler.kv_cache_manager.get_block_ids(request_id)
         finished(request_id)
 
     engine.side.finished = remember
     run(engine)
     engine.side.finished = finished
     assert request.is_finished()
-    for index, block_hash in enumerate(request.block_hashes):
-        expected = torch.stack([content(block_hash, layer) for layer in range(len(LAYERS))])
-        assert torch.equal(engine.worker.block(seen[name][index]), expected), f"block {index}"
+    for group, blocks in enumerate(seen[name]):
+        for index, block_hash in enumerate(request.block_hashes):
+            if not blocks[index]:  # the null block
+                continue
+            engine.worker.check(group, blocks[index], block_hash)
+        compared = any(blocks[: len(request.block_hashes)])
+        assert compared or engine.worker.specs[group] == STATE, "nothing was compared"
     return request

@@ -1,0 +1,186 @@
+"""The KV cache groups of a model, and what of a chunk each of them needs.
+
+A model with one kind of attention has one group, and a chunk is one file. In a hybrid each group
+has blocks of its own, and a chunk a file for each group. Some groups need all blocks of a prefix,
+and some only the last ones: sliding windows, and layers with a state, which is one block. What
+vLLM keeps for them is what their files hold, and what is loaded. All groups lie in the same memory:
+a block is one group's at a time, and is copied the same way whosever it is.
+"""
+
+import hashlib
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheSpec,
+    MambaSpec,
+    MLAAttentionSpec,
+    UniformTypeKVCacheSpecs,
+)
+
+from lmkv.vllm.lookup import KEY_BYTES, Run
+
+
+class Piece(NamedTuple):
+    """Blocks ``[begin, end)`` of a request, in one group's file of one chunk; of these those from
+    ``first`` on are wanted.
+    """
+
+    key: bytes
+    begin: int
+    end: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One of a model's groups. ``index`` is its place among them.
+
+    ``skipped`` says how many leading tokens need no blocks once so many are computed; None for a
+    group that needs all of them. ``is_state``: a block holds the state behind its last token, and
+    only where a step has ended there: vLLM says when.
+    """
+
+    index: int
+    block_tokens: int
+    blocks_per_chunk: int
+    skipped: Callable[[int], int] | None = None
+    mask: int = 0
+    is_state: bool = False
+
+    def key(self, chunk_key: bytes) -> bytes:
+        """The key of this group's file of the chunk. That of the first group is the chunk's."""
+        if not self.mask:
+            return chunk_key
+        return (int.from_bytes(chunk_key) ^ self.mask).to_bytes(KEY_BYTES)
+
+    def first_needed(self, blocks: int) -> int:
+        """The first block that is needed to go on behind so many."""
+        if self.skipped is None:
+            return 0
+        return max(0, self.skipped(blocks * self.block_tokens)) // self.block_tokens
+
+    def first_held(self, end: int) -> int:
+        """The first block in the file of the chunk that ends before block ``end``."""
+        begin = (end - 1) // self.blocks_per_chunk * self.blocks_per_chunk
+        return max(begin, self.first_needed(end))
+
+    def pieces(self, run: Run, first_block: int) -> Iterator[Piece]:
+        """What is to be loaded of ``run``, all of it, behind ``first_block`` blocks."""
+        needed = max(first_block, self.first_needed(run.end))
+        for chunk in run.behind(needed):
+            held = self.first_held(chunk.end)
+            yield Piece(self.key(chunk.key), held, chunk.end, max(held, needed))
+
+
+class Groups(Sequence[Group]):
+    """All groups of a model; the first needs all blocks of a prefix."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        assert groups[0].skipped is None
+        self._groups = tuple(groups)
+
+    @classmethod
+    def of(cls, manager: KVCacheManager, block_tokens: int, blocks_per_chunk: int) -> "Groups":
+        """Those of vLLM's, which says itself what each of them keeps."""
+        managers = manager.coordinator.single_type_managers
+        whole = [index for index, one in enumerate(managers) if needs_all(one.kv_cache_spec)]
+        order = whole + [index for index in range(len(managers)) if index not in whole]
+        return cls(
+            [
+                Group(
+                    index,
+                    block_tokens,
+                    blocks_per_chunk,
+                    None if index in whole else managers[index].get_num_skipped_tokens,
+                    _mask(place),
+                    isinstance(managers[index].kv_cache_spec, MambaSpec),
+                )
+                for place, index in enumerate(order)
+            ]
+        )
+
+    def keys_of(self, run: Run, first_block: int) -> list[bytes]:
+        """Those of all files that are loaded for ``run``, behind ``first_block`` blocks."""
+        return [piece.key for group in self._groups for piece in group.pieces(run, first_block)]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._groups[index]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+
+def needs_all(spec: KVCacheSpec) -> bool:
+    """Whether a group of this kind needs all blocks of a prefix."""
+    return all(type(one) in (FullAttentionSpec, MLAAttentionSpec) for one in layer_specs(spec))
+
+
+def layer_specs(spec: KVCacheSpec) -> list[Any]:
+    """The kinds of a group's layers."""
+    if isinstance(spec, UniformTypeKVCacheSpecs):
+        return list(spec.kv_cache_specs.values())
+    return [spec]
+
+
+def _mask(place: int) -> int:
+    """What the keys of the group at this place differ by from the first one's: no bits in common
+    with another group's, but by chance.
+    """
+    return int.from_bytes(hashlib.sha256(b"lmkv group %d" % place).digest()) if place else 0
+
+
+class Windows:
+    """Says how much of a prefix can be loaded, as all groups are there. Scheduler thread only."""
+
+    def __init__(
+        self,
+        groups: Groups,
+        present: Callable[[list[bytes]], list[bytes] | None],
+        in_memory: Container[bytes],
+    ) -> None:
+        """``present`` and ``in_memory`` as in ``lmkv.vllm.lookup.Lookup``."""
+        self._groups = groups
+        self._windows = [group for group in groups if group.skipped is not None]
+        self._present = present
+        self._in_memory = in_memory
+
+    def loadable(self, run: Run, first_block: int) -> Run | None:
+        """The longest leading part of ``run``, whose chunks are there for the first group, that is
+        there for all groups; None if that is not known yet.
+        """
+        if not run or len(self._groups) == 1:
+            return run
+        # Nearly always all of it is there; else it is all asked for, so that a step is enough.
+        keys = self._keys(run, first_block)
+        there = self._ask(keys)
+        if there is None:
+            return None
+        if len(there) == len(keys):
+            return run
+        others = self._groups[1:]
+        there = self._ask([group.key(key) for group in others for key in run.keys])
+        if there is None:
+            return None
+        for group in others:
+            if group.skipped is None:
+                gaps = (i for i, key in enumerate(run.keys) if group.key(key) not in there)
+                run = run.first(next(gaps, len(run)))
+        while run and not self._is_there(run, first_block, there):
+            run = run.first(len(run) - 1)
+        return run
+
+    def _keys(self, run: Run, first_block: int) -> list[bytes]:
+        return [piece.key for group in self._groups[1:] for piece in group.pieces(run, first_block)]
+
+    def _is_there(self, run: Run, first_block: int, there: Container[bytes]) -> bool:
+        pieces = (piece for group in self._windows for piece in group.pieces(run, first_block))
+        return all(piece.key in there for piece in pieces)
+
+    def _ask(self, keys: list[bytes]) -> set[bytes] | None:
+        there = {key for key in keys if key in self._in_memory}
+        present = self._present([key for key in keys if key not in there])
+        return None if present is None else there.union(present)
