@@ -475,6 +475,14 @@ def test_a_state_is_held_until_it_is_gathered(make):
     engine.assert_at_rest()
 
 
+def test_a_state_is_stored_only_where_vllm_hands_it_out(make, monkeypatch):
+    """A block in the table may hold the state of another token: of a checkpoint within, say."""
+    engine = make(HYBRID, budget=CHUNK)
+    plan = engine.side._stores.plan
+    monkeypatch.setattr(engine.side._stores, "plan", lambda scheduled, _: plan(scheduled, {}))
+    assert stored_ends(engine) == {1: [4, 8, 12, 13], 0: []}
+
+
 def test_a_request_that_stores_nothing_stores_no_state(make):
     engine = make(HYBRID, budget=CHUNK)
     quiet = {"kv_transfer_params": {"lmkv": {"store": False}}}
@@ -555,6 +563,15 @@ def test_engines_whose_groups_differ_do_not_share(make_real, root):
         checked_prompt(second, "b", PROMPT)
         assert "chunks_loaded" not in second.worker.totals
     assert len(list(root.glob("v1/*/meta.json"))) == 5
+
+
+def test_engines_with_pages_in_another_order_do_not_share(make_real):
+    """A state's page has no order: it is the full attention's that counts."""
+    heads, tokens = KVCacheLayout.LBHNC, KVCacheLayout.LBNHC
+    checked_prompt(make_real(HYBRID, heads), "a", PROMPT)
+    second = make_real(HYBRID, tokens)
+    checked_prompt(second, "b", PROMPT)
+    assert "chunks_loaded" not in second.worker.totals
 
 
 def test_a_bad_file_of_a_window_is_removed_and_the_prompt_computed(make_real, root):
