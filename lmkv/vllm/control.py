@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vllm.logger import init_logger
+
 from lmkv.errors import ConfigError
+from lmkv.vllm.activity import Throttle
+
+logger = init_logger("vllm.lmkv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +59,41 @@ def parse(params: object) -> Control:
             raise ConfigError(f"{name}: expected true or false, not {value!r}")
         values[name] = value
     return Control(**values)
+
+
+class Controls:
+    """Of the requests that there are. Scheduler thread only."""
+
+    def __init__(self) -> None:
+        self._controls: dict[str, Control] = {}  # where it is not the default
+        self._lines = Throttle()
+
+    def read(self, request_id: str, params: object) -> bool:
+        """Take in a new request's ``kv_transfer_params``.
+
+        False if they cannot be understood: the request then passes by, since it may have been meant
+        to keep its KV out of the directory.
+        """
+        try:
+            wanted = parse(params)
+        except ConfigError as error:
+            self._controls[request_id] = PASSES_BY
+            if self._lines.passes():
+                logger.warning(
+                    "lmkv: request %s passes by, for what its kv_transfer_params ask of lmkv is "
+                    "not understood: %s",
+                    request_id,
+                    error,
+                )
+            return False
+        if wanted != DEFAULT:
+            self._controls[request_id] = wanted
+        return True
+
+    def of(self, request_id: str) -> Control:
+        """What that request asks for."""
+        return self._controls.get(request_id, DEFAULT)
+
+    def forget(self, request_id: str) -> None:
+        """The request ended."""
+        self._controls.pop(request_id, None)

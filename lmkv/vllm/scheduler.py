@@ -24,15 +24,16 @@ from vllm.v1.request import Request
 
 from lmkv._C import Directory
 from lmkv.config import Config
-from lmkv.errors import ConfigError
-from lmkv.vllm import control, identity
-from lmkv.vllm.activity import ActivityLog, Throttle
-from lmkv.vllm.control import Control
+from lmkv.vllm import identity
+from lmkv.vllm.activity import ActivityLog
+from lmkv.vllm.control import Controls
 from lmkv.vllm.events import Events
+from lmkv.vllm.finder import Finder
 from lmkv.vllm.groups import Groups, Windows
 from lmkv.vllm.loads import Found, Loads, Outcome
 from lmkv.vllm.lookup import Lookup, Run
 from lmkv.vllm.metadata import Hello, RootsOut, StepMetadata, StepReport, Store
+from lmkv.vllm.meter import Meter
 from lmkv.vllm.metrics import LMKVStats
 from lmkv.vllm.pace import Decision, Pace
 from lmkv.vllm.prefills import Prefills
@@ -74,7 +75,7 @@ class SchedulerSide:
         self._any_out = RootsOut()  # of any of them
         self._lookup: Lookup | None = None
         self._groups: Groups | None = None
-        self._windows: Windows | None = None
+        self._finder: Finder | None = None
         self._stores: StorePlanner | None = None
         self._manager: KVCacheManager | None = None
         self._found: dict[str, Found] = {}
@@ -84,17 +85,13 @@ class SchedulerSide:
         self._loads = Loads(0)
         self._pace = Pace(config.load_policy, 0)
         self._prefills = Prefills(self._pace)
-        # What requests ask for themselves, where it is not the default.
-        self._controls: dict[str, Control] = {}
-        self._control_lines = Throttle()
+        self._controls = Controls()
         # Requests whose loads were given up because they took too long: one try is enough.
         self._late: set[str] = set()
         self._lookups_left = LOOKUPS_PER_STEP
         self._was_reset = False
         self._linger_until = 0.0
-        self._stats: dict[str, int] = {}
-        self._gauges: dict[str, int] = {}  # as last said
-        self._seconds: dict[str, list[float]] = {}
+        self._meter = Meter()
         events = vllm_config.kv_events_config
         self._tells_events = events is not None and events.enable_kv_cache_events
         self._events = Events(0, enabled=False)
@@ -170,7 +167,15 @@ class SchedulerSide:
         self._lookup = Lookup(
             self._directory, per_chunk, self._config.store_tail, self._stores.in_memory
         )
-        self._windows = Windows(self._groups, self._lookup.present, self._stores.in_memory)
+        self._finder = Finder(
+            self._lookup,
+            Windows(self._groups, self._lookup.present, self._stores.in_memory),
+            self._groups,
+            self._stores,
+            self._events,
+            self._meter,
+            self._block_tokens,
+        )
 
     def _note_roots(self) -> None:
         """Ask nothing of a directory that any rank cannot load from: it may hang, and a prefix is
@@ -183,8 +188,8 @@ class SchedulerSide:
         if self._directory is None or out == self._any_out:
             return
         self._any_out = out
-        self._stats["loads_out_of_service"] = len(out.loads)
-        self._stats["stores_out_of_service"] = len(out.stores)
+        self._meter.gauge("loads_out_of_service", len(out.loads))
+        self._meter.gauge("stores_out_of_service", len(out.stores))
         self._directory.set_out_of_service(sorted(out.loads))
         if self._lookup is not None:
             self._lookup.forget()
@@ -200,34 +205,16 @@ class SchedulerSide:
     # -- waiting requests ------------------------------------------------------------------
 
     def new_request(self, request: Request) -> None:
-        """Read what the request asks for. One that cannot be understood passes by: it may have
-        been meant to keep its KV out of the directory.
-        """
-        try:
-            wanted = control.parse(request.kv_transfer_params)
-        except ConfigError as error:
-            wanted = control.PASSES_BY
-            self._count("requests_misunderstood", 1)
-            if self._control_lines.passes():
-                logger.warning(
-                    "lmkv: request %s passes by, for what its kv_transfer_params ask of lmkv is "
-                    "not understood: %s",
-                    request.request_id,
-                    error,
-                )
-        if wanted != control.DEFAULT:
-            self._controls[request.request_id] = wanted
-
-    def _control(self, request: Request) -> Control:
-        return self._controls.get(request.request_id, control.DEFAULT)
+        """Read what the request asks for."""
+        if not self._controls.read(request.request_id, request.kv_transfer_params):
+            self._meter.count("requests_misunderstood")
 
     def matched_tokens(self, request: Request, computed_tokens: int) -> int | None:
         """Tokens beyond ``computed_tokens`` that can be loaded; None while another request is
         loading some of them (they will be in vLLM's own prefix cache), while the filesystem has
         not answered, or when this step has seen enough lookups.
         """
-        lookup, stores = self._lookup, self._stores
-        if lookup is None or stores is None or self._passes_by(request):
+        if self._finder is None or self._passes_by(request):
             return 0
         found = self._found.get(request.request_id)
         if found is not None and self._loads.has_any(found.chunks):
@@ -238,7 +225,12 @@ class SchedulerSide:
             if not self._lookups_left:
                 return None
             self._lookups_left -= 1
-            chunks = self._look_up(lookup, stores, request, first_block)
+            chunks = self._finder.find(
+                request,
+                first_block,
+                may_load=self._may_load(request),
+                may_store=self._may_store(request),
+            )
             if chunks is None:
                 return None
             found = Found(first_block, chunks, now)
@@ -246,18 +238,18 @@ class SchedulerSide:
             if self._loads.has_any(found.chunks):
                 return None
         if found.decision is None:
-            decided = self._decided(request, found)
+            decided = self._decided(self._finder, request, found)
             if decided is None:
                 return None
             found = self._found[request.request_id] = decided
         return found.blocks * self._block_tokens
 
-    def _decided(self, request: Request, found: Found) -> Found | None:
+    def _decided(self, finder: Finder, request: Request, found: Found) -> Found | None:
         """``found``, cut to what is loaded of it; None if it is not known what can be."""
         decision = self._decide(request, found)
         run = found.chunks.first(decision.chunks)
         if len(run) < len(found.chunks):
-            cut = self._all_groups(run, found.first_block)
+            cut = finder.all_groups(run, found.first_block)
             if cut is None:
                 return None
             if len(cut) < len(run):
@@ -267,7 +259,7 @@ class SchedulerSide:
     def _decide(self, request: Request, found: Found) -> Decision:
         """How much of what was found is loaded."""
         run = found.chunks
-        most = self._control(request).max_load_tokens
+        most = self._controls.of(request.request_id).max_load_tokens
         if most is not None:
             end = found.first_block + most // self._block_tokens
             if end < run.end:
@@ -288,64 +280,15 @@ class SchedulerSide:
             return True
         if self._was_reset or request.pooling_params is not None:
             return True
-        return self._control(request).passes_by
-
-    def _look_up(
-        self, lookup: Lookup, stores: StorePlanner, request: Request, first_block: int
-    ) -> Run | None:
-        hashes = request.block_hashes
-        stores_on = self._stores_on and self._control(request).store
-        if stores_on:
-            # Blocks in vLLM's prefix cache need not be in the directory: a store may have been
-            # dropped, or they were generated. What this process stored or saw is known.
-            there = lookup.present(stores.unknown(hashes, first_block))
-            if there is None:
-                return None
-            stores.know(there)
-        if not self._may_load(request):
-            # All of it is computed; what vanished from the directory is to be stored then.
-            keys = stores.keys_between(request, first_block, len(hashes))
-            there = lookup.present(keys) if stores_on else []
-            if there is None:
-                return None
-            if stores_on:
-                self._events.gone(set(keys).difference(there))
-            stores.doubt(keys)
-            stores.know(there)
-            return Run()
-        # At least the last token is left to compute: its logits are wanted.
-        limit = min((request.num_tokens - 1) // self._block_tokens, len(hashes))
-        begin = time.monotonic()
-        chunks = lookup.find(hashes, first_block, limit)
-        self._observe("lookup_seconds", [time.monotonic() - begin])
-        if chunks is None:
-            return None
-        # What was evicted is stored again when it is computed. The first miss ends the search,
-        # so the chunks behind it are in doubt too.
-        loadable = self._all_groups(chunks, first_block)
-        if loadable is None:
-            return None
-        self._events.gone(self._missing(stores, request, chunks, first_block, limit)[:1])
-        stores.doubt(self._missing(stores, request, loadable, first_block, limit))
-        stores.know(chunks.keys)
-        if self._groups is not None and loadable:
-            stores.know(self._groups.keys_of(loadable, first_block))
-        return loadable
-
-    def _missing(
-        self, stores: StorePlanner, request: Request, run: Run, first_block: int, limit: int
-    ) -> list[bytes]:
-        """Keys of what is behind ``run``; the first is certainly not there."""
-        return stores.keys_between(request, run.end if run else first_block, limit)
-
-    def _all_groups(self, run: Run, first_block: int) -> Run | None:
-        """What of ``run``, which the first group has, can be loaded for all of them."""
-        return run if self._windows is None else self._windows.loadable(run, first_block)
+        return self._controls.of(request.request_id).passes_by
 
     def _may_load(self, request: Request) -> bool:
         if not self._loads_on or request.skip_reading_prefix_cache:
             return False
-        return self._config.load_policy != "never" and self._control(request).load
+        return self._config.load_policy != "never" and self._controls.of(request.request_id).load
+
+    def _may_store(self, request: Request) -> bool:
+        return self._stores_on and self._controls.of(request.request_id).store
 
     def admitted(self, request: Request, blocks: KVCacheBlocks, external_tokens: int) -> None:
         """The request was given blocks; with ``external_tokens`` it waits for its load."""
@@ -353,7 +296,7 @@ class SchedulerSide:
         found = self._found.pop(request_id, None)
         if self._stores is not None and not self._passes_by(request):
             used_at = self._used_at.setdefault(request_id, time.time())
-            if self._stores_on and self._control(request).store:
+            if self._may_store(request):
                 self._stores.admit(request, used_at)
             elif found is not None:
                 self._stores.use_local(request, found.first_block, used_at)
@@ -367,10 +310,10 @@ class SchedulerSide:
     def _count_decision(self, decision: Decision) -> None:
         if decision.compute_seconds is None:  # nothing to decide
             return
-        self._count(f"load_decisions_{decision.verdict.value}", 1)
-        self._count("load_decisions_trial", decision.is_trial)
-        self._count("expected_compute_microseconds", round(decision.compute_seconds * 1e6))
-        self._count("expected_load_microseconds", round((decision.load_seconds or 0.0) * 1e6))
+        self._meter.count(f"load_decisions_{decision.verdict.value}", 1)
+        self._meter.count("load_decisions_trial", decision.is_trial)
+        self._meter.count("expected_compute_microseconds", round(decision.compute_seconds * 1e6))
+        self._meter.count("expected_load_microseconds", round((decision.load_seconds or 0.0) * 1e6))
 
     def _load(
         self,
@@ -461,15 +404,15 @@ class SchedulerSide:
         self._activity.report()
 
     def _loaded(self, request_id: str, outcome: Outcome) -> None:
-        self._count("tokens_loaded", outcome.gained)
-        self._count("tokens_loaded_memory", outcome.tokens_from_memory)
+        self._meter.count("tokens_loaded", outcome.gained)
+        self._meter.count("tokens_loaded_memory", outcome.tokens_from_memory)
         if outcome.seconds:
-            self._observe("load_seconds", [outcome.seconds])
-        self._count("tokens_failed", outcome.lost)
+            self._meter.observe("load_seconds", outcome.seconds)
+        self._meter.count("tokens_failed", outcome.lost)
         self._activity.count(tokens=outcome.gained, tokens_failed=outcome.lost)
         self._pace.has_in_memory(outcome.keys)
         if outcome.late:
-            self._count("loads_late", 1)
+            self._meter.count("loads_late", 1)
             self._late.add(request_id)
             self._pace.gave_up()
         elif not outcome.failed:
@@ -481,43 +424,22 @@ class SchedulerSide:
             self._stores.doubt(outcome.failed)
             self._found.clear()
 
-    def _count(self, name: str, count: int) -> None:
-        if count:
-            self._stats[name] = self._stats.get(name, 0) + count
-
-    def _observe(self, name: str, seconds: list[float]) -> None:
-        if seconds:
-            self._seconds.setdefault(name, []).extend(seconds)
-
     def take_events(self) -> list[KVCacheEvent]:
         """KV events since the last call."""
         return self._events.take()
 
     def take_stats(self) -> LMKVStats | None:
         if self._lookup is not None:
-            self._count("lookups_given_up", self._lookup.take_given_up())
-        self._note_gauges()
+            self._meter.count("lookups_given_up", self._lookup.take_given_up())
         if self._stores is not None:
-            self._observe("store_seconds", self._stores.take_seconds())
-        stats: dict[str, int | list[float]] = {**self._stats, **self._seconds}
-        self._stats, self._seconds = {}, {}
-        return LMKVStats(data=stats) if stats else None
-
-    def _note_gauges(self) -> None:
-        """What is under way, and the two rates that are compared: where they have changed."""
-        now = {
-            "loads_under_way": len(self._loads.requests()),
-            "stores_under_way": self.stores_under_way,
-        }
-        for name, seconds in (
-            ("compute_tokens_per_second", self._pace.compute_seconds_per_token),
-            ("load_tokens_per_second", self._pace.load_seconds_per_token),
-        ):
-            if seconds:
-                now[name] = round(1 / seconds)
-        for name, value in now.items():
-            if value != self._gauges.get(name, 0):
-                self._gauges[name] = self._stats[name] = value
+            self._meter.observe("store_seconds", *self._stores.take_seconds())
+        self._meter.gauge("loads_under_way", len(self._loads.requests()))
+        self._meter.gauge("stores_under_way", self.stores_under_way)
+        if compute := self._pace.compute_seconds_per_token:
+            self._meter.gauge("compute_tokens_per_second", round(1 / compute))
+        if load := self._pace.load_seconds_per_token:
+            self._meter.gauge("load_tokens_per_second", round(1 / load))
+        return self._meter.take()
 
     # -- ends --------------------------------------------------------------------------------
 
@@ -528,7 +450,7 @@ class SchedulerSide:
         self._loads.cancel(request_id)
         self._found.pop(request_id, None)
         self._used_at.pop(request_id, None)
-        self._controls.pop(request_id, None)
+        self._controls.forget(request_id)
         self._late.discard(request_id)
         self._prefills.forget(request_id)
         if self._stores is not None:

@@ -411,8 +411,8 @@ def test_a_long_prefix_with_few_windows_is_found_quickly(make, root):
     put(root, *(key_of(request, end) for end in range(PER_CHUNK, 60 * PER_CHUNK + 1, PER_CHUNK)))
     put(root, key(engine, 0, request, PER_CHUNK))
     asked = []
-    ask = engine.side._windows._present
-    engine.side._windows._present = lambda keys: asked.append(len(keys)) or ask(keys)
+    ask = engine.side._finder._windows._present
+    engine.side._finder._windows._present = lambda keys: asked.append(len(keys)) or ask(keys)
     assert engine.side.matched_tokens(request, 0) == CHUNK
     assert asked == [1, 60]
 
