@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import vllm
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.mamba.mamba_utils import get_conv_state_layout
 from vllm.v1.core.kv_cache_utils import DEFAULT_NONE_HASH_SEED
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
@@ -185,6 +184,9 @@ def _group_text(group: KVCacheGroupSpec, *, layers: bool) -> str:
 def _spec_text(spec: Any) -> str:
     kind = type(spec).__name__
     if isinstance(spec, MambaSpec):
+        # Of the models that have states alone.
+        from vllm.model_executor.layers.mamba.mamba_utils import get_conv_state_layout
+
         states = " ".join(
             f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
             for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)

@@ -356,8 +356,10 @@ def test_a_decision_to_load_less_ends_where_a_window_is_there(make, root, monkey
     two = Decision(2, Verdict.CUT, within=60.0, disk_tokens=2 * CHUNK)
     monkeypatch.setattr(second.side._pace, "decide", lambda *_, **__: two)
     second.request("a", 3 * CHUNK + 1)
-    seen = loads(second.run())
-    assert [len(load.chunks) for load in seen] == [2]
+    _, metadata = second.step()
+    assert [len(load.chunks) for load in metadata.loads] == [2]
+    assert second.side._loads.tokens_under_way == CHUNK
+    second.run()
     assert second.counted["tokens_loaded"] == CHUNK
     assert second.side._loads.tokens_under_way == 0
     second.assert_at_rest()
