@@ -71,8 +71,8 @@ class Finder:
         self._events.gone(self._behind(request, chunks, first_block, limit)[:1])
         stores.doubt(self._behind(request, loadable, first_block, limit))
         stores.know(chunks.keys)
-        if loadable:
-            stores.know(self._groups.keys_of(loadable, first_block))
+        if loadable and len(self._groups) > 1:
+            stores.know(self._groups.keys_beside(loadable, first_block))
         return loadable
 
     def all_groups(self, run: Run, first_block: int) -> Run | None:

@@ -21,7 +21,7 @@ from vllm.v1.kv_cache_interface import (
     UniformTypeKVCacheSpecs,
 )
 
-from lmkv.vllm.lookup import KEY_BYTES, Run
+from lmkv.vllm.lookup import KEY_BYTES, Lookup, Run
 
 
 class Piece(NamedTuple):
@@ -72,7 +72,7 @@ class Group:
         """What is to be loaded of ``run``, all of it, behind ``first_block`` blocks."""
         needed = max(first_block, self.first_needed(run.end))
         for chunk in run.behind(needed):
-            held = self.first_held(chunk.end)
+            held = chunk.begin if self.skipped is None else self.first_held(chunk.end)
             yield Piece(self.key(chunk.key), held, chunk.end, max(held, needed))
 
 
@@ -103,9 +103,12 @@ class Groups(Sequence[Group]):
             ]
         )
 
-    def keys_of(self, run: Run, first_block: int) -> list[bytes]:
-        """Those of all files that are loaded for ``run``, behind ``first_block`` blocks."""
-        return [piece.key for group in self._groups for piece in group.pieces(run, first_block)]
+    def keys_beside(self, run: Run, first_block: int) -> list[bytes]:
+        """Those of all files but the first group's that are loaded for ``run``, behind
+        ``first_block`` blocks.
+        """
+        others = self._groups[1:]
+        return [piece.key for group in others for piece in group.pieces(run, first_block)]
 
     def __getitem__(self, index: Any) -> Any:
         return self._groups[index]
@@ -136,51 +139,66 @@ def _mask(place: int) -> int:
 class Windows:
     """Says how much of a prefix can be loaded, as all groups are there. Scheduler thread only."""
 
-    def __init__(
-        self,
-        groups: Groups,
-        present: Callable[[list[bytes]], list[bytes] | None],
-        in_memory: Container[bytes],
-    ) -> None:
-        """``present`` and ``in_memory`` as in ``lmkv.vllm.lookup.Lookup``."""
-        self._groups = groups
-        self._windows = [group for group in groups if group.skipped is not None]
-        self._present = present
+    def __init__(self, groups: Groups, lookup: Lookup, in_memory: Container[bytes]) -> None:
+        """``in_memory`` as ``lookup`` has it."""
+        self._others = list(groups[1:])
+        self._lookup = lookup
         self._in_memory = in_memory
 
     def loadable(self, run: Run, first_block: int) -> Run | None:
         """The longest leading part of ``run``, whose chunks are there for the first group, that is
         there for all groups; None if that is not known yet.
         """
-        if not run or len(self._groups) == 1:
+        if not run or not self._others:
             return run
         # Nearly always all of it is there; else it is all asked for, so that a step is enough.
-        keys = self._keys(run, first_block)
-        there = self._ask(keys)
+        needed = [p.key for group in self._others for p in group.pieces(run, first_block)]
+        there = self._ask(needed)
         if there is None:
             return None
-        if len(there) == len(keys):
+        if len(there) == len(needed):
             return run
-        others = self._groups[1:]
-        there = self._ask([group.key(key) for group in others for key in run.keys])
-        if there is None:
+        files = [(group, [group.key(key) for key in run.keys]) for group in self._others]
+        # That something is absent is told once: it must not be asked for a second time.
+        rest = {key for _, keys in files for key in keys}.difference(needed)
+        more = self._ask(list(rest))
+        if more is None:
             return None
-        for group in others:
-            if group.skipped is None:
-                gaps = (i for i, key in enumerate(run.keys) if group.key(key) not in there)
-                run = run.first(next(gaps, len(run)))
-        while run and not self._is_there(run, first_block, there):
-            run = run.first(len(run) - 1)
-        return run
+        there |= more
+        return run.first(self._longest(run, first_block, files, there))
 
-    def _keys(self, run: Run, first_block: int) -> list[bytes]:
-        return [piece.key for group in self._groups[1:] for piece in group.pieces(run, first_block)]
-
-    def _is_there(self, run: Run, first_block: int, there: Container[bytes]) -> bool:
-        pieces = (piece for group in self._windows for piece in group.pieces(run, first_block))
-        return all(piece.key in there for piece in pieces)
+    @staticmethod
+    def _longest(
+        run: Run,
+        first_block: int,
+        files: Sequence[tuple[Group, Sequence[bytes]]],
+        there: Container[bytes],
+    ) -> int:
+        """How many of the chunks: each group's files are ``there`` from the first that it needs."""
+        gaps = [(group, _last_gaps([key in there for key in keys])) for group, keys in files]
+        length = len(run)
+        while length:
+            end = min(run.end, run.begin + length * run.blocks_per_chunk)
+            before = length
+            for group, last_gap in gaps:
+                begin = max(first_block, group.first_needed(end))
+                gap = last_gap[length]
+                # Of fewer chunks even earlier ones are needed: the gap must be behind them all.
+                if gap >= max(0, begin - run.begin) // run.blocks_per_chunk:
+                    length = min(length, gap)
+            if length == before:
+                return length
+        return 0
 
     def _ask(self, keys: list[bytes]) -> set[bytes] | None:
-        there = {key for key in keys if key in self._in_memory}
-        present = self._present([key for key in keys if key not in there])
+        there = {key for key in keys if key in self._in_memory and not self._lookup.is_absent(key)}
+        present = self._lookup.present([key for key in keys if key not in there])
         return None if present is None else there.union(present)
+
+
+def _last_gaps(there: Sequence[bool]) -> list[int]:
+    """For every length, the last index before it where nothing is there; -1 for none."""
+    gaps = [-1]
+    for index, is_there in enumerate(there):
+        gaps.append(gaps[-1] if is_there else index)
+    return gaps

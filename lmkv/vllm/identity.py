@@ -25,7 +25,7 @@ from vllm.v1.kv_cache_interface import (
 from lmkv.config import Config
 from lmkv.namespace import Fact, Namespace
 from lmkv.vllm.groups import layer_specs, needs_all
-from lmkv.vllm.layout import Layout, Page
+from lmkv.vllm.layout import Layout, Page, Placed
 from lmkv.weights import weights_id
 
 # Of a model's config: where it came from and what wrote it. ``auto_map`` names the files of a
@@ -151,6 +151,12 @@ def make_namespace(
         facts["pages"] = sorted({_page_text(page) for page in layout.pages})
     if len(groups) > 1:
         facts["groups"] = [_group_text(group, layers=pipeline == 1) for group in groups]
+        # What lies where in a block: ``pages`` are of all groups together.
+        facts["placed"] = (
+            [f"{one.place}+{one.offset} {one.page.layer} {_own(one)}" for one in layout.placed]
+            if pipeline == 1
+            else sorted({_own(one) for one in layout.placed})
+        )
     return Namespace(facts)
 
 
@@ -174,6 +180,10 @@ def has_random_seed(vllm_config: VllmConfig) -> bool:
 
 def _page_text(page: Page) -> str:
     return f"{'x'.join(map(str, page.shape))} {str(page.dtype).removeprefix('torch.')}"
+
+
+def _own(placed: Placed) -> str:
+    return f"{_page_text(placed.page)} {placed.order}".rstrip()
 
 
 def _group_text(group: KVCacheGroupSpec, *, layers: bool) -> str:

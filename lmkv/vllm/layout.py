@@ -1,5 +1,6 @@
 """From the KV tensors that vLLM registers to the segment table that the core copies by."""
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,12 +28,26 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """A layer's page within a block: it begins ``offset`` bytes into the page of index ``place`` of
+    the layout, whose dimensions are in that ``order`` (``page_order``).
+    """
+
+    place: int
+    offset: int
+    page: Page
+    order: str
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Where a block is: its pages, in the order in which a chunk holds them."""
 
     pages: tuple[Page, ...]
     device: torch.device
     block_count: int
+    # Of several groups, whose pages lie over one another: each layer's own, in order of place.
+    placed: tuple["Placed", ...] = ()
 
     @property
     def block_bytes(self) -> int:
@@ -116,7 +131,20 @@ def read_layouts(
             merged.append(page)
     if any(page.size > page.stride for page in merged):
         raise LayoutError("its KV cache groups place their blocks differently")
-    return Layout(tuple(merged), kv_caches[pages[0].layer].device, block_count)
+    device = kv_caches[pages[0].layer].device
+    return Layout(tuple(merged), device, block_count, _placed(pages, merged, kv_caches))
+
+
+def _placed(
+    pages: Sequence[Page], merged: Sequence[Page], kv_caches: Mapping[str, torch.Tensor]
+) -> tuple[Placed, ...]:
+    begins = [page.address for page in merged]
+    placed = []
+    for page in pages:
+        place = bisect.bisect_right(begins, page.address) - 1
+        order = page_order(kv_caches[page.layer])
+        placed.append(Placed(place, page.address - begins[place], page, order))
+    return tuple(sorted(placed, key=lambda one: (one.place, one.offset, one.page.layer)))
 
 
 def _over(first: Page, second: Page) -> Page:

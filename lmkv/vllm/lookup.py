@@ -130,7 +130,7 @@ class Lookup:
             if present is None:
                 return None
             for tail, tail_end in zip(tails, ends, strict=True):
-                if tail in present or (tail in self._in_memory and not self._is_absent(tail)):
+                if tail in present or (tail in self._in_memory and not self.is_absent(tail)):
                     keys.append(tail)
                     end = tail_end
                     break
@@ -138,7 +138,7 @@ class Lookup:
 
     def present(self, keys: Sequence[bytes]) -> list[bytes] | None:
         """Those of ``keys`` that are in the directory; None if that is not known yet."""
-        keys = [key for key in keys if not self._is_absent(key)]
+        keys = [key for key in keys if not self.is_absent(key)]
         if not keys:
             return []
         there = self._ask(self._service.present, keys)
@@ -183,12 +183,13 @@ class Lookup:
     def mark_stored(self, key: bytes) -> None:
         self._absent.pop(key, None)
 
-    def _is_absent(self, key: bytes) -> bool:
+    def is_absent(self, key: bytes) -> bool:
+        """Whether the chunk is taken for absent, whatever the directory says."""
         until = self._absent.get(key)
         return until is not None and until > self._clock()
 
     def _first_absent(self, keys: list[bytes]) -> int:
         if not self._absent:
             return len(keys)
-        absent = (index for index, key in enumerate(keys) if self._is_absent(key))
+        absent = (index for index, key in enumerate(keys) if self.is_absent(key))
         return next(absent, len(keys))

@@ -169,7 +169,7 @@ class SchedulerSide:
         )
         self._finder = Finder(
             self._lookup,
-            Windows(self._groups, self._lookup.present, self._stores.in_memory),
+            Windows(self._groups, self._lookup, self._stores.in_memory),
             self._groups,
             self._stores,
             self._events,

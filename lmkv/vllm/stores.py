@@ -143,9 +143,8 @@ class StorePlanner:
         return [
             key
             for group in self._groups
-            for end in range(per_chunk, blocks + 1, per_chunk)
-            if end > group.first_needed(blocks)
-            and not self._is_stored(key := group.key(chunk_key(block_hashes[end - 1])))
+            for end in _ends_behind(group.first_needed(blocks), blocks, per_chunk)
+            if not self._is_stored(key := group.key(chunk_key(block_hashes[end - 1])))
         ]
 
     def keys_between(self, request: Request, begin: int, end: int) -> list[bytes]:
@@ -232,6 +231,8 @@ class StorePlanner:
         """Of these the ones that are behind a chunk, or behind the prompt's tail."""
         request = progress.request
         for index, block_id, tokens in states:
+            if tokens > request.num_prompt_tokens and not self._generated:
+                continue
             end, rest = divmod(tokens, self._block_tokens)
             is_tail = self._tails and end == self._tail_end(request)
             if rest or not (is_tail or end % self._blocks_per_chunk == 0):
@@ -303,8 +304,9 @@ class StorePlanner:
         if blocks % per_chunk and blocks == self._tail_end(request):
             ends.append(blocks)
         for group in self._groups:
+            first = group.first_needed(blocks)
             for end in ends:
-                if end > group.first_needed(blocks):
+                if end > first:
                     key = group.key(chunk_key(hashes[end - 1]))
                     self.know([key])  # only so that it is said once a tick
                     self.use(key, group.first_held(end), used_at)
@@ -368,3 +370,8 @@ class StorePlanner:
         """Whether a block would be free but for a store that reads it."""
         pinned = (block for blocks in self._pinned.values() for block in blocks)
         return any(block.ref_cnt == 1 for block in pinned)
+
+
+def _ends_behind(first: int, blocks: int, per_chunk: int) -> range:
+    """The ends of the whole chunks in the first ``blocks`` blocks that end behind ``first``."""
+    return range((first // per_chunk + 1) * per_chunk, blocks + 1, per_chunk)

@@ -4,6 +4,9 @@
 has four.
 """
 
+import random
+import time
+
 import pytest
 from scheduler_harness import (
     BLOCK,
@@ -413,10 +416,48 @@ def test_a_long_prefix_with_few_windows_is_found_quickly(make, root):
     put(root, *(key_of(request, end) for end in range(PER_CHUNK, 60 * PER_CHUNK + 1, PER_CHUNK)))
     put(root, key(engine, 0, request, PER_CHUNK))
     asked = []
-    ask = engine.side._finder._windows._present
-    engine.side._finder._windows._present = lambda keys: asked.append(len(keys)) or ask(keys)
+    ask = engine.side._lookup.present
+    engine.side._lookup.present = lambda keys: asked.append(len(keys)) or ask(keys)
     assert engine.side.matched_tokens(request, 0) == CHUNK
-    assert asked == [1, 60]
+    assert asked[-2:] == [1, 59], "none is asked for twice: that it is absent is told once"
+
+
+@pytest.mark.parametrize("gone", [(0, PER_CHUNK), (0, 2 * PER_CHUNK), (1, 2 * PER_CHUNK)])
+def test_a_file_that_is_missing_holds_up_no_request_whatever_the_filesystem_takes(
+    make, root, monkeypatch, gone
+):
+    """That something is absent is told once, and no answer comes in the step that asks."""
+    request = make().request("a", 3 * CHUNK + 1)
+    first = make()
+    first.request("a", 3 * CHUNK + 1)
+    first.run()
+    group, end = gone
+    chunk_file(root, key(first, group, request, end)).unlink()
+    engine = make()
+    monkeypatch.setattr("lmkv.vllm.lookup.WAIT_SECONDS", 0.0)
+    request = engine.request("b", 3 * CHUNK + 1)
+    deadline = time.monotonic() + 20
+    while not request.is_finished():
+        engine.step()
+        time.sleep(0.002)
+        assert time.monotonic() < deadline, "it waits for ever"
+    engine.run()
+    engine.assert_at_rest()
+
+
+@pytest.mark.parametrize("missing", range(8))
+def test_the_search_finds_what_trying_all_lengths_finds(make, root, missing):
+    engine = make(blocks=2000)
+    request = engine.request("a", 12 * CHUNK + 1)
+    ends = range(PER_CHUNK, 12 * PER_CHUNK + 1, PER_CHUNK)
+    source = random.Random(missing)
+    for end in ends:
+        for group in (0, 1):
+            if group == 1 or source.random() > missing / 8:
+                put(root, key(engine, group, request, end))
+    # Two blocks of the window lie in the last chunk of any prefix: that one file must be there.
+    there = [end for end in ends if chunk_file(root, key(engine, 0, request, end)).exists()]
+    assert engine.side.matched_tokens(request, 0) == (there[-1] if there else 0) * BLOCK
 
 
 def stored_ends(engine):

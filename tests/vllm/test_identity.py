@@ -26,7 +26,7 @@ from vllm.v1.kv_cache_interface import (
 import lmkv
 from lmkv.config import Config
 from lmkv.vllm import identity
-from lmkv.vllm.layout import Layout, Page
+from lmkv.vllm.layout import Layout, Page, Placed
 
 LAYERS = ["model.layers.0.attn", "model.layers.1.attn"]
 
@@ -360,6 +360,30 @@ def test_several_groups_are_a_part_of_the_namespace(config):
     # One group is no part of it: directories from before groups were cached stay valid.
     assert groups_text(config, KVCacheGroupSpec(LAYERS, FULL)) == groups_text(config)
     assert groups_text(config)[:2] == (None, LAYERS)
+
+
+def test_what_lies_where_is_a_part_of_the_namespace_of_several_groups(config):
+    groups = [KVCacheGroupSpec(["l0"], WINDOW), KVCacheGroupSpec(["l1"], FULL)]
+
+    def made(*placed):
+        own = [
+            Placed(place, 0, Page(layer, 4096, 8192, 4096, (1, 2, 16, 32), dtype), order)
+            for place, layer, dtype, order in placed
+        ]
+        over = dataclasses.replace(layout(), placed=tuple(own))
+        return identity.make_namespace(config, Config(path=("/c",)), over, "HNC", 32, groups)
+
+    one = made((0, "l0", torch.bfloat16, "HNC"), (0, "l1", torch.bfloat16, "HNC"))
+    assert one.facts["placed"] == [
+        "0+0 l0 1x2x16x32 bfloat16 HNC",
+        "0+0 l1 1x2x16x32 bfloat16 HNC",
+    ]
+    others = [
+        made((0, "l0", torch.bfloat16, "NHC"), (0, "l1", torch.bfloat16, "HNC")),
+        made((0, "l0", torch.uint8, "HNC"), (0, "l1", torch.bfloat16, "HNC")),
+        made((1, "l0", torch.bfloat16, "HNC"), (0, "l1", torch.bfloat16, "HNC")),
+    ]
+    assert len({other.digest for other in (one, *others)}) == 4
 
 
 def test_weights_that_may_be_replaced_are_refused(config):

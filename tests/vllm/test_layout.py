@@ -1,5 +1,7 @@
 """Layouts as vLLM makes them: the views come from vLLM's own ``create_kv_cache_views``."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from vllm.v1.kv_cache_interface import (
@@ -182,7 +184,7 @@ def test_groups_that_lie_over_one_another_have_one_layout():
     caches, _ = views(KVCacheLayout.LBNHC, spec_of())
     shorter = {"window.0": caches[LAYERS[0]], "window.1": caches[LAYERS[1]]}
     found = read_layouts(caches | shorter, [LAYERS, list(shorter)], BLOCKS)
-    assert found == read_layout(caches, LAYERS, BLOCKS)
+    assert replace(found, placed=()) == read_layout(caches, LAYERS, BLOCKS)
     # In whatever order they come: the pages are in the order of the memory.
     swapped = read_layouts(caches | shorter, [list(shorter), LAYERS], BLOCKS)
     assert swapped.segments() == found.segments()
@@ -229,3 +231,29 @@ def test_groups_with_blocks_in_other_places_are_refused(page, stride, offset):
     caches = {"full": at(raw, 0, 800, 1000), "other": at(raw, offset, page, stride)}
     with pytest.raises(LayoutError, match="place their blocks differently"):
         read_layouts(caches, [["full"], ["other"]], BLOCKS)
+
+
+def test_each_groups_own_pages_say_what_lies_where():
+    def placed(window_order, window_dtype=torch.bfloat16):
+        raw = torch.zeros(BLOCKS * 8192, dtype=torch.int8)
+        full = raw.view(torch.bfloat16).as_strided((BLOCKS, 1, 16, 256), (4096, 4096, 256, 1))
+        size = window_dtype.itemsize
+        heads, tokens, width = 2, 16, 256 // size
+        strides = {"HNC": (tokens * width, width), "NHC": (width, heads * width)}[window_order]
+        window = raw.view(window_dtype).as_strided(
+            (BLOCKS, heads, tokens, width), (8192 // size, *strides, 1)
+        )
+        layout = read_layouts({"f": full, "w": window}, [["w"], ["f"]], BLOCKS)
+        assert layout.segments() == [(raw.data_ptr(), 8192, 8192)]
+        return [
+            (one.place, one.offset, one.page.layer, one.order, one.page.dtype)
+            for one in layout.placed
+        ]
+
+    # One head of full attention has no place in its order; the windows' order is their own.
+    assert placed("HNC") == [
+        (0, 0, "f", "NC", torch.bfloat16),
+        (0, 0, "w", "HNC", torch.bfloat16),
+    ]
+    assert placed("NHC") != placed("HNC")
+    assert placed("HNC", torch.int8) != placed("HNC")
