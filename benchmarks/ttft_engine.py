@@ -83,7 +83,10 @@ class _Engine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from lmkv.demo.model import prepare_smollm2
+        from lmkv.vllm import scheduler
 
+        # An idle engine goes on until all is stored, however slow the disk is.
+        scheduler.STORE_LINGER_SECONDS = 60.0
         transfer = {
             "kv_connector": "LMKVConnector",
             "kv_connector_module_path": "lmkv.vllm",
@@ -119,9 +122,7 @@ class _Engine:
         while not any(output.outputs[0].token_ids for output in self._engine.step()):
             pass
         taken = time.perf_counter() - begin
-        scheduler = self._core.scheduler
-        stores = scheduler.connector.scheduler_side if scheduler.connector else None
-        while scheduler.has_requests() or (stores is not None and stores.stores_under_way):
+        while self._core.scheduler.has_requests():
             self._engine.step()
         return taken
 
