@@ -83,12 +83,14 @@ class LMKVTier(SecondaryTierManager):
         *,
         locality: str | None = None,
         enable_kv_events: bool = False,
+        one_host: bool = False,
         **settings: object,
     ) -> None:
         """Find out what the KV is made of and start the engine. Blocks on the disk.
 
-        ``locality`` and ``enable_kv_events`` are as for vLLM's own tiers, and all other names are
-        lmkv's settings (docs/configuration.md).
+        ``locality`` and ``enable_kv_events`` are as for vLLM's own tiers, ``one_host`` says that
+        all workers are on this host, and all other names are lmkv's settings
+        (docs/configuration.md).
         """
         super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
         self.locality = None if locality is None else Locality(locality)
@@ -106,7 +108,9 @@ class LMKVTier(SecondaryTierManager):
         self._full_lines = Throttle()
         self._full = 0  # stores that were dropped because a directory is full
         self._next_stats = 0.0
-        refusal = tier_identity.refusal(offloading_spec.config)
+        refusal = tier_identity.refusal(
+            offloading_spec.config, one_host=tier_identity.is_one_host(one_host)
+        )
         if refusal:
             logger.warning("lmkv: nothing is stored or loaded: %s", refusal)
             return

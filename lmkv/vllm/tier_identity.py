@@ -48,13 +48,31 @@ def chunk_tokens(spec: OffloadingSpec) -> int:
     return int(max(spec.tokens_per_block) * spec.blocks_per_chunk)
 
 
-def refusal(config: OffloadingConfig) -> str:
-    """Why a tier cannot keep what this engine's workers compute; "" if it can."""
-    workers = config.parallel.world_size
+def is_one_host(given: object) -> bool:
+    """The setting ``one_host``. Raises ConfigError."""
+    if not isinstance(given, bool):
+        raise ConfigError(f"one_host: expected true or false, got {given!r}")
+    return given
+
+
+def refusal(config: OffloadingConfig, *, one_host: bool) -> str:
+    """Why a tier cannot keep what this engine's workers compute; "" if it can.
+
+    ``one_host``: the user says that all workers are on this host. vLLM tells a tier only how many
+    there are, and on each host they have a CPU cache of their own: half of a row would be empty.
+    """
+    parallel = config.parallel
+    workers = parallel.world_size
     has_gpus = current_platform.is_cuda_alike() or current_platform.is_xpu()
     if has_gpus and current_platform.device_count() < workers:
         return (
             f"{workers} workers are more than this host has GPUs, and its CPU cache is all there is"
+        )
+    # vLLM keeps one copy only where it knows that all are on one host.
+    if workers > 1 and not one_host and not config.replicated_layout:
+        return (
+            f"a tier is not told on how many hosts {workers} workers are, and this host's CPU "
+            'cache is all there is: if all are on this one, say so by "one_host": true'
         )
     return ""
 
