@@ -303,6 +303,6 @@ class LMKVTier(SecondaryTierManager):
         full, self._full = self._full, totals["stores_dropped_full"]
         if full < self._full and self._full_lines.passes():
             notices.full(self._config, totals, self._core.engine.info(), 0)
-        totals["stores_dropped"] += self._jobs.dropped
+        totals["stores_dropped"] += self._jobs.dropped - self._jobs.put_back
         totals["lookups_given_up"] = self._lookup.given_up()
         return self._deltas.take(totals)

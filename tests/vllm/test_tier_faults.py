@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tier_harness import Native, config_of, files, tier
+from tier_harness import FILE_BYTES, Native, config_of, files, tier
 from vllm.v1.kv_offload.base import LookupResult
 
 from lmkv._C import Faults, fault_engine
@@ -39,9 +39,23 @@ def make(tiny_model, root, monkeypatch):
         native.close()
 
 
+class Fuse(FaultyFuse):
+    def freeze(self):
+        """And nothing is answered any more: on a busy machine a signal takes its time."""
+        super().freeze()
+        tasks = Path(f"/proc/{self._server.pid}/task")
+        deadline = time.monotonic() + 20
+        while any(
+            (task / "stat").read_text().rpartition(")")[2].split()[0] != "T"
+            for task in tasks.iterdir()
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+
 @pytest.fixture
 def fuse(tmp_path):
-    filesystem = FaultyFuse(tmp_path / "fuse")
+    filesystem = Fuse(tmp_path / "fuse")
     yield filesystem
     filesystem.remove()
 
@@ -148,6 +162,49 @@ def test_stores_to_a_filesystem_that_hangs_hold_no_rows(make, fuse, impatient):
     assert native.totals["stores_dropped"] > 40
     assert native.slowest < SLOWEST_CALL
     fuse.thaw()
+
+
+@pytest.fixture
+def behind_loads(make):
+    """Loads of 20 chunks hang, with 15 in all of the host memory, and 20 are to be stored."""
+    make().store("a document", 20)
+    native = make("read.hang", host_memory="1MiB")
+    native.look_up(native.prompt("a document", 20))
+    native.step()
+    native.until(lambda: native.faults.hanging() > 0)
+    native.compute(native.prompt("another", 20))
+    native.step()
+    return native
+
+
+def test_stores_wait_for_loads_that_have_the_memory(behind_loads, root):
+    for _ in range(5):
+        behind_loads.step()
+    behind_loads.faults.change("")
+    behind_loads.faults.release()
+    behind_loads.settle()
+    assert len(files(root)) == 40
+    assert behind_loads.totals.get("stores_dropped", 0) == 0
+
+
+def test_stores_wait_for_a_second_and_are_counted_once(behind_loads, root):
+    jobs = behind_loads.tier._jobs
+    begin = time.monotonic()
+    behind_loads.until(lambda: not jobs._waiting)
+    assert 0.5 < time.monotonic() - begin < 4
+    behind_loads.step()
+    assert behind_loads.totals["stores_dropped"] == 20
+    assert len(files(root)) == 20
+
+
+def test_stores_that_no_memory_would_help_do_not_wait(make, root):
+    make().store("a document", 12)
+    native = make(capacity=2 * FILE_BYTES, eviction="lru")
+    native.until(lambda: native.tier._core.engine.stats()["housekeeping_passes"])
+    native.compute(native.prompt("another", 10))
+    assert not native.tier._jobs._waiting
+    native.settle()
+    assert native.totals.get("stores_dropped", 0) == 0
 
 
 def test_loads_of_a_filesystem_that_hangs_are_given_up(make, fuse, impatient):
