@@ -102,6 +102,8 @@ class TierJobs:
             number = self._engine.load(chunks, used_at=used_at)
         except Exception as error:  # noqa: BLE001 - nothing may end the engine in a step
             self._say("a load", error)
+            # Else they would be found, promoted and not loaded for ever.
+            self._lookup.mark_absent(place.key for place in places)
             for place in places:
                 self._end_chunk(job, place.key, failed=True)
         else:

@@ -114,6 +114,24 @@ def test_a_load_that_fails_is_recomputed_and_the_others_come(make, root):
     assert len(files(root)) == 20 - native.totals["chunks_bad_removed"]
 
 
+def test_a_load_that_cannot_be_started_is_recomputed(make, monkeypatch, lines):
+    make().store("a document", 5)
+    native = make()
+    engine = native.tier._core.engine
+
+    class Refusing:
+        def load(self, chunks, used_at):
+            raise RuntimeError("no more")
+
+        def __getattr__(self, name):
+            return getattr(engine, name)
+
+    monkeypatch.setattr(native.tier._jobs, "_engine", Refusing())
+    assert native.load("a document", 5) == 0
+    assert native.load("a document", 5) == 0
+    assert sum("a load could not be started: no more" in line for line in lines()) == 1
+
+
 def test_a_directory_out_of_service_is_not_looked_into_and_comes_back(make, root, lines):
     first = make()
     first.store("a document", 5)
