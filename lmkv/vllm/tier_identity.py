@@ -29,6 +29,8 @@ _NOT_OF_A_TIER = {
     "transfer": "vLLM copies between the GPU and its own host memory",
 }
 
+_WEIGHTS = "weights "  # begins the fact of a model that is known by them
+
 
 def settings(
     given: Mapping[str, object], environ: Mapping[str, str], spec: OffloadingSpec
@@ -62,6 +64,11 @@ def refusal(config: OffloadingConfig, *, one_host: bool) -> str:
     there are, and on each host they have a CPU cache of their own: half of a row would be empty.
     """
     parallel = config.parallel
+    # Which tokens lie where is up to --cp-kv-cache-interleave-size, which a tier is not told.
+    if parallel.dcp_size > 1:
+        return "decode context parallelism spreads a block over ranks"
+    if parallel.pcp_size > 1:
+        return "prefill context parallelism spreads a block over ranks"
     workers = parallel.world_size
     has_gpus = current_platform.is_cuda_alike() or current_platform.is_xpu()
     if has_gpus and current_platform.device_count() < workers:
@@ -77,8 +84,8 @@ def refusal(config: OffloadingConfig, *, one_host: bool) -> str:
     return ""
 
 
-def is_known_by_name_only(config: OffloadingConfig) -> bool:
-    return not Path(config.model.name).exists()
+def is_known_by_name_only(namespace: Namespace) -> bool:
+    return not str(namespace.facts["model"]).startswith(_WEIGHTS)
 
 
 def make_namespace(spec: OffloadingSpec, config: Config, row_bytes: int) -> Namespace:
@@ -107,7 +114,6 @@ def make_namespace(spec: OffloadingSpec, config: Config, row_bytes: int) -> Name
         "block_bytes": row_bytes,
         "tensor_parallel": parallel.tp_size,
         "pipeline_parallel": parallel.pp_size,
-        "context_parallel": f"{parallel.pcp_size} {parallel.dcp_size}",
         "layer_partition": os.environ.get("VLLM_PP_LAYER_PARTITION", ""),
         "hash_seed": os.environ.get("PYTHONHASHSEED", DEFAULT_NONE_HASH_SEED),
         "namespace": config.namespace,
@@ -133,7 +139,7 @@ def _model(name: str) -> str:
     """A local model is what its weights are, wherever it lies; any other goes by its name."""
     path = Path(name)
     if path.exists() and (weights := weights_id(path)):
-        return f"weights {weights}"
+        return f"{_WEIGHTS}{weights}"
     return name
 
 

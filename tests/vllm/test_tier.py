@@ -320,11 +320,14 @@ def test_a_local_model_is_its_weights(make, root, tmp_path):
     assert make(model=names[2]).load("a document", 3) == 0
 
 
-def test_a_model_that_is_known_by_its_name_only_is_warned_of(make, lines):
-    make()
+def test_a_model_that_is_known_by_its_name_only_is_warned_of(make, lines, tiny_model, tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"1" * 100)
+    make(model=tmp_path)
     assert not any("told its name only" in line for line in lines())
-    make(model="somebody/else")
-    assert sum("told its name only, somebody/else" in line for line in lines()) == 1
+    for number, name in enumerate(("somebody/else", tiny_model)):  # a directory without weights
+        make(model=name)
+        assert sum("told its name only" in line for line in lines()) == number + 1
+        assert any(f"told its name only, {name}" in line for line in lines())
 
 
 @pytest.mark.parametrize(
@@ -357,6 +360,13 @@ def test_workers_that_vllm_knows_to_be_on_one_host_need_no_word(tiny_model):
     assert not refusal(replace(config, replicated_layout=True), one_host=False)
     assert not refusal(config, one_host=True)
     assert not refusal(config_of(tiny_model), one_host=False)
+
+
+@pytest.mark.parametrize("size", ["dcp_size", "pcp_size"])
+def test_context_parallelism_is_refused_as_by_the_connector(tiny_model, size):
+    config = config_of(tiny_model, workers=2)
+    config = replace(config, parallel=replace(config.parallel, **{size: 2}))
+    assert "context parallelism spreads a block over ranks" in refusal(config, one_host=True)
 
 
 # -- settings -----------------------------------------------------------------------------
