@@ -104,7 +104,7 @@ class LMKVTier(SecondaryTierManager):
         self._was_reset = False
         self._refused: list[JobResult] = []
         self._core: TierCore | None = None
-        self._deltas = TierDeltas(tier_type)
+        self._deltas = TierDeltas(tier_identity.label(tier_type, settings, offloading_spec))
         self._full_lines = Throttle()
         self._full = 0  # stores that were dropped because a directory is full
         self._next_stats = 0.0
@@ -114,6 +114,11 @@ class LMKVTier(SecondaryTierManager):
         if refusal:
             logger.warning("lmkv: nothing is stored or loaded: %s", refusal)
             return
+        if backpressure_detector is not None:
+            logger.warning(
+                "lmkv: vLLM's backpressure has no use here: a store ends when its rows were "
+                "copied, and what finds no host memory within a second is dropped"
+            )
         self._core = TierCore(offloading_spec, self._config, primary_kv_view)
         self._lookup = TierLookup(self._core.directory)
         self._jobs = TierJobs(

@@ -31,6 +31,11 @@ _NOT_OF_A_TIER = {
 
 _WEIGHTS = "weights "  # begins the fact of a model that is known by them
 
+# What an entry of secondary_tiers may have beside lmkv's settings.
+_OF_AN_ENTRY = frozenset(
+    {"type", "module_path", "backpressure", "locality", "enable_kv_events", "one_host"}
+)
+
 
 def settings(
     given: Mapping[str, object], environ: Mapping[str, str], spec: OffloadingSpec
@@ -43,6 +48,18 @@ def settings(
             raise ConfigError(f"{name}: is no setting of a tier; {instead}")
     config = Config.from_sources(given, environ)
     return replace(config, chunk_tokens=chunk_tokens(spec))
+
+
+def label(tier_type: str, given: Mapping[str, object], spec: OffloadingSpec) -> str:
+    """A tier in metrics, as vLLM has it: "1:LMKVTier" is the first entry. vLLM does not tell a tier
+    which it is, so it is the first that has the settings ``given``.
+    """
+    entries = getattr(spec, "secondary_tier_configs", ())
+    for number, entry in enumerate(entries, 1):
+        of_lmkv = {name: value for name, value in entry.items() if name not in _OF_AN_ENTRY}
+        if entry.get("type") == tier_type and of_lmkv == given:
+            return f"{number}:{tier_type}"
+    return tier_type
 
 
 def chunk_tokens(spec: OffloadingSpec) -> int:

@@ -33,7 +33,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from lmkv.cli import app
 from lmkv.errors import ConfigError
 from lmkv.vllm import LMKVTier
-from lmkv.vllm.tier_identity import refusal, settings, tier_key
+from lmkv.vllm.tier_identity import label, refusal, settings, tier_key
 from lmkv.vllm.tier_metrics import TIER_COUNTERS, TIER_GAUGES
 
 
@@ -424,12 +424,13 @@ def test_events_are_off_where_vllm_has_none(make, lines):
     assert any("enable_kv_events has no effect" in line for line in lines())
 
 
-def test_stores_that_are_fast_are_not_held_back_by_vllms_backpressure(make, root):
+def test_stores_that_are_fast_are_not_held_back_by_vllms_backpressure(make, root, lines):
     detector = {"backpressure_cls": "EMABackpressureDetector"}
     native = make(backpressure=detector)
     assert native.tier.bp_detector is not None
     native.store("a document", 5)
     assert len(files(root)) == 5
+    assert sum("backpressure has no use here" in line for line in lines()) == 1
 
 
 def test_a_reset_ends_it_because_the_weights_may_be_others(make, root, lines):
@@ -499,6 +500,20 @@ def test_every_counter_is_defined_and_reaches_prometheus(make):
     native.settle()
     assert native.tier.get_stats() is None
     assert set(TIER_COUNTERS) - {"lookups_given_up"} <= set(native.tier._core.engine.stats())
+
+
+def test_each_entry_has_the_label_that_vllm_gives_it(tiny_model, tmp_path):
+    entries = [
+        tier(tmp_path / "one", capacity="1GiB"),
+        {"type": "example"},
+        tier(tmp_path / "two", locality="REMOTE", backpressure={}),
+    ]
+    spec = TieringOffloadingSpec(config_of(tiny_model, *entries))
+    given = {"host_memory": "8MiB", "free_space_floor": 0}
+    assert label("LMKVTier", {"path": str(tmp_path / "two"), **given}, spec) == "3:LMKVTier"
+    given["capacity"] = "1GiB"
+    assert label("LMKVTier", {"path": str(tmp_path / "one"), **given}, spec) == "1:LMKVTier"
+    assert label("LMKVTier", {"path": "/elsewhere", **given}, spec) == "LMKVTier"
 
 
 def test_the_class_is_what_vllm_asks_for():
