@@ -83,12 +83,14 @@ class LMKVTier(SecondaryTierManager):
         *,
         locality: str | None = None,
         enable_kv_events: bool = False,
+        one_host: bool = False,
         **settings: object,
     ) -> None:
         """Find out what the KV is made of and start the engine. Blocks on the disk.
 
-        ``locality`` and ``enable_kv_events`` are as for vLLM's own tiers, and all other names are
-        lmkv's settings (docs/configuration.md).
+        ``locality`` and ``enable_kv_events`` are as for vLLM's own tiers, ``one_host`` says that
+        all workers are on this host, and all other names are lmkv's settings
+        (docs/configuration.md).
         """
         super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
         self.locality = None if locality is None else Locality(locality)
@@ -102,14 +104,21 @@ class LMKVTier(SecondaryTierManager):
         self._was_reset = False
         self._refused: list[JobResult] = []
         self._core: TierCore | None = None
-        self._deltas = TierDeltas(tier_type)
+        self._deltas = TierDeltas(tier_identity.label(tier_type, settings, offloading_spec))
         self._full_lines = Throttle()
         self._full = 0  # stores that were dropped because a directory is full
         self._next_stats = 0.0
-        refusal = tier_identity.refusal(offloading_spec.config)
+        refusal = tier_identity.refusal(
+            offloading_spec.config, one_host=tier_identity.is_one_host(one_host)
+        )
         if refusal:
             logger.warning("lmkv: nothing is stored or loaded: %s", refusal)
             return
+        if backpressure_detector is not None:
+            logger.warning(
+                "lmkv: vLLM's backpressure has no use here: a store ends when its rows were "
+                "copied, and what finds no host memory within a second is dropped"
+            )
         self._core = TierCore(offloading_spec, self._config, primary_kv_view)
         self._lookup = TierLookup(self._core.directory)
         self._jobs = TierJobs(
@@ -299,6 +308,6 @@ class LMKVTier(SecondaryTierManager):
         full, self._full = self._full, totals["stores_dropped_full"]
         if full < self._full and self._full_lines.passes():
             notices.full(self._config, totals, self._core.engine.info(), 0)
-        totals["stores_dropped"] += self._jobs.dropped
+        totals["stores_dropped"] += self._jobs.dropped - self._jobs.put_back
         totals["lookups_given_up"] = self._lookup.given_up()
         return self._deltas.take(totals)

@@ -29,6 +29,13 @@ _NOT_OF_A_TIER = {
     "transfer": "vLLM copies between the GPU and its own host memory",
 }
 
+_WEIGHTS = "weights "  # begins the fact of a model that is known by them
+
+# What an entry of secondary_tiers may have beside lmkv's settings.
+_OF_AN_ENTRY = frozenset(
+    {"type", "module_path", "backpressure", "locality", "enable_kv_events", "one_host"}
+)
+
 
 def settings(
     given: Mapping[str, object], environ: Mapping[str, str], spec: OffloadingSpec
@@ -43,24 +50,59 @@ def settings(
     return replace(config, chunk_tokens=chunk_tokens(spec))
 
 
+def label(tier_type: str, given: Mapping[str, object], spec: OffloadingSpec) -> str:
+    """A tier in metrics, as vLLM has it: "1:LMKVTier" is the first entry. vLLM does not tell a tier
+    which it is, so it is the first that has the settings ``given``.
+    """
+    entries = getattr(spec, "secondary_tier_configs", ())
+    for number, entry in enumerate(entries, 1):
+        of_lmkv = {name: value for name, value in entry.items() if name not in _OF_AN_ENTRY}
+        if entry.get("type") == tier_type and of_lmkv == given:
+            return f"{number}:{tier_type}"
+    return tier_type
+
+
 def chunk_tokens(spec: OffloadingSpec) -> int:
     """Tokens in a chunk; where groups of layers differ in that, of the longest."""
     return int(max(spec.tokens_per_block) * spec.blocks_per_chunk)
 
 
-def refusal(config: OffloadingConfig) -> str:
-    """Why a tier cannot keep what this engine's workers compute; "" if it can."""
-    workers = config.parallel.world_size
+def is_one_host(given: object) -> bool:
+    """The setting ``one_host``. Raises ConfigError."""
+    if not isinstance(given, bool):
+        raise ConfigError(f"one_host: expected true or false, got {given!r}")
+    return given
+
+
+def refusal(config: OffloadingConfig, *, one_host: bool) -> str:
+    """Why a tier cannot keep what this engine's workers compute; "" if it can.
+
+    ``one_host``: the user says that all workers are on this host. vLLM tells a tier only how many
+    there are, and on each host they have a CPU cache of their own: half of a row would be empty.
+    """
+    parallel = config.parallel
+    # Which tokens lie where is up to --cp-kv-cache-interleave-size, which a tier is not told.
+    if parallel.dcp_size > 1:
+        return "decode context parallelism spreads a block over ranks"
+    if parallel.pcp_size > 1:
+        return "prefill context parallelism spreads a block over ranks"
+    workers = parallel.world_size
     has_gpus = current_platform.is_cuda_alike() or current_platform.is_xpu()
     if has_gpus and current_platform.device_count() < workers:
         return (
             f"{workers} workers are more than this host has GPUs, and its CPU cache is all there is"
         )
+    # vLLM keeps one copy only where it knows that all are on one host.
+    if workers > 1 and not one_host and not config.replicated_layout:
+        return (
+            f"a tier is not told on how many hosts {workers} workers are, and this host's CPU "
+            'cache is all there is: if all are on this one, say so by "one_host": true'
+        )
     return ""
 
 
-def is_known_by_name_only(config: OffloadingConfig) -> bool:
-    return not Path(config.model.name).exists()
+def is_known_by_name_only(namespace: Namespace) -> bool:
+    return not str(namespace.facts["model"]).startswith(_WEIGHTS)
 
 
 def make_namespace(spec: OffloadingSpec, config: Config, row_bytes: int) -> Namespace:
@@ -89,7 +131,6 @@ def make_namespace(spec: OffloadingSpec, config: Config, row_bytes: int) -> Name
         "block_bytes": row_bytes,
         "tensor_parallel": parallel.tp_size,
         "pipeline_parallel": parallel.pp_size,
-        "context_parallel": f"{parallel.pcp_size} {parallel.dcp_size}",
         "layer_partition": os.environ.get("VLLM_PP_LAYER_PARTITION", ""),
         "hash_seed": os.environ.get("PYTHONHASHSEED", DEFAULT_NONE_HASH_SEED),
         "namespace": config.namespace,
@@ -115,7 +156,7 @@ def _model(name: str) -> str:
     """A local model is what its weights are, wherever it lies; any other goes by its name."""
     path = Path(name)
     if path.exists() and (weights := weights_id(path)):
-        return f"weights {weights}"
+        return f"{_WEIGHTS}{weights}"
     return name
 
 

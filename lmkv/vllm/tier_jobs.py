@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import OffloadKey
@@ -43,6 +44,14 @@ class _Job:
     begun: float = field(default_factory=time.monotonic)
 
 
+class _Store(Enum):
+    """What became of the beginning of a store."""
+
+    BEGUN = auto()
+    DROPPED = auto()
+    NO_MEMORY = auto()  # for now
+
+
 class TierJobs:
     """Scheduler thread only. No call but ``drain`` and ``close`` waits for anything."""
 
@@ -59,7 +68,9 @@ class TierJobs:
         self._results: list[JobResult] = []
         self._stored: list[OffloadKey] = []
         self._error_lines = Throttle()
-        self.dropped = 0  # chunks that waited for host memory in vain
+        self._no_memory = 0  # of the engine's counter
+        self.dropped = 0  # chunks that waited for host memory in vain, unknown to the engine
+        self.put_back = 0  # those that the engine counts as dropped, and that were asked for again
         self.moved = False  # the engine's counters, perhaps, since this was last set to False
 
     @property
@@ -91,6 +102,8 @@ class TierJobs:
             number = self._engine.load(chunks, used_at=used_at)
         except Exception as error:  # noqa: BLE001 - nothing may end the engine in a step
             self._say("a load", error)
+            # Else they would be found, promoted and not loaded for ever.
+            self._lookup.mark_absent(place.key for place in places)
             for place in places:
                 self._end_chunk(job, place.key, failed=True)
         else:
@@ -114,15 +127,20 @@ class TierJobs:
         return job
 
     def _begin_stores(self) -> None:
+        too_old = time.monotonic() - STORE_WAIT_SECONDS
         while self._waiting and len(self._stores) < self._most:
             job, place = self._waiting.popleft()
-            if not self._begin_store(job, place):
+            begun = self._begin_store(job, place)
+            if begun is _Store.NO_MEMORY and job.begun >= too_old:
+                self._waiting.appendleft((job, place))
+                self.put_back += 1
+                return
+            if begun is not _Store.BEGUN:
                 self._end_chunk(job, place.key, failed=True)
-        too_old = time.monotonic() - STORE_WAIT_SECONDS
         while self._waiting and self._waiting[0][0].begun < too_old:
             self._drop_first()
 
-    def _begin_store(self, job: _Job, place: Place) -> bool:
+    def _begin_store(self, job: _Job, place: Place) -> _Store:
         self.moved = True
         try:
             number = self._engine.store(
@@ -130,10 +148,19 @@ class TierJobs:
             )
         except Exception as error:  # noqa: BLE001 - nothing may end the engine in a step
             self._say("a store", error)
-            return False
+            return _Store.DROPPED
         if number:
             self._stores[number] = job, place.key
-        return bool(number)  # 0: the directory is full or out of service, or memory is short
+            return _Store.BEGUN
+        return _Store.NO_MEMORY if self._found_no_memory() else _Store.DROPPED
+
+    def _found_no_memory(self) -> bool:
+        """Whether the last store was dropped because loads need the memory, or other stores have
+        it. What finds a directory full, or out of service, the engine counts elsewhere; its threads
+        count here too, but only what is cancelled at the end.
+        """
+        before, self._no_memory = self._no_memory, self._engine.stats()["stores_dropped"]
+        return self._no_memory > before
 
     def _drop_first(self) -> None:
         job, place = self._waiting.popleft()

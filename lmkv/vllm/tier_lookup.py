@@ -3,7 +3,7 @@ many.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vllm.v1.kv_offload.base import OffloadKey, get_offload_group_idx
@@ -21,15 +21,22 @@ BATCH = 64
 ANSWER_SECONDS = 2.0
 
 
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Keys that are asked for together."""
+
+    keys: list[OffloadKey] = field(default_factory=list)
+    names: dict[bytes, OffloadKey] = field(default_factory=dict)  # once they were asked for
+    open_in: int = -1  # the last step in which it got no answer
+
+
 @dataclass(slots=True)
 class _Asked:
     """What one request knows."""
 
     since: float
     answers: dict[OffloadKey, bool] = field(default_factory=dict)
-    keys: int = 0  # of the request, when the places were made
-    order: dict[int, list[OffloadKey]] = field(default_factory=dict)  # by group
-    places: dict[OffloadKey, int] = field(default_factory=dict)
+    batches: dict[OffloadKey, _Batch] = field(default_factory=dict)
 
 
 class TierLookup:
@@ -38,11 +45,13 @@ class TierLookup:
     def __init__(self, directory: Directory, clock: Callable[[], float] = time.monotonic) -> None:
         self._lookup = Lookup(directory, blocks_per_chunk=1, tails=False)
         self._clock = clock
+        self._step = 0
         self._requests: dict[str, _Asked] = {}
         self._in_memory: set[bytes] = set()
         self._given_up = 0
 
     def begin_step(self) -> None:
+        self._step += 1
         self._lookup.begin_step()
 
     def find(self, request: str, key: OffloadKey, keys: Mapping[OffloadKey, int]) -> bool | None:
@@ -50,36 +59,33 @@ class TierLookup:
 
         ``keys``: all of the request, in the order of its prompt.
         """
-        if tier_key(key) in self._in_memory:
+        if self._in_memory and tier_key(key) in self._in_memory:
             return True
         asked = self._requests.get(request)
         now = self._clock()
-        if asked is None or now - asked.since > ANSWER_SECONDS:
+        if asked is None:
             asked = self._requests[request] = _Asked(now)
+        elif now - asked.since > ANSWER_SECONDS:
+            asked.since, asked.answers = now, {}
         if key not in asked.answers:
-            self._ask(asked, self._around(asked, key, keys))
+            if key not in asked.batches:
+                asked.batches = _batches_of(keys)
+            self._ask(asked, asked.batches[key])
         return asked.answers.get(key)
 
-    def _around(
-        self, asked: _Asked, key: OffloadKey, keys: Mapping[OffloadKey, int]
-    ) -> Sequence[OffloadKey]:
-        if asked.keys != len(keys):
-            asked.keys = len(keys)
-            asked.order, asked.places = {}, {}
-            for one in keys:
-                order = asked.order.setdefault(get_offload_group_idx(one), [])
-                asked.places[one] = len(order)
-                order.append(one)
-        begin = asked.places[key] // BATCH * BATCH
-        return asked.order[get_offload_group_idx(key)][begin : begin + BATCH]
-
-    def _ask(self, asked: _Asked, batch: Sequence[OffloadKey]) -> None:
-        names = {tier_key(one): one for one in batch if one not in asked.answers}
-        present = self._lookup.present(list(names))
-        if present is None:
+    def _ask(self, asked: _Asked, batch: _Batch) -> None:
+        """Once a step: vLLM goes on to the end of a prompt of which nothing is known yet."""
+        if batch.open_in == self._step:
             return
-        asked.answers.update(dict.fromkeys(names.values(), False))
-        asked.answers.update((names[name], True) for name in present)
+        if not batch.names:
+            batch.names = {tier_key(one): one for one in batch.keys}
+        names = [name for name, one in batch.names.items() if one not in asked.answers]
+        present = self._lookup.present(names)
+        if present is None:
+            batch.open_in = self._step
+            return
+        asked.answers.update((batch.names[name], False) for name in names)
+        asked.answers.update((batch.names[name], True) for name in present)
 
     def forget_request(self, request: str) -> None:
         self._requests.pop(request, None)
@@ -112,3 +118,16 @@ class TierLookup:
         """How many chunks were taken for absent because the filesystem did not answer."""
         self._given_up += self._lookup.take_given_up()
         return self._given_up
+
+
+def _batches_of(keys: Iterable[OffloadKey]) -> dict[OffloadKey, _Batch]:
+    batches: dict[OffloadKey, _Batch] = {}
+    last: dict[int, _Batch] = {}  # by group
+    for key in keys:
+        group = get_offload_group_idx(key)
+        batch = last.get(group)
+        if batch is None or len(batch.keys) == BATCH:
+            batch = last[group] = _Batch()
+        batch.keys.append(key)
+        batches[key] = batch
+    return batches

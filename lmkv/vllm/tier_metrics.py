@@ -42,8 +42,8 @@ def definitions() -> dict[str, OffloadingMetricMetadata]:
 class TierDeltas:
     """Increments of cumulative counters between calls, and gauges that changed."""
 
-    def __init__(self, tier_type: str) -> None:
-        self._label = (tier_type,)
+    def __init__(self, label: str) -> None:
+        self._label = (label,)
         self._last: Mapping[str, int] = {}
 
     def take(self, totals: Mapping[str, int]) -> OffloadingConnectorStats | None:

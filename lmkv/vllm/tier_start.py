@@ -43,11 +43,11 @@ class TierCore:
             error = namespace.write_meta(path, about, config.file_mode)
             if error is not None:
                 logger.warning("lmkv: could not write meta.json: %s", error)
-        if tier_identity.is_known_by_name_only(spec.config):
+        if tier_identity.is_known_by_name_only(namespace):
             logger.warning(
-                "lmkv: of the model this tier is told its name only, %s, and not its revision: "
-                'engines with another one need another "namespace", or the model\'s directory '
-                "in the place of its name",
+                "lmkv: of the model this tier is told its name only, %s, and not its weights: "
+                'engines with other weights of that name need another "namespace", or a directory '
+                "that has the weights in the place of the name",
                 spec.config.model.name,
             )
         notices.started(config, info, namespace=namespace.short, chunk_bytes=row_bytes, ranks=1)

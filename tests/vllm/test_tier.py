@@ -4,6 +4,7 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from lmkv.cli import app
 from lmkv.errors import ConfigError
 from lmkv.vllm import LMKVTier
-from lmkv.vllm.tier_identity import settings, tier_key
+from lmkv.vllm.tier_identity import label, refusal, settings, tier_key
 from lmkv.vllm.tier_metrics import TIER_COUNTERS, TIER_GAUGES
 
 
@@ -78,11 +79,11 @@ def test_a_prefix_hits_as_far_as_it_is_there(make, root):
 
 def test_a_file_has_what_all_workers_of_the_host_hold(make, root):
     two = {"workers": 2}
-    first = make(config=two)
+    first = make(config=two, one_host=True)
     assert first.row_bytes == 2 * PER_CHUNK * BLOCK_BYTES
     first.store("a document", 3)
     assert {file.stat().st_size for file in files(root)} == {4096 + first.row_bytes}
-    assert make(config=two).load("a document", 3) == 3
+    assert make(config=two, one_host=True).load("a document", 3) == 3
     assert make().load("a document", 3) == 0
 
 
@@ -319,25 +320,53 @@ def test_a_local_model_is_its_weights(make, root, tmp_path):
     assert make(model=names[2]).load("a document", 3) == 0
 
 
-def test_a_model_that_is_known_by_its_name_only_is_warned_of(make, lines):
-    make()
+def test_a_model_that_is_known_by_its_name_only_is_warned_of(make, lines, tiny_model, tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"1" * 100)
+    make(model=tmp_path)
     assert not any("told its name only" in line for line in lines())
-    make(model="somebody/else")
-    assert sum("told its name only, somebody/else" in line for line in lines()) == 1
+    for number, name in enumerate(("somebody/else", tiny_model)):  # a directory without weights
+        make(model=name)
+        assert sum("told its name only" in line for line in lines()) == number + 1
+        assert any(f"told its name only, {name}" in line for line in lines())
 
 
-def test_workers_on_several_hosts_are_refused(make, root, lines, monkeypatch):
+@pytest.mark.parametrize(
+    ("gpus", "given", "words"),
+    [
+        (8, {}, "not told on how many hosts 2 workers are"),  # 4 and 4 of 8 workers, say
+        (8, {"one_host": False}, '"one_host": true'),
+        (1, {"one_host": True}, "2 workers are more than this host has GPUs"),
+    ],
+)
+def test_workers_that_may_be_on_several_hosts_are_refused(
+    make, root, lines, monkeypatch, gpus, given, words
+):
     platform = "lmkv.vllm.tier_identity.current_platform"
     monkeypatch.setattr(f"{platform}.is_cuda_alike", lambda: True)
-    monkeypatch.setattr(f"{platform}.device_count", lambda: 1, raising=False)
-    native = make(config={"workers": 2})
+    monkeypatch.setattr(f"{platform}.device_count", lambda: gpus, raising=False)
+    native = make(config={"workers": 2}, **given)
     prompt = native.prompt("a document", 3)
     native.compute(prompt)
     native.idle()
     assert native.load("b document", 3) == 0
     assert native.tier.lookup(prompt.keys[0], prompt.context) is LookupResult.MISS
-    assert any("2 workers are more than this host has GPUs" in line for line in lines())
+    assert any(words in line for line in lines())
     assert not root.exists()
+
+
+def test_workers_that_vllm_knows_to_be_on_one_host_need_no_word(tiny_model):
+    config = config_of(tiny_model, workers=2)
+    assert refusal(config, one_host=False)
+    assert not refusal(replace(config, replicated_layout=True), one_host=False)
+    assert not refusal(config, one_host=True)
+    assert not refusal(config_of(tiny_model), one_host=False)
+
+
+@pytest.mark.parametrize("size", ["dcp_size", "pcp_size"])
+def test_context_parallelism_is_refused_as_by_the_connector(tiny_model, size):
+    config = config_of(tiny_model, workers=2)
+    config = replace(config, parallel=replace(config.parallel, **{size: 2}))
+    assert "context parallelism spreads a block over ranks" in refusal(config, one_host=True)
 
 
 # -- settings -----------------------------------------------------------------------------
@@ -350,6 +379,7 @@ def test_workers_on_several_hosts_are_refused(make, root, lines, monkeypatch):
         ({"chunk_tokens": 256}, "chunk_tokens: is no setting of a tier; vLLM makes the chunks"),
         ({"store_tail": True}, "store_tail: is no setting of a tier"),
         ({"host_memory": "100KiB"}, "host_memory: must be between"),
+        ({"one_host": "yes"}, "one_host: expected true or false, got 'yes'"),
         ({"path": "relative"}, "path: expected an absolute path"),
         ({"host_memory": "1MiB", "capacity": 1000}, "capacity holds fewer than two chunks"),
     ],
@@ -394,12 +424,13 @@ def test_events_are_off_where_vllm_has_none(make, lines):
     assert any("enable_kv_events has no effect" in line for line in lines())
 
 
-def test_stores_that_are_fast_are_not_held_back_by_vllms_backpressure(make, root):
+def test_stores_that_are_fast_are_not_held_back_by_vllms_backpressure(make, root, lines):
     detector = {"backpressure_cls": "EMABackpressureDetector"}
     native = make(backpressure=detector)
     assert native.tier.bp_detector is not None
     native.store("a document", 5)
     assert len(files(root)) == 5
+    assert sum("backpressure has no use here" in line for line in lines()) == 1
 
 
 def test_a_reset_ends_it_because_the_weights_may_be_others(make, root, lines):
@@ -469,6 +500,20 @@ def test_every_counter_is_defined_and_reaches_prometheus(make):
     native.settle()
     assert native.tier.get_stats() is None
     assert set(TIER_COUNTERS) - {"lookups_given_up"} <= set(native.tier._core.engine.stats())
+
+
+def test_each_entry_has_the_label_that_vllm_gives_it(tiny_model, tmp_path):
+    entries = [
+        tier(tmp_path / "one", capacity="1GiB"),
+        {"type": "example"},
+        tier(tmp_path / "two", locality="REMOTE", backpressure={}),
+    ]
+    spec = TieringOffloadingSpec(config_of(tiny_model, *entries))
+    given = {"host_memory": "8MiB", "free_space_floor": 0}
+    assert label("LMKVTier", {"path": str(tmp_path / "two"), **given}, spec) == "3:LMKVTier"
+    given["capacity"] = "1GiB"
+    assert label("LMKVTier", {"path": str(tmp_path / "one"), **given}, spec) == "1:LMKVTier"
+    assert label("LMKVTier", {"path": "/elsewhere", **given}, spec) == "LMKVTier"
 
 
 def test_the_class_is_what_vllm_asks_for():

@@ -162,4 +162,4 @@ def test_what_it_says_of_metrics_is_what_vllm_takes(make):
         tier_of.get_finished_jobs()
     metrics.observe(one.connector.get_kv_connector_stats().data)
     text = generate_latest(registry).decode()
-    assert 'vllm:lmkv_chunks_stored_total{engine="0",tier="LMKVTier"} 3.0' in text
+    assert 'vllm:lmkv_chunks_stored_total{engine="0",tier="1:LMKVTier"} 3.0' in text

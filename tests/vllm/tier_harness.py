@@ -141,7 +141,7 @@ class Native:
             for labels, value in values.items():
                 if not name.startswith("vllm:lmkv_"):
                     continue
-                assert labels == ("LMKVTier",)
+                assert labels == ("1:LMKVTier",)
                 short = name.removeprefix("vllm:lmkv_").removesuffix("_total")
                 if stats.data["types"][name] == "gauge":
                     self.gauges[short] = value
