@@ -134,8 +134,15 @@ class FaultyFuse:
         new.rename(self._control)
 
     def freeze(self) -> None:
-        """It answers nothing at all."""
+        """It answers nothing at all, once this returns: a signal may take its time."""
         self._server.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 20
+        while any(
+            (task / "stat").read_text().rpartition(")")[2].split()[0] != "T"
+            for task in Path(f"/proc/{self._server.pid}/task").iterdir()
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         self._server.send_signal(signal.SIGCONT)

@@ -39,23 +39,9 @@ def make(tiny_model, root, monkeypatch):
         native.close()
 
 
-class Fuse(FaultyFuse):
-    def freeze(self):
-        """And nothing is answered any more: on a busy machine a signal takes its time."""
-        super().freeze()
-        tasks = Path(f"/proc/{self._server.pid}/task")
-        deadline = time.monotonic() + 20
-        while any(
-            (task / "stat").read_text().rpartition(")")[2].split()[0] != "T"
-            for task in tasks.iterdir()
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
-
 @pytest.fixture
 def fuse(tmp_path):
-    filesystem = Fuse(tmp_path / "fuse")
+    filesystem = FaultyFuse(tmp_path / "fuse")
     yield filesystem
     filesystem.remove()
 
