@@ -50,6 +50,7 @@ class Engine:
                     **os.environ,
                     "VLLM_CPU_KVCACHE_SPACE": "1",
                     "VLLM_NO_USAGE_STATS": "1",
+                    "VLLM_LOGGING_LEVEL": "INFO",  # whatever lmkv explain has set it to
                     "HF_HUB_OFFLINE": "1",
                     "PYTHONPATH": str(PACKAGE),
                 },
