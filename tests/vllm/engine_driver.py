@@ -27,6 +27,10 @@ class Driver:
     def __init__(self, arguments):
         from vllm import LLM
 
+        from lmkv.vllm import scheduler
+
+        # Stores of one request are not to be counted with the next, however slow the disk is.
+        scheduler.STORE_LINGER_SECONDS = 25.0
         self.llm = LLM(**arguments)
         self.core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
