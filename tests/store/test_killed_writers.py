@@ -211,5 +211,6 @@ def test_the_lease_of_an_evictor_that_was_killed_is_taken_over(
     core, took = heir.result(90)
     assert 25 < took < 45
     core.wait_to_store("after")
-    assert core.stat("store_bytes_used") <= 20 * CHUNK_BYTES
+    # A file that is written during a scan may be counted twice until the next.
+    assert core.stat("store_bytes_used") <= 21 * CHUNK_BYTES
     core.close()
