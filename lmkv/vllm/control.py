@@ -1,6 +1,7 @@
 """What one request asks of lmkv: ``kv_transfer_params={"lmkv": {...}}``."""
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -30,6 +31,12 @@ class Control:
         return not (self.store or self.load)
 
 
+MOST_SHOWN = 40
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = MOST_SHOWN
+shown = _short.repr
+
 DEFAULT = Control()
 PASSES_BY = Control(store=False, load=False)
 
@@ -43,20 +50,22 @@ def parse(params: object) -> Control:
         return DEFAULT
     wanted = params["lmkv"]
     if not isinstance(wanted, Mapping):
-        raise ConfigError(f"expected an object, not {wanted!r}")
+        raise ConfigError(f"expected an object, not {shown(wanted)}")
     known = [spec.name for spec in fields(Control)]
     values: dict[str, Any] = {}
     for name, value in wanted.items():
         if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"{name}: unknown; did you mean {nearest}?")
+            # On the scheduler's thread, of what anybody may send: however long it is.
+            start = str(name)[:MOST_SHOWN]
+            nearest = difflib.get_close_matches(start, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{shown(name)}: unknown; did you mean {nearest}?")
         if name == "max_load_tokens":
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise ConfigError(f"{name}: expected a whole number, not {value!r}")
+                raise ConfigError(f"{name}: expected a whole number, not {shown(value)}")
             if value is not None and value < 0:
-                raise ConfigError(f"{name}: must not be negative, not {value}")
+                raise ConfigError(f"{name}: must not be negative, not {shown(value)}")
         elif not isinstance(value, bool):
-            raise ConfigError(f"{name}: expected true or false, not {value!r}")
+            raise ConfigError(f"{name}: expected true or false, not {shown(value)}")
         values[name] = value
     return Control(**values)
 
@@ -76,7 +85,7 @@ class Controls:
         """
         try:
             wanted = parse(params)
-        except ConfigError as error:
+        except Exception as error:  # noqa: BLE001 - nothing that is sent may end the engine
             self._controls[request_id] = PASSES_BY
             if self._lines.passes():
                 logger.warning(

@@ -74,10 +74,6 @@ class Line:
                 return start, slope
         return 0.0, mean_y / mean_x
 
-    def at(self, tokens: float) -> float:
-        start, slope = self.fit()
-        return start + slope * tokens
-
 
 class Verdict(Enum):
     """What was decided of the chunks that were found for a request."""

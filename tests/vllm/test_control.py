@@ -1,5 +1,7 @@
 """What a request may ask for itself, through vLLM's ``kv_transfer_params``."""
 
+import time
+
 import pytest
 from scheduler_harness import CHUNK, PER_CHUNK, Engine, chunk_file, key_of, put
 
@@ -48,6 +50,24 @@ def test_all_that_may_be_asked_for():
 def test_what_cannot_be_meant_is_said(wanted, said):
     with pytest.raises(ConfigError, match=said):
         parse({"lmkv": wanted})
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"x" * 10_000_000: 1},
+        {"store": "x\n" * 5_000_000},
+        {"max_load_tokens": [["x"] * 1000] * 1000},
+        {"max_load_tokens": -(10**4000)},
+    ],
+)
+def test_what_anybody_may_send_holds_up_nobody_and_fits_into_a_line(wanted):
+    begin = time.thread_time()
+    with pytest.raises(ConfigError) as refused:
+        parse({"lmkv": wanted})
+    assert time.thread_time() - begin < 0.5
+    assert len(str(refused.value)) < 300
+    assert "\n" not in str(refused.value)
 
 
 def test_a_request_that_is_not_to_be_stored_is_not(engine, root):
