@@ -7,8 +7,8 @@ from vllm.v1.kv_offload.base import OffloadingSpec
 from lmkv._C import Directory, Engine, EngineOptions
 from lmkv.config import Config
 from lmkv.namespace import Namespace
-from lmkv.tuning import depths_of
 from lmkv.vllm import notices, tier_identity
+from lmkv.vllm.core import core_settings, write_meta
 from lmkv.vllm.roots import RootWatch
 
 logger = init_logger("vllm.lmkv")
@@ -36,13 +36,7 @@ class TierCore:
         self.directory.set_out_of_service(self._unloadable)
         notices.slow(config, info, 0)
         notices.closed_to_group(config, left_out)
-        for root, path in enumerate(config.path):
-            if root in left_out:
-                continue
-            about = tier_identity.about(spec.config, config)
-            error = namespace.write_meta(path, about, config.file_mode)
-            if error is not None:
-                logger.warning("lmkv: could not write meta.json: %s", error)
+        write_meta(namespace, config, tier_identity.about(spec.config, config), left_out)
         if tier_identity.is_known_by_name_only(namespace):
             logger.warning(
                 "lmkv: of the model this tier is told its name only, %s, and not its weights: "
@@ -78,9 +72,7 @@ def _options(
     config: Config, namespace: Namespace, view: memoryview, row_bytes: int
 ) -> EngineOptions:
     """The CPU cache as paged memory of one segment: a chunk is a block, and a block is a row."""
-    depths = depths_of(config.path)
     return EngineOptions(
-        root=list(config.path),
         namespace=namespace.digest,
         rank=0,
         # The array goes at once: vLLM cannot release its view while there is one.
@@ -88,17 +80,5 @@ def _options(
         block_count=len(view),
         block_tokens=config.chunk_tokens,
         blocks_per_chunk=1,
-        host_memory=config.host_memory,
-        io_engine=config.io_engine,
-        direct_io=config.direct_io,
-        io_threads=config.io_threads,
-        load_depth=depths.load_depth,
-        store_depth=depths.store_depth,
-        capacity=config.capacity,
-        free_space_floor=config.free_space_floor,
-        eviction=config.eviction,
-        max_age=config.max_age,
-        load_timeout=config.load_timeout,
-        shared=config.shared,
-        file_mode=config.file_mode,
+        **core_settings(config),
     )

@@ -21,9 +21,10 @@ from lmkv._C import (
     TransferOptions,
 )
 from lmkv.config import Config
-from lmkv.tuning import Tuning, depths_of, load_tuning
+from lmkv.tuning import Tuning, load_tuning
 from lmkv.vllm import identity, notices
 from lmkv.vllm.activity import Throttle
+from lmkv.vllm.core import core_settings, write_meta
 from lmkv.vllm.late_loads import LateLoads
 from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layouts
 from lmkv.vllm.metadata import Hello, Load, StepMetadata, StepReport, Store, Use
@@ -118,32 +119,18 @@ class WorkerSide:
             self._vllm_config, config, layout, order, block_tokens, groups
         )
         self._on_cuda = layout.device.type == "cuda"
-        depths = depths_of(config.path)
         self._token_bytes = max(1, layout.block_bytes // block_tokens)
         self._engine = Engine(
             EngineOptions(
-                root=list(config.path),
                 namespace=namespace.digest,
                 rank=self._rank,
                 segments=layout.segments(),
                 block_count=layout.block_count,
                 block_tokens=block_tokens,
                 blocks_per_chunk=blocks_per_chunk,
-                host_memory=config.host_memory,
                 device=f"cuda:{layout.device.index or 0}" if self._on_cuda else "host",
-                io_engine=config.io_engine,
-                direct_io=config.direct_io,
-                io_threads=config.io_threads,
-                load_depth=depths.load_depth,
-                store_depth=depths.store_depth,
                 transfer=self._transfer_options(layout.device),
-                capacity=config.capacity,
-                free_space_floor=config.free_space_floor,
-                eviction=config.eviction,
-                max_age=config.max_age,
-                load_timeout=config.load_timeout,
-                shared=config.shared,
-                file_mode=config.file_mode,
+                **core_settings(config),
             )
         )
         info = self._engine.info()
@@ -160,13 +147,7 @@ class WorkerSide:
         if self._rank:
             return
         notices.closed_to_group(config, left_out)
-        for root, path in enumerate(config.path):
-            if root in left_out:
-                continue
-            about = identity.about(self._vllm_config, config)
-            error = namespace.write_meta(path, about, config.file_mode)
-            if error is not None:
-                logger.warning("lmkv: could not write meta.json: %s", error)
+        write_meta(namespace, config, identity.about(self._vllm_config, config), left_out)
         if identity.has_random_seed(self._vllm_config):
             notices.random_seed(self._vllm_config.cache_config.prefix_caching_hash_algo)
         notices.started(

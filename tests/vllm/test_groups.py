@@ -460,6 +460,18 @@ def test_the_search_finds_what_trying_all_lengths_finds(make, root, missing):
     assert engine.side.matched_tokens(request, 0) == (there[-1] if there else 0) * BLOCK
 
 
+def test_a_file_that_failed_on_its_way_to_the_directory_is_not_promised_again(make, root):
+    engine = make()
+    request = engine.request("a", 2 * CHUNK + 1)
+    put(root, *(key_of(request, end) for end in (PER_CHUNK, 2 * PER_CHUNK)))
+    windows = [key(engine, 0, request, end) for end in (PER_CHUNK, 2 * PER_CHUNK)]
+    engine.side._stores._in_memory.update(windows)
+    assert engine.side.matched_tokens(request, 0) == 2 * CHUNK
+    engine.side._lookup.mark_absent(windows[1:])
+    engine.side._found.clear()
+    assert engine.side.matched_tokens(request, 0) == CHUNK
+
+
 def stored_ends(engine):
     """Run a prompt; where the chunks end that are stored, in blocks: ``{group: ends}``."""
     request = engine.request("a", 3 * CHUNK + 40)
