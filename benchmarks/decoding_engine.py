@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine_counters import counters_of
+
 BLOCK_TOKENS = 32
 CHUNK_TOKENS = 256
 CHUNK_BYTES = 30 * 48 * 1024 * (CHUNK_TOKENS // BLOCK_TOKENS) + 4096  # of SmolLM2-135M's KV
@@ -156,10 +158,4 @@ class DecodingEngine:
 
     def counters(self) -> dict[str, float]:
         """Of lmkv, since the start."""
-        found: dict[str, float] = {}
-        for metric in self._engine.get_metrics():
-            name = metric.name.removeprefix("vllm:")
-            if name.startswith("lmkv_") and hasattr(metric, "value"):  # no histogram
-                name = name.removeprefix("lmkv_")
-                found[name] = found.get(name, 0) + metric.value
-        return found
+        return counters_of(self._engine)

@@ -9,6 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from engine_counters import counters_of
+
 BLOCK_TOKENS = 32
 START_SECONDS = 300.0
 
@@ -131,13 +133,7 @@ class _Engine:
             raise RuntimeError("vLLM's prefix cache could not be emptied")
 
     def counters(self) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for metric in self._engine.get_metrics():
-            name = metric.name.removeprefix("vllm:")
-            if name.startswith("lmkv_") and hasattr(metric, "value"):  # no histogram
-                name = name.removeprefix("lmkv_")
-                found[name] = found.get(name, 0) + metric.value
-        return found
+        return counters_of(self._engine)
 
     def close(self) -> None:
         self._core.shutdown()
