@@ -17,13 +17,21 @@ check_clang-format() { cpp_sources | xargs -0 -r clang-format --dry-run -Werror;
 check_codespell() { codespell; }
 check_shellcheck() { shellcheck -x scripts/*.sh .ci/run; }
 check_hadolint() { hadolint deploy/Dockerfile; }
+# A source that .gitignore hides works here and is missing from every clone.
+check_gitignore() {
+  local hidden
+  hidden=$(git ls-files --others --ignored --exclude-standard -- scripts csrc lmkv tests benchmarks docs deploy |
+    grep -E '\.(py|sh|cpp|hpp|cu|cuh|md|json|ya?ml)$') || return 0
+  printf 'hidden by .gitignore:\n%s\n' "$hidden"
+  return 1
+}
 check_compose() { check-jsonschema --builtin-schema vendor.compose-spec deploy/*.yml; }
 
 fix_ruff() { ruff check --fix . && ruff format .; }
 fix_clang-format() { cpp_sources | xargs -0 -r clang-format -i; }
 
 verb=check
-tools=(ruff mypy clang-format codespell shellcheck hadolint compose)
+tools=(gitignore ruff mypy clang-format codespell shellcheck hadolint compose)
 if [[ ${1:-} == --fix ]]; then
   verb=fix
   tools=(ruff clang-format)
