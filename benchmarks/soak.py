@@ -26,7 +26,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmkv._C import Completion, CompletionKind, EngineOptions, Faults, fault_engine, probe_root
+from lmkv._C import (
+    Completion,
+    CompletionKind,
+    Engine,
+    EngineOptions,
+    Faults,
+    fault_engine,
+    probe_root,
+)
 
 LAYERS, PAGE_BYTES = 4, 20_000
 BLOCK_BYTES = LAYERS * PAGE_BYTES
@@ -271,7 +279,7 @@ def random_spec(dice: random.Random) -> str:
     return ",".join(faults)
 
 
-def gauges(drivers: Sequence[Driver]) -> dict[str, float]:
+def gauges(engines: Sequence[Engine]) -> dict[str, float]:
     """What is held: memory, descriptors, threads but for the kernel's I/O workers, slabs."""
     threads = 0
     for task in Path("/proc/self/task").iterdir():
@@ -284,7 +292,7 @@ def gauges(drivers: Sequence[Driver]) -> dict[str, float]:
         "rss_mib": pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20),
         "fds": len(os.listdir("/proc/self/fd")) - 1,  # its own
         "threads": threads,
-        "slabs_in_use": sum(driver.engine.stats()["slabs_in_use"] for driver in drivers),
+        "slabs_in_use": sum(engine.stats()["slabs_in_use"] for engine in engines),
     }
 
 
@@ -349,19 +357,24 @@ def soak(root: Path, minutes: float, seed: int) -> dict[str, Any]:
 
 def settled(drivers: Sequence[Driver], earlier: Sequence[dict[str, float]]) -> dict[str, float]:
     """The gauges; a moment later if a housekeeper's scan has a directory open just now."""
-    now = gauges(drivers)
+    now = gauges([driver.engine for driver in drivers])
     deadline = time.monotonic() + 5
     while earlier and time.monotonic() < deadline:
         if all(now[name] == earlier[0][name] for name in FLAT):
             break
         time.sleep(0.01)
-        now = gauges(drivers)
+        now = gauges([driver.engine for driver in drivers])
     return now
 
 
-def judged(samples: Sequence[dict[str, float]], failures: list[str]) -> dict[str, Any]:
-    """Ranges of the gauges; what is not flat is a failure."""
-    for name in FLAT:
+def judged(
+    samples: Sequence[dict[str, float]],
+    failures: list[str],
+    flat: Sequence[str] = FLAT,
+    most_growth: float = MOST_RSS_GROWTH_MIB,
+) -> dict[str, Any]:
+    """Ranges of the gauges; what is not ``flat`` is a failure, as is memory that grows by more."""
+    for name in flat:
         seen = {sample[name] for sample in samples}
         if len(seen) != 1:
             failures.append(f"{name} went from {min(seen):.0f} to {max(seen):.0f}")
@@ -370,7 +383,7 @@ def judged(samples: Sequence[dict[str, float]], failures: list[str]) -> dict[str
     warm = rss[len(rss) // 4 :]
     third = max(1, len(warm) // 3)
     growth = statistics.median(warm[-third:]) - statistics.median(warm[:third])
-    if growth > MOST_RSS_GROWTH_MIB:
+    if growth > most_growth:
         failures.append(f"memory grew by {growth:.1f} MiB")
     return {
         "rss_mib": {"first": rss[0], "max": max(rss), "last": rss[-1], "growth": growth},

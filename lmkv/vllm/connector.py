@@ -88,10 +88,11 @@ class LMKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
-        self.worker_side.begin_step(self._step_metadata())
+        assert isinstance(connector_metadata, StepMetadata)
+        self.worker_side.begin_step(connector_metadata)
 
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
-        self.worker_side.start_loads(self._step_metadata())
+        self.worker_side.start_loads()
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         return
@@ -122,11 +123,6 @@ class LMKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_worker_meta(self) -> StepReport | None:
         return self.worker_side.take_report()
-
-    def _step_metadata(self) -> StepMetadata:
-        metadata = self._get_connector_metadata()
-        assert isinstance(metadata, StepMetadata)
-        return metadata
 
     # -- scheduler -----------------------------------------------------------------------
 

@@ -31,6 +31,9 @@ class Prefills:
         self._last_number = 0
         self._last_end = 0.0
 
+    def __bool__(self) -> bool:
+        return bool(self._requests or self._timed)
+
     def admit(self, request: Request) -> None:
         """Its prompt is computed from now on, behind what it has."""
         self._requests[request.request_id] = request
@@ -67,6 +70,8 @@ class Prefills:
 
     def step_ended(self, number: int) -> None:
         """Any step has ended; ``number`` is what ``step`` said of it."""
+        if not self._timed:  # the next to be timed is not planned yet, and begins later than now
+            return
         now = self._clock()
         while number and self._timed and self._timed[0].number <= number:
             step = self._timed.pop(0)

@@ -8,7 +8,6 @@ LoRA adapter. vLLM's block hashes tell adapters apart by name and path, which is
 process but not in a directory that outlives it: another adapter may lie there tomorrow.
 """
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
@@ -26,32 +25,31 @@ from lmkv._C import Directory
 from lmkv.config import Config
 from lmkv.vllm import identity
 from lmkv.vllm.activity import ActivityLog
-from lmkv.vllm.control import Controls
 from lmkv.vllm.events import Events
 from lmkv.vllm.finder import Finder
 from lmkv.vllm.groups import Groups, Windows
 from lmkv.vllm.loads import Found, Loads, Outcome
-from lmkv.vllm.lookup import Lookup, Run
+from lmkv.vllm.lookup import Lookup
 from lmkv.vllm.metadata import Hello, RootsOut, StepMetadata, StepReport, Store
 from lmkv.vllm.meter import Meter
 from lmkv.vllm.metrics import LMKVStats
-from lmkv.vllm.pace import Decision, Pace
+from lmkv.vllm.pace import Pace
 from lmkv.vllm.prefills import Prefills
 from lmkv.vllm.stores import StorePlanner
+from lmkv.vllm.waiting import Waiting
 
 # Named below "vllm", whose logging set-up would drop the lines of any other name.
 logger = init_logger("vllm.lmkv")
 
-# A waiting request's lookup is used again for this long.
-LOOKUP_SECONDS = 1.0
-
-# Lookups in one step; the other waiting requests come in later steps, so that a burst of them
-# does not hold up those that are decoding.
-LOOKUPS_PER_STEP = 32
-
 # How long an idle engine keeps stepping for stores on their way to the disk, so that the
 # counters follow. Blocks that are still being gathered keep it stepping without a limit.
 STORE_LINGER_SECONDS = 0.5
+
+# While something is under way, counters are reported no more often than this.
+STATS_SECONDS = 0.05
+
+# What most steps have to tell the workers. Never changed.
+NOTHING = StepMetadata()
 
 
 class SchedulerSide:
@@ -64,53 +62,55 @@ class SchedulerSide:
         assert transfer is not None
         self._vllm_config = vllm_config
         self._config = config
-        self._loads_on = transfer.is_kv_consumer
-        self._stores_on = transfer.is_kv_producer
         self._ranks = vllm_config.parallel_config.world_size
         self._hellos: dict[int, Hello] = {}
-        self._refusal = ""
-        self._block_tokens = 0
         self._directory: Directory | None = None
         self._roots_out: dict[int, RootsOut] = {}  # by rank
         self._any_out = RootsOut()  # of any of them
         self._lookup: Lookup | None = None
         self._groups: Groups | None = None
-        self._finder: Finder | None = None
         self._stores: StorePlanner | None = None
         self._manager: KVCacheManager | None = None
-        self._found: dict[str, Found] = {}
         # When each request was first admitted: what it loads, uses and stores carries this time,
         # so that its head, written first, is not older than its tail.
         self._used_at: dict[str, float] = {}
-        self._loads = Loads(0)
-        self._pace = Pace(config.load_policy, 0)
+        self._refusal = identity.refusal(vllm_config, kv_cache_config, config.chunk_tokens)
+        groups = kv_cache_config.kv_cache_groups
+        self._block_tokens = 0 if self._refusal else groups[0].kv_cache_spec.block_size
+        self._loads = Loads(self._block_tokens)
+        self._pace = Pace(config.load_policy, self._block_tokens)
         self._prefills = Prefills(self._pace)
-        self._controls = Controls()
-        # Requests whose loads were given up because they took too long: one try is enough.
-        self._late: set[str] = set()
-        self._lookups_left = LOOKUPS_PER_STEP
+        self._meter = Meter()
+        # Most steps of an engine find nothing to do and nothing to report here.
+        self._has_news = True  # since the last take_stats
+        self._has_work = True  # for the next step
+        self._told_at = 0.0
+        self._waiting = Waiting(
+            self._block_tokens,
+            self._loads,
+            self._pace,
+            self._prefills,
+            self._meter,
+            may_load=transfer.is_kv_consumer and config.load_policy != "never",
+            may_store=transfer.is_kv_producer,
+        )
         self._was_reset = False
         self._linger_until = 0.0
-        self._meter = Meter()
         events = vllm_config.kv_events_config
         self._tells_events = events is not None and events.enable_kv_cache_events
         self._events = Events(0, enabled=False)
         self._activity = ActivityLog()
-        if refusal := identity.refusal(vllm_config, kv_cache_config, config.chunk_tokens):
-            self._refuse(refusal)
-        else:
-            self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
-            self._loads = Loads(self._block_tokens)
-            self._pace = Pace(config.load_policy, self._block_tokens)
-            self._prefills = Prefills(self._pace)
-            config.blocks_per_chunk(self._block_tokens)
-            if self._loads_on and transfer.kv_load_failure_policy != "recompute":
-                logger.warning(
-                    "lmkv: kv_load_failure_policy is %r: a request whose KV file turns out to be "
-                    'bad or gone will FAIL. Set "kv_load_failure_policy": "recompute" in '
-                    "--kv-transfer-config to have it computed instead.",
-                    transfer.kv_load_failure_policy,
-                )
+        if self._refusal:
+            self._refuse(self._refusal)
+            return
+        config.blocks_per_chunk(self._block_tokens)
+        if transfer.is_kv_consumer and transfer.kv_load_failure_policy != "recompute":
+            logger.warning(
+                "lmkv: kv_load_failure_policy is %r: a request whose KV file turns out to be "
+                'bad or gone will FAIL. Set "kv_load_failure_policy": "recompute" in '
+                "--kv-transfer-config to have it computed instead.",
+                transfer.kv_load_failure_policy,
+            )
 
     # -- start ---------------------------------------------------------------------------
 
@@ -160,14 +160,13 @@ class SchedulerSide:
             ranks=self._ranks,
             tails=self._config.store_tail,
             generated=self._config.store_generated,
-            # With speculation the last slot may hold a rejected draft's KV.
-            unverified_tokens=1 if self._vllm_config.speculative_config else 0,
+            draft_tokens=self._vllm_config.num_speculative_tokens,
             events=self._events,
         )
         self._lookup = Lookup(
             self._directory, per_chunk, self._config.store_tail, self._stores.in_memory
         )
-        self._finder = Finder(
+        finder = Finder(
             self._lookup,
             Windows(self._groups, self._lookup, self._stores.in_memory),
             self._groups,
@@ -176,6 +175,7 @@ class SchedulerSide:
             self._meter,
             self._block_tokens,
         )
+        self._waiting.start(finder, self._stores)
 
     def _note_roots(self) -> None:
         """Ask nothing of a directory that any rank cannot load from: it may hang, and a prefix is
@@ -188,12 +188,13 @@ class SchedulerSide:
         if self._directory is None or out == self._any_out:
             return
         self._any_out = out
+        self._stir()
         self._meter.gauge("loads_out_of_service", len(out.loads))
         self._meter.gauge("stores_out_of_service", len(out.stores))
         self._directory.set_out_of_service(sorted(out.loads))
         if self._lookup is not None:
             self._lookup.forget()
-        self._found.clear()
+        self._waiting.ask_again()
 
     def _unequal_settings(self) -> str:
         """The first worker's settings that are not the scheduler's; "" if all are the same."""
@@ -206,114 +207,29 @@ class SchedulerSide:
 
     def new_request(self, request: Request) -> None:
         """Read what the request asks for."""
-        if not self._controls.read(request.request_id, request.kv_transfer_params):
-            self._meter.count("requests_misunderstood")
+        self._stir()
+        self._waiting.add(request)
 
     def matched_tokens(self, request: Request, computed_tokens: int) -> int | None:
-        """Tokens beyond ``computed_tokens`` that can be loaded; None while another request is
-        loading some of them (they will be in vLLM's own prefix cache), while the filesystem has
-        not answered, or when this step has seen enough lookups.
-        """
-        if self._finder is None or self._passes_by(request):
-            return 0
-        found = self._found.get(request.request_id)
-        if found is not None and self._loads.has_any(found.chunks):
-            return None
-        first_block = computed_tokens // self._block_tokens
-        now = time.monotonic()
-        if found is None or found.first_block != first_block or now - found.at > LOOKUP_SECONDS:
-            if not self._lookups_left:
-                return None
-            self._lookups_left -= 1
-            chunks = self._finder.find(
-                request,
-                first_block,
-                may_load=self._may_load(request),
-                may_store=self._may_store(request),
-            )
-            if chunks is None:
-                return None
-            found = Found(first_block, chunks, now)
-            self._found[request.request_id] = found
-            if self._loads.has_any(found.chunks):
-                return None
-        if found.decision is None:
-            decided = self._decided(self._finder, request, found)
-            if decided is None:
-                return None
-            found = self._found[request.request_id] = decided
-        return found.blocks * self._block_tokens
-
-    def _decided(self, finder: Finder, request: Request, found: Found) -> Found | None:
-        """``found``, cut to what is loaded of it; None if it is not known what can be."""
-        decision = self._decide(request, found)
-        run = found.chunks.first(decision.chunks)
-        if len(run) < len(found.chunks):
-            cut = finder.all_groups(run, found.first_block)
-            if cut is None:
-                return None
-            if len(cut) < len(run):
-                decision, run = decision.cut_to(len(cut)), cut
-        return dataclasses.replace(found, chunks=run, decision=decision)
-
-    def _decide(self, request: Request, found: Found) -> Decision:
-        """How much of what was found is loaded."""
-        run = found.chunks
-        most = self._controls.of(request.request_id).max_load_tokens
-        if most is not None:
-            end = found.first_block + most // self._block_tokens
-            if end < run.end:
-                run = run.first(max(0, end - run.begin) // run.blocks_per_chunk)
-        if request.request_id in self._late:
-            run = Run()
-        return self._pace.decide(
-            run,
-            found.first_block,
-            in_memory=self._stores.in_memory if self._stores is not None else (),
-            ahead=self._loads.tokens_under_way,
-            backlog=self._prefills.backlog(),
-        )
-
-    def _passes_by(self, request: Request) -> bool:
-        if request.lora_request is not None:
-            logger.debug_once("lmkv: requests with a LoRA adapter pass by")
-            return True
-        if self._was_reset or request.pooling_params is not None:
-            return True
-        return self._controls.of(request.request_id).passes_by
-
-    def _may_load(self, request: Request) -> bool:
-        if not self._loads_on or request.skip_reading_prefix_cache:
-            return False
-        return self._config.load_policy != "never" and self._controls.of(request.request_id).load
-
-    def _may_store(self, request: Request) -> bool:
-        return self._stores_on and self._controls.of(request.request_id).store
+        """As ``Waiting.matched_tokens``."""
+        self._stir()
+        return self._waiting.matched_tokens(request, computed_tokens)
 
     def admitted(self, request: Request, blocks: KVCacheBlocks, external_tokens: int) -> None:
         """The request was given blocks; with ``external_tokens`` it waits for its load."""
         request_id = request.request_id
-        found = self._found.pop(request_id, None)
-        if self._stores is not None and not self._passes_by(request):
+        self._stir()
+        found = self._waiting.admit(request_id)
+        if self._stores is not None and not self._waiting.passes_by(request):
             used_at = self._used_at.setdefault(request_id, time.time())
-            if self._may_store(request):
+            if self._waiting.may_store(request):
                 self._stores.admit(request, used_at)
             elif found is not None:
                 self._stores.use_local(request, found.first_block, used_at)
-        if found is not None and found.decision is not None:
-            self._count_decision(found.decision)
         if not external_tokens:
             self._prefills.admit(request)
             return
         self._load(request_id, found, blocks.blocks, external_tokens)
-
-    def _count_decision(self, decision: Decision) -> None:
-        if decision.compute_seconds is None:  # nothing to decide
-            return
-        self._meter.count(f"load_decisions_{decision.verdict.value}", 1)
-        self._meter.count("load_decisions_trial", decision.is_trial)
-        self._meter.count("expected_compute_microseconds", round(decision.compute_seconds * 1e6))
-        self._meter.count("expected_load_microseconds", round((decision.load_seconds or 0.0) * 1e6))
 
     def _load(
         self,
@@ -361,7 +277,9 @@ class SchedulerSide:
 
     def step(self, output: SchedulerOutput) -> StepMetadata:
         """Loads and stores of one step."""
-        self._lookups_left = LOOKUPS_PER_STEP
+        if not self._has_work:
+            return NOTHING
+        self._waiting.begin_step()
         if self._lookup is not None:
             self._lookup.begin_step()
         stores: list[Store] = []
@@ -371,37 +289,53 @@ class SchedulerSide:
             states = handed_out.boundary_state_offloads if handed_out is not None else None
             stores = self._stores.plan(output.num_scheduled_tokens, states)
         if stores:
+            self._has_news = True
             self._linger_until = time.monotonic() + STORE_LINGER_SECONDS
         uses = self._stores.take_uses() if self._stores is not None else []
         timed = self._prefills.step(output.num_scheduled_tokens)
         cancelled = self._loads.take_cancelled()
+        self._has_work = bool(self._prefills) or (
+            self._stores is not None and self._stores.has_requests
+        )
         return StepMetadata(self._loads.take_new(), stores, uses, cancelled, timed)
+
+    def _stir(self) -> None:
+        """Something happened."""
+        self._has_news = self._has_work = True
 
     def settle(self, output: KVConnectorOutput) -> None:
         """What the workers report of the step."""
         report = output.kv_connector_worker_meta
-        self._prefills.step_ended(report.timed if isinstance(report, StepReport) else 0)
         if isinstance(report, StepReport):
-            self.greet(report.hellos)
-            if report.roots_out:
-                self._roots_out.update(report.roots_out)
-                self._note_roots()
-            self._loads.note_failed(report.failed_chunks)
-            self._loads.note_ended(report)
-            if self._stores is not None and self._lookup is not None:
-                before = self._stores.unfinished_jobs
-                stored = self._stores.settle(report)
-                for key in stored:
-                    self._lookup.mark_stored(key)
-                self._pace.has_in_memory(stored)
-                ended = before - self._stores.unfinished_jobs
-                self._activity.count(stored=len(stored), unstored=ended - len(stored))
-            self._events.gone(report.evicted)
-            self._pace.saw_load(*report.read_after, trial=True)
-        for request_id in output.finished_recving or ():
-            if outcome := self._loads.end(request_id):
-                self._loaded(request_id, outcome)
+            self._stir()
+            self._prefills.step_ended(report.timed)
+            self._reported(report)
+        elif self._prefills:
+            self._prefills.step_ended(0)
+        if output.finished_recving:
+            self._stir()
+            for request_id in output.finished_recving:
+                if outcome := self._loads.end(request_id):
+                    self._loaded(request_id, outcome)
         self._activity.report()
+
+    def _reported(self, report: StepReport) -> None:
+        self.greet(report.hellos)
+        if report.roots_out:
+            self._roots_out.update(report.roots_out)
+            self._note_roots()
+        self._loads.note_failed(report.failed_chunks)
+        self._loads.note_ended(report)
+        if self._stores is not None and self._lookup is not None:
+            before = self._stores.unfinished_jobs
+            stored = self._stores.settle(report)
+            for key in stored:
+                self._lookup.mark_stored(key)
+            self._pace.has_in_memory(stored)
+            ended = before - self._stores.unfinished_jobs
+            self._activity.count(stored=len(stored), unstored=ended - len(stored))
+        self._events.gone(report.evicted)
+        self._pace.saw_load(*report.read_after, trial=True)
 
     def _loaded(self, request_id: str, outcome: Outcome) -> None:
         self._meter.count("tokens_loaded", outcome.gained)
@@ -413,7 +347,7 @@ class SchedulerSide:
         self._pace.has_in_memory(outcome.keys)
         if outcome.late:
             self._meter.count("loads_late", 1)
-            self._late.add(request_id)
+            self._waiting.gave_up(request_id)
             self._pace.gave_up()
         elif not outcome.failed:
             self._pace.saw_load(outcome.tokens_read, outcome.seconds, trial=outcome.is_trial)
@@ -422,13 +356,23 @@ class SchedulerSide:
             self._events.gone(outcome.failed)
             self._lookup.mark_absent(outcome.failed)
             self._stores.doubt(outcome.failed)
-            self._found.clear()
+            self._waiting.ask_again()
 
     def take_events(self) -> list[KVCacheEvent]:
         """KV events since the last call."""
         return self._events.take()
 
     def take_stats(self) -> LMKVStats | None:
+        """What moved since it was last told; None if nothing did, or while something is under way
+        and it was just now.
+        """
+        if not self._has_news:
+            return None
+        now = time.monotonic()
+        if now < self._told_at + STATS_SECONDS and (self._loads or self.stores_under_way):
+            return None
+        self._told_at = now
+        self._has_news = False
         if self._lookup is not None:
             self._meter.count("lookups_given_up", self._lookup.take_given_up())
         if self._stores is not None:
@@ -447,11 +391,10 @@ class SchedulerSide:
         """The request ended, perhaps before it was ever admitted. A load that is under way is
         given up; vLLM keeps its blocks until the workers have reported that it has ended.
         """
+        self._stir()
         self._loads.cancel(request_id)
-        self._found.pop(request_id, None)
+        self._waiting.forget(request_id)
         self._used_at.pop(request_id, None)
-        self._controls.forget(request_id)
-        self._late.discard(request_id)
         self._prefills.forget(request_id)
         if self._stores is not None:
             self._stores.forget(request_id)
@@ -486,7 +429,7 @@ class SchedulerSide:
                 "lmkv: the cache was reset (the weights may have changed): nothing is stored or "
                 "loaded any more until this engine is started again"
             )
-        self._found.clear()
+        self._waiting.stop()
         if self._stores is not None:
             self._stores.stop()
         return not self._loads

@@ -24,6 +24,10 @@ KNOWN_CHUNKS = 1 << 17
 # to be stored again, or what is stored behind it is of no use.
 KNOWN_SECONDS = 60.0
 
+# A decoding request is looked at again so many steps before its next chunk can be full: steps are
+# planned before those before them have said what they sampled.
+EARLY_STEPS = 8
+
 
 class _Known(NamedTuple):
     """A chunk that was in the directory."""
@@ -61,12 +65,12 @@ class StorePlanner:
         ranks: int,
         tails: bool,
         generated: bool,
-        unverified_tokens: int,
+        draft_tokens: int,
         events: Events,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``blocks_of``: a request's blocks, of each group. ``unverified_tokens``: tokens at a
-        request's end whose KV a later step may rewrite. ``events`` is told of every store.
+        """``blocks_of``: a request's blocks, of each group. ``draft_tokens``: how many a step may
+        speculate on. ``events`` is told of every store.
         """
         self._pool = pool
         self._blocks_of = blocks_of
@@ -76,9 +80,15 @@ class StorePlanner:
         self._ranks = ranks
         self._tails = tails
         self._generated = generated
-        self._unverified_tokens = unverified_tokens
+        # The last slot may hold a rejected draft's KV.
+        self._unverified_tokens = 1 if draft_tokens else 0
+        self._most_tokens = 1 + draft_tokens  # that a step decodes
         self._events = events
         self._requests: dict[str, _Progress] = {}
+        # Those to be looked at, by the step in which. Of hundreds that decode few have a full chunk
+        # in any step.
+        self._due: dict[int, list[_Progress]] = {}
+        self._step = 0
         self._clock = clock
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         # Used while being stored: said when the file is there.
@@ -114,11 +124,20 @@ class StorePlanner:
 
         ``used_at``: now, as of ``time.time()``; its chunks count as used then.
         """
-        self._requests[request.request_id] = _Progress(request, used_at)
+        progress = _Progress(request, used_at)
+        self._requests[request.request_id] = progress
+        self._look_at(progress, 1)
 
     def forget(self, request_id: str) -> None:
         """The request ended; its jobs go on."""
         self._requests.pop(request_id, None)
+        if not self._requests:
+            self._due.clear()
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether any request may have something to store in a later step."""
+        return bool(self._requests)
 
     def know(self, keys: Iterable[bytes]) -> None:
         """``keys`` are in the directory: do not store them for the next minute."""
@@ -160,6 +179,7 @@ class StorePlanner:
     def stop(self) -> None:
         """Plan no more stores for the requests that there are; jobs in flight go on."""
         self._requests.clear()
+        self._due.clear()
         self._known.clear()
         self._uses.clear()
         self._used_early.clear()
@@ -175,20 +195,30 @@ class StorePlanner:
         and the tokens that the state is behind.
         """
         stores: list[Store] = []
-        done: list[str] = []
         for request_id, of_request in (states or {}).items():
             if progress := self._requests.get(request_id):
                 self._add_states(progress, of_request, stores)
-        for request_id, progress in self._requests.items():
+        self._step += 1
+        for progress in self._due.pop(self._step, ()):
+            request_id = progress.request.request_id
+            if self._requests.get(request_id) is not progress:  # it ended, or begins anew
+                continue
             tokens = scheduled_tokens.get(request_id)
-            if tokens is not None and self._advance(progress, tokens, stores):
-                done.append(request_id)
-        for request_id in done:
-            del self._requests[request_id]
+            steps = 1 if tokens is None else self._advance(progress, tokens, stores)
+            if steps:
+                self._look_at(progress, steps)
+            else:
+                del self._requests[request_id]
         return stores
 
-    def _advance(self, progress: _Progress, tokens: int, stores: list[Store]) -> bool:
-        """Plan what ``tokens`` more tokens complete; True when the request has no more to store."""
+    def _look_at(self, progress: _Progress, steps: int) -> None:
+        """Look at it again after so many steps."""
+        self._due.setdefault(self._step + steps, []).append(progress)
+
+    def _advance(self, progress: _Progress, tokens: int, stores: list[Store]) -> int:
+        """Plan what ``tokens`` more tokens complete. Returns how many steps later there can be
+        more, 0 if never.
+        """
         request = progress.request
         prompt = request.num_prompt_tokens
         # Prompt tokens are never drafts.
@@ -205,13 +235,16 @@ class StorePlanner:
             self._add(progress, begin, stores)
         progress.next_block = begin
         if end < prompt:
-            return False
+            return 1
         if self._tails and not progress.tail_done:
             progress.tail_done = True
             tail = self._tail_end(request)
             if tail % per_chunk:
                 self._add(progress, tail, stores)
-        return not self._generated
+        if not self._generated:
+            return 0
+        left: int = (begin + per_chunk) * self._block_tokens - end
+        return max(1, left // self._most_tokens - EARLY_STEPS)
 
     def _tail_end(self, request: Request) -> int:
         """The block that a prompt's tail ends before: as far as the same prompt could load."""

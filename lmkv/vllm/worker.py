@@ -5,6 +5,7 @@ microseconds: the engine has threads of its own and is polled once a step. No ca
 raises: a store that cannot be is dropped, a load that cannot be fails and is computed.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -39,6 +40,9 @@ SHUTDOWN_SECONDS = 3.0
 # And, after that, for a disk to answer.
 CLOSE_SECONDS = 1.0
 
+# What costs more than a step should is looked at no more often than this.
+OFTEN_SECONDS = 0.05
+
 
 class WorkerSide:
     """See the module. Without an engine (nothing can be cached) every call does nothing."""
@@ -56,13 +60,15 @@ class WorkerSide:
         self._engine: Engine | None = None
         self._on_cuda = False
         self._token_bytes = 1  # of this rank's KV
-        self._planned: Sequence[Store] = ()  # by this step, and not submitted yet
+        self._metadata = StepMetadata()  # of this step
+        self._planned: Sequence[Store] = ()  # by it, and not submitted yet
         self._stores: dict[int, int] = {}  # the engine's jobs to the scheduler's
         self._loads: dict[int, Load] = {}
         self._cancelled: set[int] = set()  # of the engine's jobs
         self._watch = LateLoads()
         self._roots = RootWatch(config.path, self._rank)
         self._unloadable: list[int] = []  # directories, as the engine last said
+        self._poll_at = 0.0
         self._unstorable = 0
         self._report = StepReport()
         self._finished_loads: set[str] = set()
@@ -72,6 +78,7 @@ class WorkerSide:
         self._failed_blocks: set[int] = set()
         self._failed_loads: set[str] = set()
         self._deltas = Deltas()
+        self._counted_at = 0.0
         self._counters_moved = False
         events = vllm_config.kv_events_config
         self._tells_evictions = events is not None and events.enable_kv_cache_events
@@ -189,14 +196,18 @@ class WorkerSide:
         ``wait_for_save`` (not on all pipeline ranks, with speculation). Its forward pass is on
         the compute stream by now, and its blocks are held until they are gathered.
         """
-        self.submit_stores()
+        if self._planned:
+            self.submit_stores()
+        self._metadata = metadata
         self._planned = metadata.stores
         self._report.timed = metadata.timed
 
     def submit_stores(self) -> None:
         """Queue the step's stores, once, behind what is on the compute stream now."""
+        if not self._planned:
+            return
         stores, self._planned = self._planned, ()
-        if self._engine is None or not stores:
+        if self._engine is None:
             return
         stream = self._stream()
         for store in stores:
@@ -215,10 +226,13 @@ class WorkerSide:
                 self._report.unstored.add(store.job)
         self._counters_moved = True
 
-    def start_loads(self, metadata: StepMetadata) -> None:
+    def start_loads(self) -> None:
         """Queue the step's loads; they write to their blocks behind the compute stream's work.
         Give up those that nobody waits for any more.
         """
+        metadata = self._metadata
+        if not (metadata.loads or metadata.uses or metadata.cancelled):
+            return
         self._use(metadata.uses)
         self._begin_loads(metadata)
         if self._engine is not None and metadata.cancelled:
@@ -266,18 +280,25 @@ class WorkerSide:
 
     def poll(self) -> set[str]:
         """Take in what the engine has completed; the requests whose loads ended."""
-        if self._engine is not None:
-            self._take(self._engine.poll())
-            if self._watch:
-                self._give_up_late()
-            if self._tells_evictions:
-                self._report.evicted.update(self._engine.take_evicted())
-            unloadable = self._engine.roots_out_of_service()
-            if unloadable != self._unloadable:
-                self._unloadable = unloadable
-                self._watch_roots()
+        engine = self._engine
+        is_busy = self._stores or self._loads
+        if engine is not None and (is_busy or time.monotonic() >= self._poll_at):
+            self._poll(engine)
         finished, self._finished_loads = self._finished_loads, set()
         return finished
+
+    def _poll(self, engine: Engine) -> None:
+        # What has nothing under way is asked now and then: directories come back, others evict.
+        self._poll_at = time.monotonic() + OFTEN_SECONDS
+        self._take(engine.poll())
+        if self._watch:
+            self._give_up_late()
+        if self._tells_evictions:
+            self._report.evicted.update(engine.take_evicted())
+        unloadable = engine.roots_out_of_service()
+        if unloadable != self._unloadable:
+            self._unloadable = unloadable
+            self._watch_roots()
 
     def _take(self, completions: Sequence[Completion]) -> None:
         for completion in completions:
@@ -368,11 +389,17 @@ class WorkerSide:
         return report
 
     def take_stats(self) -> LMKVStats | None:
-        """Counter increments since the last call; None if there were none."""
+        """Counter increments since they were last asked for; None if there were none, or while
+        jobs are under way and it was just now.
+        """
         if self._engine is None or not self._counters_moved:
             return None
         # Counters may still move while a job is under way, with no completion to say so.
         self._counters_moved = bool(self._stores or self._loads)
+        now = time.monotonic()
+        if self._counters_moved and now < self._counted_at + OFTEN_SECONDS:
+            return None
+        self._counted_at = now
         totals = self._engine.stats()
         if totals["device_lost"] and not self._said_lost:
             self._said_lost = True

@@ -289,7 +289,7 @@ class Engine:
         assert self.free_blocks == self.pool.num_gpu_blocks - 1
         assert all(block.ref_cnt == 0 for block in self.pool.blocks if not block.is_null)
         assert not self.scheduler.requests
-        assert not self.side._found
+        assert not self.side._waiting._found
         assert not self.side._loads._loading
         assert not self.side._loads._keys
         if self.side._stores is not None:

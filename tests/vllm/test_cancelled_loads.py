@@ -54,7 +54,7 @@ def test_what_was_given_up_for_its_time_is_there_and_what_failed_before_is_not(e
     engine.worker.hold_loads = False
     engine.step()
     assert set(engine.side._lookup._absent) == {key_of(request_a, 2 * PER_CHUNK)}
-    assert engine.side._late == {"a"}
+    assert engine.side._waiting._late == {"a"}
     steps = engine.run()
     stored = {store.key for step in steps for store in step.stores}
     assert stored == {key_of(request_a, 2 * PER_CHUNK)}, "the others are in the directory"
@@ -62,7 +62,7 @@ def test_what_was_given_up_for_its_time_is_there_and_what_failed_before_is_not(e
     assert engine.counted["tokens_loaded"] == CHUNK
     assert engine.counted["tokens_failed"] == 2 * CHUNK
     engine.assert_at_rest()
-    assert not engine.side._late
+    assert not engine.side._waiting._late
 
 
 def test_what_failed_before_it_was_cancelled_stays_absent(engine, request_a):

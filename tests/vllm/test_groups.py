@@ -468,7 +468,7 @@ def test_a_file_that_failed_on_its_way_to_the_directory_is_not_promised_again(ma
     engine.side._stores._in_memory.update(windows)
     assert engine.side.matched_tokens(request, 0) == 2 * CHUNK
     engine.side._lookup.mark_absent(windows[1:])
-    engine.side._found.clear()
+    engine.side._waiting._found.clear()
     assert engine.side.matched_tokens(request, 0) == CHUNK
 
 

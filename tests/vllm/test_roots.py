@@ -146,7 +146,7 @@ def test_chunks_of_a_directory_that_any_rank_has_out_are_not_looked_up(tiny_mode
     first_of_b = next(i for i, key in enumerate(keys) if _belongs_to(roots, key) == 1)
 
     def promised():
-        engine.side._found.clear()
+        engine.side._waiting._found.clear()
         return engine.side.matched_tokens(request, 0)
 
     def report(**ranks):

@@ -409,7 +409,7 @@ def test_blocks_whose_hashes_are_not_there_yet_are_not_stored(engine, lag):
         ranks=1,
         tails=True,
         generated=False,
-        unverified_tokens=0,
+        draft_tokens=0,
         events=Events(BLOCK, enabled=False),
     )
     planner.admit(request, time.time())

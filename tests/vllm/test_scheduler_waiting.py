@@ -73,7 +73,7 @@ def test_a_lookup_is_not_believed_for_ever(engine, root, monkeypatch):
     assert engine.side.matched_tokens(request, 0) == 0
     put(root, key_of(request, PER_CHUNK))
     assert engine.side.matched_tokens(request, 0) == 0
-    monkeypatch.setattr("lmkv.vllm.scheduler.LOOKUP_SECONDS", -1.0)
+    monkeypatch.setattr("lmkv.vllm.waiting.LOOKUP_SECONDS", -1.0)
     assert engine.side.matched_tokens(request, 0) == CHUNK
 
 
@@ -93,7 +93,7 @@ def test_a_request_that_waited_for_a_load_that_failed_does_not_try_it_again(engi
 def test_a_request_that_waits_for_anothers_load_is_not_looked_up_again(
     engine, root, lookups, monkeypatch
 ):
-    monkeypatch.setattr("lmkv.vllm.scheduler.LOOKUP_SECONDS", -1.0)
+    monkeypatch.setattr("lmkv.vllm.waiting.LOOKUP_SECONDS", -1.0)
     first = engine.request("first", 2 * CHUNK + 5)
     second = engine.request("second", 2 * CHUNK + 9)
     put(root, *(key_of(first, (i + 1) * PER_CHUNK) for i in range(2)))

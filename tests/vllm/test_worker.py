@@ -362,7 +362,7 @@ def test_an_idle_step_of_a_worker_takes_microseconds(make):
 
     def step():
         side.begin_step(metadata)
-        side.start_loads(metadata)
+        side.start_loads()
         side.submit_stores()
         side.poll()
         side.take_failed_blocks()

@@ -1,4 +1,6 @@
-"""Real engines of two ranks each, with a tiny random model on the CPU."""
+"""Real engines of two ranks each, with a tiny random model on the CPU: ranks that share every layer
+(TP), and ranks that have some of the layers each (PP).
+"""
 
 import json
 import os
@@ -34,13 +36,13 @@ def model(tmp_path):
     return directory
 
 
-def engine(model, root, log):
+def engine(model, root, log, how):
     return Engine(
         model,
         root,
         log,
         extra={"chunk_tokens": CHUNK, "host_memory": "64MiB", "load_policy": "always"},
-        tensor_parallel_size=2,
+        **how,
         load_format="dummy",
         skip_tokenizer_init=True,
         max_model_len=2048,
@@ -52,12 +54,21 @@ def files(root, rank):
     return {file.name: file for file in root.glob(f"v1/*/r{rank}/*/*.kv")}
 
 
+# On CPUs vLLM's pipelines need a trial run of the model, which only a compiled one has.
+TRACED = {"enforce_eager": False, "compilation_config": {"mode": 1, "backend": "eager"}}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2, **TRACED}],
+    ids=["tensor", "pipeline"],
+)
 def test_two_ranks_load_what_two_others_stored_and_fail_together(
-    model, root, tmp_path, monkeypatch
+    how, model, root, tmp_path, monkeypatch
 ):
     cores = sorted(os.sched_getaffinity(0))
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
-    with engine(model, root, tmp_path / "first.log") as first:
+    with engine(model, root, tmp_path / "first.log", how) as first:
         cold = first.generate(GOOD)
         good = files(root, 0).keys()
         bad = first.generate(BAD)
@@ -70,7 +81,7 @@ def test_two_ranks_load_what_two_others_stored_and_fail_together(
             with file.open("r+b") as damaged:
                 damaged.seek(5000)
                 damaged.write(b"not what was stored")
-    with engine(model, root, tmp_path / "second.log") as second:
+    with engine(model, root, tmp_path / "second.log", how) as second:
         hit = second.generate(GOOD)
         assert hit["tokens"] == cold["tokens"]
         assert hit["cached"] == CHUNKS * CHUNK
