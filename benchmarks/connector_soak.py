@@ -401,6 +401,7 @@ class Soak:
             "seen": dict(sorted(self.seen.items())),
             "counters": {name: value for name, value in self._counters().items() if value},
             "injected": sum(self.faults.counts().values()),
+            "rss_mib_by_phase": [round(sample["rss_mib"]) for sample in self.samples],
             **flat,
             "failures": self.failures,
         }

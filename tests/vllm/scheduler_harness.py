@@ -235,20 +235,26 @@ class Engine:
 
     def request(self, name, tokens, max_tokens=1, lora=None, cache_salt=None, **params):
         """Make and add a request; ``tokens`` is a length (a prefix of 0, 1, 2, ...) or a list."""
-        prompt = list(range(tokens)) if isinstance(tokens, int) else tokens
-        sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True, **params)
+        request = self.unasked(name, tokens, max_tokens, params, lora, cache_salt=cache_salt)
+        self.scheduler.add_request(request)
+        return request
+
+    def unasked(self, name, tokens, max_tokens=1, params=None, lora=None, **of_request):
+        """A request that the scheduler has not seen; ``tokens`` may be embeddings."""
+        prompt = range(tokens) if isinstance(tokens, int) else tokens
+        is_tokens = not isinstance(prompt, torch.Tensor)
+        sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True, **(params or {}))
         sampling.update_from_generation_config({}, eos_token_id=1)
-        request = Request(
+        return Request(
             request_id=name,
-            prompt_token_ids=[token % 512 for token in prompt],
+            prompt_token_ids=[token % 512 for token in prompt] if is_tokens else None,
+            prompt_embeds=None if is_tokens else prompt,
             sampling_params=sampling,
             pooling_params=None,
             lora_request=lora,
-            cache_salt=cache_salt,
             block_hasher=self.hasher,
+            **of_request,
         )
-        self.scheduler.add_request(request)
-        return request
 
     def step(self):
         """One pass: schedule, the played worker, update. Returns (scheduler output, metadata)."""

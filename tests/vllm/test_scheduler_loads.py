@@ -2,7 +2,6 @@
 
 import pytest
 from scheduler_harness import BLOCK, CHUNK, PER_CHUNK, Engine, chunk_file, key_of, put
-from vllm.lora.request import LoRARequest
 from vllm.v1.request import RequestStatus
 
 
@@ -369,12 +368,4 @@ def test_jobs_that_a_reset_finds_in_flight_end_and_let_go(engine, root):
     engine.worker.hold_loads = engine.worker.hold_stores = False
     assert not [metadata for metadata in engine.run() if metadata.loads or metadata.stores]
     assert engine.connector.reset_cache()
-    engine.assert_at_rest()
-
-
-def test_a_lora_request_passes_by(engine, root):
-    adapter = LoRARequest("adapter", 1, "/adapter")
-    request = engine.request("a", 2 * CHUNK, lora=adapter)
-    put(root, key_of(request, PER_CHUNK))
-    assert not [metadata for metadata in engine.run() if metadata.loads or metadata.stores]
     engine.assert_at_rest()

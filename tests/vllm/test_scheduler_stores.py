@@ -82,6 +82,32 @@ def test_generated_tokens_are_stored_only_when_asked_for(tiny_model, root):
         engine.assert_at_rest()
 
 
+def test_a_generated_chunk_is_stored_in_the_step_that_fills_it(tiny_model, root, monkeypatch):
+    looks = []
+    advance = StorePlanner._advance
+    monkeypatch.setattr(StorePlanner, "_advance", lambda *a: (looks.append(1), advance(*a))[1])
+    engine = Engine(tiny_model, root, extra={"store_generated": True, "store_tail": False})
+    lengths = [CHUNK - 30, CHUNK + 1, 2 * CHUNK - 3]
+    requests = {
+        key: engine.request(f"r{key}", [key] * length, max_tokens=3 * CHUNK)
+        for key, length in enumerate(lengths)
+    }
+    steps, found = 0, []
+    computed = dict.fromkeys(requests, 0)
+    while engine.scheduler.has_requests():
+        stores = engine.step()[1].stores
+        steps += 1
+        for key, request in requests.items():
+            ends = range(CHUNK, request.num_computed_tokens + 1, CHUNK)
+            full = [key_of(request, end // BLOCK) for end in ends if end > computed[key]]
+            assert [store.key for store in stores if store.key in full] == full
+            found += full
+            computed[key] = request.num_computed_tokens
+    assert len(set(found)) == 3 + 4 + 4
+    assert len(looks) < steps, "each of three was looked at in less than a third of all steps"
+    engine.assert_at_rest()
+
+
 def test_generated_tokens_that_come_back_in_a_prompt_are_stored_then(engine):
     first = engine.request("a", CHUNK - 10, max_tokens=CHUNK)
     engine.run(limit=300)
@@ -253,6 +279,7 @@ def test_with_speculation_all_of_a_prompt_is_stored_at_once(tiny_model, root):
 def test_with_speculation_the_last_generated_slot_is_not_trusted(tiny_model, root, speculates):
     engine = Engine(tiny_model, root, extra={"store_generated": True, "store_tail": False})
     engine.side._stores._unverified_tokens = int(speculates)
+    engine.side._stores._most_tokens = 1 + 3 * speculates
     engine.request("a", CHUNK - 2, max_tokens=6)
     stored = [len(engine.step()[1].stores) for _ in range(5)]
     assert stored == ([0, 0, 0, 1, 0] if speculates else [0, 0, 1, 0, 0])
