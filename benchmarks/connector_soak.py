@@ -326,7 +326,11 @@ class Soak:
         if dice.random() < 0.2:
             # True: all running requests are preempted.
             running = dice.random() < 0.3
-            self.seen["resets"] += self._engine.reset_prefix_cache(reset_running_requests=running)
+            try:
+                done = self._engine.reset_prefix_cache(reset_running_requests=running)
+            except RuntimeError:  # VLLM's answer when blocks are held, all preempted as they are
+                done = False
+            self.seen["resets" if done else "resets_refused"] += 1
 
     def _step(self) -> None:
         for output in self._engine.step():

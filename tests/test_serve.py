@@ -248,16 +248,26 @@ def test_no_option_of_lmkv_hides_one_of_vllm() -> None:
 # -- a real engine ----------------------------------------------------------------------------
 
 
-def answer(port: int, prompt: str) -> str:
+def answer(port: int, prompt: str, rank: int) -> str:
+    """What the engine of that data-parallel rank says."""
     body = {"model": "tiny", "prompt": prompt, "max_tokens": 4, "temperature": 0}
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions",
         json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
+        {"Content-Type": "application/json", "X-data-parallel-rank": str(rank)},
     )
     with urllib.request.urlopen(request, timeout=60) as reply:
         text: str = json.load(reply)["choices"][0]["text"]
     return text
+
+
+def tokens_loaded(port: int, rank: int) -> float:
+    """As that rank counts them."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as reply:
+        for line in reply.read().decode().splitlines():
+            if line.startswith("vllm:lmkv_tokens_loaded_total") and f'engine="{rank}"' in line:
+                return float(line.split()[-1])
+    pytest.fail("there is no such metric")
 
 
 def wait_for(what: Callable[[], bool], seconds: float, log: Path) -> None:
@@ -272,7 +282,10 @@ def wait_for(what: Callable[[], bool], seconds: float, log: Path) -> None:
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_engine_behind_it_answers_stores_chunks_and_ends_as_vllm_ends(tmp_path: Path) -> None:
+def test_what_one_engine_behind_it_stores_the_other_loads_and_it_ends_as_vllm_ends(
+    tmp_path: Path,
+) -> None:
+    """Two data-parallel engines, each with a scheduler of its own."""
     from lmkv.demo.model import prepare_smollm2
 
     with socket.socket() as probe:
@@ -282,9 +295,12 @@ def test_the_engine_behind_it_answers_stores_chunks_and_ends_as_vllm_ends(tmp_pa
     words = ["--dir", str(root), "--host-memory", "256MiB", "--port", str(port)]
     words += ["--host", "127.0.0.1", "--served-model-name", "tiny", "--max-model-len", "1024"]
     words += ["--dtype", "float32", "--block-size", "32", "--enforce-eager"]
+    words += ["--data-parallel-size", "2", "--load-policy", "always"]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
@@ -305,8 +321,13 @@ def test_the_engine_behind_it_answers_stores_chunks_and_ends_as_vllm_ends(tmp_pa
     try:
         wait_for(ready, READY_WITHIN_S, log)
         assert f"lmkv: vLLM starts with {FLAG} " in log.read_text()
-        assert answer(port, "The lighthouse keeper wrote in the log. " * 40)
-        wait_for(lambda: bool(list(root.glob("v1/*/r0/*/*.kv"))), 30, log)
+        prompt = "The lighthouse keeper wrote in the log. " * 60
+        said = answer(port, prompt, 0)
+        assert said
+        wait_for(lambda: len(list(root.glob("v1/*/r0/*/*.kv"))) >= 2, 30, log)
+        assert answer(port, prompt, 1) == said
+        wait_for(lambda: tokens_loaded(port, 1) >= 256, 30, log)
+        assert tokens_loaded(port, 0) == 0
         # The process is vLLM's: its own name, and the signal is answered by vLLM.
         assert b"vllm.entrypoints" in Path(f"/proc/{server.pid}/cmdline").read_bytes()
         server.send_signal(signal.SIGTERM)
