@@ -368,12 +368,9 @@ def settled(drivers: Sequence[Driver], earlier: Sequence[dict[str, float]]) -> d
 
 
 def judged(
-    samples: Sequence[dict[str, float]],
-    failures: list[str],
-    flat: Sequence[str] = FLAT,
-    most_growth: float = MOST_RSS_GROWTH_MIB,
+    samples: Sequence[dict[str, float]], failures: list[str], flat: Sequence[str] = FLAT
 ) -> dict[str, Any]:
-    """Ranges of the gauges; what is not ``flat`` is a failure, as is memory that grows by more."""
+    """Ranges of the gauges; what is not ``flat`` is a failure."""
     for name in flat:
         seen = {sample[name] for sample in samples}
         if len(seen) != 1:
@@ -383,7 +380,7 @@ def judged(
     warm = rss[len(rss) // 4 :]
     third = max(1, len(warm) // 3)
     growth = statistics.median(warm[-third:]) - statistics.median(warm[:third])
-    if growth > most_growth:
+    if growth > MOST_RSS_GROWTH_MIB:
         failures.append(f"memory grew by {growth:.1f} MiB")
     return {
         "rss_mib": {"first": rss[0], "max": max(rss), "last": rss[-1], "growth": growth},

@@ -11,6 +11,10 @@ namespace {
 
 constexpr std::size_t kHugePageBytes = 2 << 20;  // of x86-64 and, with pages of 4 KiB, of Arm
 
+// Behind the slabs in use so much memory has its pages: enough for loads that a fast disk brings
+// while the pages behind these are made.
+constexpr std::size_t kBytesAhead = 256 << 20;
+
 }  // namespace
 
 Slab::~Slab() {
@@ -43,10 +47,13 @@ SlabPool::SlabPool(std::size_t slab_bytes, std::size_t count, Device& device)
   pin_error_ = device_.pin(memory_, memory_bytes_);
   free_.reserve(count);
   for (std::size_t index = count; index > 0; --index) free_.push_back(index - 1);
+  pages_ = std::make_unique<PageSupply>(memory_, memory_bytes_);
+  pages_->reach(kBytesAhead);
 }
 
 SlabPool::~SlabPool() {
   assert(counts().in_use == 0);
+  pages_.reset();
   if (pin_error_.empty()) device_.unpin(memory_);
   ::munmap(mapping_, mapped_bytes_);
 }
@@ -61,6 +68,10 @@ std::optional<Slab> SlabPool::try_acquire() {
   if (!free_.empty()) {
     index = free_.back();
     free_.pop_back();
+    if (index >= used_) {
+      used_ = index + 1;
+      pages_->reach(used_ * slab_bytes_ + kBytesAhead);
+    }
   } else if (!lru_.empty()) {
     index = lru_.front();
     lru_.pop_front();

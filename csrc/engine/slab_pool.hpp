@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <list>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -14,6 +15,7 @@
 
 #include "common/types.hpp"
 #include "device/device.hpp"
+#include "engine/page_supply.hpp"
 #include "io/io_engine.hpp"
 
 namespace lmkv {
@@ -79,7 +81,7 @@ struct SlabCounts {
 class SlabPool {
  public:
   // `count` slabs of `slab_bytes` (whole pages), pinned by `device`: a GPU's takes all the memory
-  // now, the host's page by page as it is used. Throws std::bad_alloc.
+  // now, the host's as it is used, and some ahead. Throws std::bad_alloc.
   SlabPool(std::size_t slab_bytes, std::size_t count, Device& device);
   SlabPool(const SlabPool&) = delete;
   SlabPool& operator=(const SlabPool&) = delete;
@@ -117,10 +119,12 @@ class SlabPool {
   std::size_t mapped_bytes_;
   void* mapping_ = nullptr;
   std::string pin_error_;
+  std::unique_ptr<PageSupply> pages_;
 
   mutable std::mutex mutex_;
   std::vector<Entry> entries_;     // guarded by mutex_, as all below
   std::vector<std::size_t> free_;  // last in, first out: memory already touched is reused first
+  std::size_t used_ = 0;           // slabs that ever were: the first so many
   std::list<std::size_t> lru_;     // least recently used first
   std::unordered_map<ChunkKey, std::size_t, ChunkKeyHash> by_key_;
 };

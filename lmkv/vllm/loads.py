@@ -34,7 +34,8 @@ class Outcome:
     """What became of one load: tokens that arrived and that did not, keys that arrived and that
     failed.
 
-    ``late``: the rest, of which nothing is known, was given up because it took too long.
+    ``late``: keys of the rest, of which nothing is known, and that was given up because it took too
+    long. ``from_disk``: whether any of it was expected to be read.
     ``seconds``: what it took, 0 if that is not known, for ``tokens_read``, those ahead of it
     included. ``tokens_from_memory``: of ``gained``.
     """
@@ -43,7 +44,8 @@ class Outcome:
     lost: int
     keys: list[bytes]
     failed: list[bytes]
-    late: bool = False
+    late: list[bytes] = field(default_factory=list)
+    from_disk: bool = False
     seconds: float = 0.0
     tokens_from_memory: int = 0
     tokens_read: int = 0
@@ -208,7 +210,8 @@ class Loads:
             loading.tokens[-1] - gained,
             [loading.keys[index] for index in arrived],
             failed,
-            bool(loading.late),
+            [loading.keys[index] for index in sorted(loading.late)],
+            loading.decision.disk_tokens > 0,
             seconds=loading.seconds,
             tokens_from_memory=loading.tokens_of(from_memory) if gained and from_memory else 0,
             tokens_read=loading.ahead + loading.tokens_of(read) if read else 0,

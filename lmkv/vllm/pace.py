@@ -173,10 +173,16 @@ class Pace:
         self._tried_at = self._clock()
         self._pause = min(max(2 * self._pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
 
-    def gave_up(self) -> None:
-        """A load was given up: what was expected is refuted, and what is true is not known yet."""
-        self._loads.clear()
-        self.began_trial()
+    def gave_up(self, keys: Iterable[bytes], *, from_disk: bool) -> None:
+        """A load was given up that these chunks were missing of. If they were thought to be in host
+        memory, they are not; else what was expected of the disk is refuted, and what is true is not
+        known yet.
+        """
+        for key in keys:
+            self._recent.pop(key, None)
+        if from_disk:
+            self._loads.clear()
+            self.began_trial()
 
     @property
     def compute_seconds_per_token(self) -> float | None:

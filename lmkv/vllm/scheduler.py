@@ -348,7 +348,7 @@ class SchedulerSide:
         if outcome.late:
             self._meter.count("loads_late", 1)
             self._waiting.gave_up(request_id)
-            self._pace.gave_up()
+            self._pace.gave_up(outcome.late, from_disk=outcome.from_disk)
         elif not outcome.failed:
             self._pace.saw_load(outcome.tokens_read, outcome.seconds, trial=outcome.is_trial)
         if outcome.failed and self._lookup is not None and self._stores is not None:

@@ -23,6 +23,16 @@ def kv_digests(worker, block_ids):
     return digests
 
 
+def make_room_for_a_pipeline(worker):
+    """In the worker: for what the rank before it computes. VLLM does so in a trial run of the
+    model, which it leaves out on CPUs unless the model is compiled, and that takes a minute.
+    """
+    runner = worker.model_runner
+    runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+        batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=runner.device
+    )
+
+
 class Driver:
     def __init__(self, arguments):
         from vllm import LLM
@@ -34,6 +44,8 @@ class Driver:
         self.llm = LLM(**arguments)
         self.core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
+        if arguments.get("pipeline_parallel_size", 1) > 1:
+            self.llm.collective_rpc(make_room_for_a_pipeline)
 
     def generate(self, prompt, max_tokens=1, cache_salt=None):
         """``prompt`` is token ids, a text, or a chat's messages."""

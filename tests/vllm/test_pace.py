@@ -140,7 +140,7 @@ def test_a_trial_that_is_fast_brings_loads_back(clock):
 
 def test_a_load_that_was_given_up_refutes_what_was_expected(clock):
     pace = pace_of(clock, compute=0.001, load=0.0001)
-    pace.gave_up()
+    pace.gave_up([], from_disk=True)
     assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
     # What the disk did for it afterwards says what is true.
     pace.saw_load(640, 0.4, trial=True)
@@ -149,11 +149,22 @@ def test_a_load_that_was_given_up_refutes_what_was_expected(clock):
     assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
 
 
+def test_what_was_not_in_memory_after_all_says_nothing_of_the_disk(clock):
+    pace = pace_of(clock, compute=0.001, load=0.0001)
+    found = run_of(10)
+    pace.has_in_memory(found.keys)
+    assert decide(pace, found).disk_tokens == 0
+    pace.gave_up(found.keys[4:], from_disk=False)
+    decision = decide(pace, found)
+    assert (decision.chunks, decision.verdict) == (10, Verdict.LOAD)
+    assert decision.disk_tokens == 6 * CHUNK, "the first four are still thought to be there"
+
+
 def test_where_nothing_is_known_after_a_load_was_given_up_one_is_tried_after_a_pause(clock):
     pace = pace_of(clock, compute=0.001)
     assert decide(pace, run_of(10)).is_trial
     pace.began_trial()
-    pace.gave_up()
+    pace.gave_up([], from_disk=True)
     assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
     clock.now += 2 * FIRST_PAUSE_SECONDS
     assert decide(pace, run_of(10)).is_trial
