@@ -330,7 +330,7 @@ def soak(root: Path, minutes: float, seed: int) -> dict[str, Any]:
         for driver in drivers:
             out = out_of_service(driver.engine.stats())
             driver.quiesce(close=out or dice.random() < 0.2)
-        samples.append(settled(drivers, samples))
+        samples.append(settled([driver.engine for driver in drivers], samples))
         left = [file for file in root.glob("v1/*/r0/*/*") if file.suffix != ".kv"]
         temporaries += len(left)
         injected = Counter[str]()
@@ -355,22 +355,27 @@ def soak(root: Path, minutes: float, seed: int) -> dict[str, Any]:
     }
 
 
-def settled(drivers: Sequence[Driver], earlier: Sequence[dict[str, float]]) -> dict[str, float]:
+def settled(
+    engines: Sequence[Engine], earlier: Sequence[dict[str, float]], flat: Sequence[str] = FLAT
+) -> dict[str, float]:
     """The gauges; a moment later if a housekeeper's scan has a directory open just now."""
-    now = gauges([driver.engine for driver in drivers])
+    now = gauges(engines)
     deadline = time.monotonic() + 5
     while earlier and time.monotonic() < deadline:
-        if all(now[name] == earlier[0][name] for name in FLAT):
+        if all(now[name] == earlier[0][name] for name in flat):
             break
         time.sleep(0.01)
-        now = gauges([driver.engine for driver in drivers])
+        now = gauges(engines)
     return now
 
 
 def judged(
-    samples: Sequence[dict[str, float]], failures: list[str], flat: Sequence[str] = FLAT
+    samples: Sequence[dict[str, float]],
+    failures: list[str],
+    flat: Sequence[str] = FLAT,
+    most_growth: float = MOST_RSS_GROWTH_MIB,
 ) -> dict[str, Any]:
-    """Ranges of the gauges; what is not ``flat`` is a failure."""
+    """Ranges of the gauges; what is not ``flat`` is a failure, as is memory that grows by more."""
     for name in flat:
         seen = {sample[name] for sample in samples}
         if len(seen) != 1:
@@ -380,7 +385,7 @@ def judged(
     warm = rss[len(rss) // 4 :]
     third = max(1, len(warm) // 3)
     growth = statistics.median(warm[-third:]) - statistics.median(warm[:third])
-    if growth > MOST_RSS_GROWTH_MIB:
+    if growth > most_growth:
         failures.append(f"memory grew by {growth:.1f} MiB")
     return {
         "rss_mib": {"first": rss[0], "max": max(rss), "last": rss[-1], "growth": growth},

@@ -33,7 +33,7 @@ from tiny_llama import BLOCK_TOKENS, VOCABULARY, save_tiny_llama
 
 CHUNK_TOKENS = 128
 BUDGETS_US = {"scheduler": 20.0, "worker": 50.0}  # of idle steps
-LEAD_STEPS = 300  # at most, until all answers have begun
+MODEL_LEN = 4096  # more than any run decodes
 
 
 class HookClock:
@@ -85,7 +85,6 @@ def measure(model: Path, root: Path, running: int, steps: int, *, storing: bool)
     from vllm.inputs import TokensPrompt
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    answer = steps + LEAD_STEPS
     settings = {
         "path": str(root),
         "chunk_tokens": CHUNK_TOKENS,
@@ -99,7 +98,7 @@ def measure(model: Path, root: Path, running: int, steps: int, *, storing: bool)
             skip_tokenizer_init=True,
             dtype="float32",
             block_size=BLOCK_TOKENS,
-            max_model_len=2048,
+            max_model_len=MODEL_LEN,
             max_num_seqs=running,
             max_num_batched_tokens=8192,
             enforce_eager=True,
@@ -116,7 +115,10 @@ def measure(model: Path, root: Path, running: int, steps: int, *, storing: bool)
     core = engine.engine_core.engine_core
     scheduler = core.scheduler
     dice = random.Random(running)
-    sampling = SamplingParams(max_tokens=answer, temperature=0.0, ignore_eos=True, detokenize=False)
+    longest = BLOCK_TOKENS + 1 + CHUNK_TOKENS
+    sampling = SamplingParams(
+        max_tokens=MODEL_LEN - longest, temperature=0.0, ignore_eos=True, detokenize=False
+    )
     for i in range(running):
         # Their chunks are full in other steps than their neighbours'.
         length = BLOCK_TOKENS + 1 + i * CHUNK_TOKENS // running
@@ -131,7 +133,7 @@ def measure(model: Path, root: Path, running: int, steps: int, *, storing: bool)
         and (storing or not side.stores_under_way)
     ):
         engine.step()
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or not scheduler.has_unfinished_requests():
             raise RuntimeError("the engine does not decode all answers at once")
     clocks = {
         "scheduler": HookClock(scheduler.connector),
@@ -205,11 +207,14 @@ def main() -> None:
                     task = (model, root, running, arguments.steps, storing)
                     rows.append(pool.apply(measure_apart, (task,)))
                 print(in_words(rows[-1]), file=sys.stderr, flush=True)
-    result = {"rows": rows, "budgets_us": BUDGETS_US}
-    for name in BUDGETS_US:
+    result: dict[str, Any] = {"rows": rows, "budgets_us": BUDGETS_US, "within": {}}
+    for name, budget in BUDGETS_US.items():
         result[f"{name}_idle_us"] = {
             str(row["running"]): row[f"{name}_us"]["p50"] for row in rows if row["kind"] == "idle"
         }
+        result["within"][name] = all(
+            taken <= budget for taken in result[f"{name}_idle_us"].values()
+        )
     text = json.dumps(result, indent=2) + "\n"
     if arguments.json == "-":
         print(text, end="")

@@ -18,10 +18,15 @@ START_SECONDS = 300.0
 class TtftEngine:
     """vLLM on the CPU with SmolLM2-135M; plain, or with lmkv set as ``settings`` says."""
 
-    def __init__(self, max_model_len: int, settings: dict[str, Any] | None) -> None:
+    def __init__(
+        self, max_model_len: int, settings: dict[str, Any] | None, kv_blocks: int | None = None
+    ) -> None:
+        """``kv_blocks``: how many its KV cache has; by default what fits in 1 GiB."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, max_model_len, settings))
+        self._process = context.Process(
+            target=_serve, args=(theirs, max_model_len, settings, kv_blocks)
+        )
         self._process.start()
         theirs.close()
 
@@ -34,6 +39,12 @@ class TtftEngine:
     def ttft(self, prompt: list[int]) -> float:
         """Seconds from the request to its first token; the stores it led to are done on return."""
         return float(self._ask("ttft", prompt))
+
+    def batch(self, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
+        """Answer them all at once, greedily: ``seconds`` until the last answer is done, ``ttft`` of
+        each, and the ``answers``. The stores they led to are done on return.
+        """
+        return dict(self._ask("batch", prompts, tokens))
 
     def forget(self) -> None:
         """Empty vLLM's own prefix cache."""
@@ -60,7 +71,12 @@ class TtftEngine:
             raise RuntimeError("the engine ended; its lines above say why") from None
 
 
-def _serve(connection: Connection, max_model_len: int, settings: dict[str, Any] | None) -> None:
+def _serve(
+    connection: Connection,
+    max_model_len: int,
+    settings: dict[str, Any] | None,
+    kv_blocks: int | None,
+) -> None:
     os.dup2(2, 1)  # vLLM's lines go to standard error
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
@@ -68,7 +84,7 @@ def _serve(connection: Connection, max_model_len: int, settings: dict[str, Any] 
         VLLM_NO_USAGE_STATS="1",
         HF_HUB_OFFLINE="1",
     )
-    engine = _Engine(max_model_len, settings)
+    engine = _Engine(max_model_len, settings, kv_blocks)
     connection.send("ready")
     while True:
         try:
@@ -80,7 +96,9 @@ def _serve(connection: Connection, max_model_len: int, settings: dict[str, Any] 
 
 
 class _Engine:
-    def __init__(self, max_model_len: int, settings: dict[str, Any] | None) -> None:
+    def __init__(
+        self, max_model_len: int, settings: dict[str, Any] | None, kv_blocks: int | None
+    ) -> None:
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -104,6 +122,7 @@ class _Engine:
                 block_size=BLOCK_TOKENS,
                 max_model_len=max_model_len,
                 max_num_batched_tokens=max_model_len,
+                num_gpu_blocks_override=kv_blocks,
                 enforce_eager=True,
                 disable_log_stats=settings is None,
                 kv_transfer_config=transfer if settings else None,
@@ -112,21 +131,35 @@ class _Engine:
         self._core = self._engine.engine_core.engine_core
 
     def ttft(self, prompt: list[int]) -> float:
+        return float(self.batch([prompt], 1)["ttft"][0])
+
+    def batch(self, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
-        self._number += 1
-        sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        ttft: dict[str, float] = {}
+        answers: dict[str, list[int]] = {}
+        names = []
         begin = time.perf_counter()
-        self._engine.add_request(
-            f"request-{self._number}", TokensPrompt(prompt_token_ids=prompt), sampling
-        )
-        while not any(output.outputs[0].token_ids for output in self._engine.step()):
-            pass
-        taken = time.perf_counter() - begin
+        for prompt in prompts:
+            self._number += 1
+            names.append(f"request-{self._number}")
+            self._engine.add_request(names[-1], TokensPrompt(prompt_token_ids=prompt), sampling)
+        while len(answers) < len(prompts):
+            for output in self._engine.step():
+                if output.outputs[0].token_ids:
+                    ttft.setdefault(output.request_id, time.perf_counter() - begin)
+                if output.finished:
+                    answers[output.request_id] = list(output.outputs[0].token_ids)
+        seconds = time.perf_counter() - begin
         while self._core.scheduler.has_requests():
             self._engine.step()
-        return taken
+        return {
+            "seconds": seconds,
+            "ttft": [ttft[name] for name in names],
+            "answers": [answers[name] for name in names],
+        }
 
     def forget(self) -> None:
         if not self._engine.reset_prefix_cache():

@@ -185,7 +185,8 @@ class Config:
     host_memory: int = _setting(
         parse_size,
         "Host memory of each worker (rank) for chunks on their way to and from the disk; what "
-        "is not in flight keeps recent chunks, so that they are loaded without the disk.",
+        "is not in flight keeps recent chunks, so that they are loaded without the disk. With a "
+        "GPU it is taken at the start, without one as it is used and 256 MiB ahead.",
         unit="bytes",
         default=2 << 30,
     )

@@ -13,7 +13,8 @@
 namespace lmkv {
 namespace {
 
-constexpr std::size_t kPiece = 8 << 20;  // so many bytes between two looks: some milliseconds
+// In one call, for whose time the process can map nothing: a huge page.
+constexpr std::size_t kPiece = 2 << 20;
 
 }  // namespace
 
@@ -47,7 +48,7 @@ void PageSupply::run() {
     if (ends_) return;
     const std::size_t piece = std::min(kPiece, wanted_ - done);
     lock.unlock();
-    // No memory, or no such call: then pages come when they are touched.
+    // There is no such call, or no memory: then pages come when they are touched.
     if (::madvise(begin_ + done, piece, MADV_POPULATE_WRITE) != 0) return;
     done += piece;
     lock.lock();

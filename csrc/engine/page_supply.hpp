@@ -9,11 +9,11 @@
 namespace lmkv {
 
 // A thread that has the kernel back the beginning of a private mapping with pages, as far as it is
-// told. Whoever uses memory that has none waits for a page to be zeroed with every one that it
-// touches: a first load into fresh memory takes twice as long as a second one. Contents stay as
-// they are. On kernels before 5.14 it does nothing.
+// told. Whoever uses memory that has none waits, at every page that it touches, for one to be
+// zeroed. Contents stay as they are. On kernels before 5.14 it does nothing.
 class PageSupply {
  public:
+  // Throws std::system_error if there can be no more threads.
   PageSupply(std::byte* begin, std::size_t bytes);
   PageSupply(const PageSupply&) = delete;
   PageSupply& operator=(const PageSupply&) = delete;

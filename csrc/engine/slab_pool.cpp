@@ -2,9 +2,11 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cassert>
 #include <cstdint>
 #include <new>
+#include <system_error>
 
 namespace lmkv {
 namespace {
@@ -47,8 +49,12 @@ SlabPool::SlabPool(std::size_t slab_bytes, std::size_t count, Device& device)
   pin_error_ = device_.pin(memory_, memory_bytes_);
   free_.reserve(count);
   for (std::size_t index = count; index > 0; --index) free_.push_back(index - 1);
-  pages_ = std::make_unique<PageSupply>(memory_, memory_bytes_);
-  pages_->reach(kBytesAhead);
+  try {
+    pages_ = std::make_unique<PageSupply>(memory_, memory_bytes_);
+    pages_->reach(kBytesAhead);
+  } catch (const std::system_error&) {
+    // No thread for it: then pages come when they are touched.
+  }
 }
 
 SlabPool::~SlabPool() {
@@ -63,25 +69,32 @@ std::span<std::byte> SlabPool::bytes_of(std::size_t index) const {
 }
 
 std::optional<Slab> SlabPool::try_acquire() {
-  const std::lock_guard lock(mutex_);
-  std::size_t index = 0;
-  if (!free_.empty()) {
-    index = free_.back();
-    free_.pop_back();
-    if (index >= used_) {
-      used_ = index + 1;
-      pages_->reach(used_ * slab_bytes_ + kBytesAhead);
-    }
-  } else if (!lru_.empty()) {
-    index = lru_.front();
-    lru_.pop_front();
-    by_key_.erase(*entries_[index].key);
-    entries_[index] = Entry{};
-  } else {
-    return std::nullopt;
+  std::optional<std::size_t> index;
+  bool is_fresh = false;
+  {
+    const std::lock_guard lock(mutex_);
+    index = take_unused();
+    if (!index) return std::nullopt;
+    entries_[*index].users = 1;
+    is_fresh = *index >= used_;
+    used_ = std::max(used_, *index + 1);
   }
-  entries_[index].users = 1;
-  return Slab(this, index);
+  if (is_fresh && pages_) pages_->reach((*index + 1) * slab_bytes_ + kBytesAhead);
+  return Slab(this, *index);
+}
+
+std::optional<std::size_t> SlabPool::take_unused() {
+  if (!free_.empty()) {
+    const std::size_t index = free_.back();
+    free_.pop_back();
+    return index;
+  }
+  if (lru_.empty()) return std::nullopt;
+  const std::size_t index = lru_.front();
+  lru_.pop_front();
+  by_key_.erase(*entries_[index].key);
+  entries_[index] = Entry{};
+  return index;
 }
 
 SharedSlab SlabPool::publish(Slab slab, const ChunkKey& key) {

@@ -81,7 +81,7 @@ struct SlabCounts {
 class SlabPool {
  public:
   // `count` slabs of `slab_bytes` (whole pages), pinned by `device`: a GPU's takes all the memory
-  // now, the host's as it is used, and some ahead. Throws std::bad_alloc.
+  // now, the host's as it is used, and 256 MiB ahead of that. Throws std::bad_alloc.
   SlabPool(std::size_t slab_bytes, std::size_t count, Device& device);
   SlabPool(const SlabPool&) = delete;
   SlabPool& operator=(const SlabPool&) = delete;
@@ -109,6 +109,8 @@ class SlabPool {
     std::optional<std::list<std::size_t>::iterator> in_lru;  // set while cached
   };
 
+  // An index that nobody uses, and its state reset; caller holds mutex_.
+  [[nodiscard]] std::optional<std::size_t> take_unused();
   [[nodiscard]] std::span<std::byte> bytes_of(std::size_t index) const;
   void release(std::size_t index);
 
@@ -119,7 +121,7 @@ class SlabPool {
   std::size_t mapped_bytes_;
   void* mapping_ = nullptr;
   std::string pin_error_;
-  std::unique_ptr<PageSupply> pages_;
+  std::unique_ptr<PageSupply> pages_;  // may be none
 
   mutable std::mutex mutex_;
   std::vector<Entry> entries_;     // guarded by mutex_, as all below

@@ -8,6 +8,7 @@ LoRA adapter. vLLM's block hashes tell adapters apart by name and path, which is
 process but not in a directory that outlives it: another adapter may lie there tomorrow.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -84,7 +85,7 @@ class SchedulerSide:
         # Most steps of an engine find nothing to do and nothing to report here.
         self._has_news = True  # since the last take_stats
         self._has_work = True  # for the next step
-        self._told_at = 0.0
+        self._told_at = -math.inf
         self._waiting = Waiting(
             self._block_tokens,
             self._loads,
@@ -283,8 +284,10 @@ class SchedulerSide:
         if self._lookup is not None:
             self._lookup.begin_step()
         stores: list[Store] = []
-        # What a sibling of MultiConnector loads in this very step may turn out not to have come.
-        if self._stores is not None and not output.has_sync_kv_loads:
+        if self._stores is not None and output.has_sync_kv_loads:
+            # What a sibling of MultiConnector loads in this step may turn out not to have come.
+            self._stores.pass_over()
+        elif self._stores is not None:
             handed_out = output.kv_connector_block_state
             states = handed_out.boundary_state_offloads if handed_out is not None else None
             stores = self._stores.plan(output.num_scheduled_tokens, states)
@@ -392,6 +395,7 @@ class SchedulerSide:
         given up; vLLM keeps its blocks until the workers have reported that it has ended.
         """
         self._stir()
+        self._told_at = -math.inf  # there may be no further step to tell what it did
         self._loads.cancel(request_id)
         self._waiting.forget(request_id)
         self._used_at.pop(request_id, None)

@@ -42,6 +42,7 @@ class _Progress:
 
     request: Request
     used_at: float
+    number: int  # no other has it
     next_block: int = 0
     tail_done: bool = False
 
@@ -87,8 +88,9 @@ class StorePlanner:
         self._requests: dict[str, _Progress] = {}
         # Those to be looked at, by the step in which. Of hundreds that decode few have a full chunk
         # in any step.
-        self._due: dict[int, list[_Progress]] = {}
+        self._due: dict[int, list[tuple[str, int]]] = {}  # ids, numbers of their progress
         self._step = 0
+        self._last_number = 0
         self._clock = clock
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         # Used while being stored: said when the file is there.
@@ -124,7 +126,8 @@ class StorePlanner:
 
         ``used_at``: now, as of ``time.time()``; its chunks count as used then.
         """
-        progress = _Progress(request, used_at)
+        self._last_number += 1
+        progress = _Progress(request, used_at, self._last_number)
         self._requests[request.request_id] = progress
         self._look_at(progress, 1)
 
@@ -199,9 +202,9 @@ class StorePlanner:
             if progress := self._requests.get(request_id):
                 self._add_states(progress, of_request, stores)
         self._step += 1
-        for progress in self._due.pop(self._step, ()):
-            request_id = progress.request.request_id
-            if self._requests.get(request_id) is not progress:  # it ended, or begins anew
+        for request_id, number in self._due.pop(self._step, ()):
+            progress = self._requests.get(request_id)
+            if progress is None or progress.number != number:  # it ended, or begins anew
                 continue
             tokens = scheduled_tokens.get(request_id)
             steps = 1 if tokens is None else self._advance(progress, tokens, stores)
@@ -213,7 +216,14 @@ class StorePlanner:
 
     def _look_at(self, progress: _Progress, steps: int) -> None:
         """Look at it again after so many steps."""
-        self._due.setdefault(self._step + steps, []).append(progress)
+        due = progress.request.request_id, progress.number
+        self._due.setdefault(self._step + steps, []).append(due)
+
+    def pass_over(self) -> None:
+        """In this step nothing is stored: who is due is looked at in the next."""
+        self._step += 1
+        if due := self._due.pop(self._step, None):
+            self._due.setdefault(self._step + 1, []).extend(due)
 
     def _advance(self, progress: _Progress, tokens: int, stores: list[Store]) -> int:
         """Plan what ``tokens`` more tokens complete. Returns how many steps later there can be
@@ -243,6 +253,8 @@ class StorePlanner:
                 self._add(progress, tail, stores)
         if not self._generated:
             return 0
+        if request.num_computed_tokens + tokens < request.num_tokens:
+            return 1  # it was preempted, and computes what it had generated, many tokens a step
         left: int = (begin + per_chunk) * self._block_tokens - end
         return max(1, left // self._most_tokens - EARLY_STEPS)
 

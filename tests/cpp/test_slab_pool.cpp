@@ -1,8 +1,5 @@
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 
-#include <algorithm>
-#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -125,52 +122,6 @@ TEST_F(SlabPoolTest, ManyThreadsKeepTheInvariant) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(pool.counts().in_use, 0U);
-}
-
-// How many of these bytes have pages.
-std::size_t resident(const SlabMemory& memory) {
-  std::vector<unsigned char> pages(memory.bytes / kPageBytes);
-  EXPECT_EQ(::mincore(memory.begin, memory.bytes, pages.data()), 0);
-  return kPageBytes * static_cast<std::size_t>(std::ranges::count(pages, 1));
-}
-
-bool becomes_resident(const SlabMemory& memory, std::size_t bytes) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
-  while (resident(memory) < bytes) {
-    if (std::chrono::steady_clock::now() > deadline) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return true;
-}
-
-TEST_F(SlabPoolTest, MemoryHasItsPagesBeforeItIsUsedAndNotMuchMoreThanThat) {
-  constexpr std::size_t kMiB = 1 << 20;
-  constexpr std::size_t kAhead = 256 * kMiB;
-  SlabPool large(32 * kMiB, 12, *device);
-  EXPECT_TRUE(becomes_resident(large.memory(), kAhead));
-  std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  EXPECT_EQ(resident(large.memory()), kAhead);
-  {
-    const auto slab = large.try_acquire();
-    EXPECT_TRUE(becomes_resident(large.memory(), kAhead + 32 * kMiB));
-  }
-  for (int i = 0; i < 20; ++i) EXPECT_TRUE(large.try_acquire());  // the same one again
-  std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  EXPECT_EQ(resident(large.memory()), kAhead + 32 * kMiB);
-  std::vector<Slab> slabs;
-  for (int i = 0; i < 12; ++i) slabs.push_back(*large.try_acquire());
-  EXPECT_TRUE(becomes_resident(large.memory(), 12 * 32 * kMiB));
-}
-
-TEST_F(SlabPoolTest, PagesThatComeLaterLeaveWhatIsThereAsItIs) {
-  constexpr std::size_t kBytes = 64 << 20;
-  const SlabPool large(kBytes, 1, *device);
-  const SlabMemory memory = large.memory();
-  for (std::size_t at = 0; at < kBytes; at += kPageBytes) memory.begin[at] = std::byte{7};
-  EXPECT_TRUE(becomes_resident(memory, kBytes));
-  for (std::size_t at = 0; at < kBytes; at += kPageBytes) {
-    ASSERT_EQ(memory.begin[at], std::byte{7});
-  }
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 """When lmkv serves at all, and what it says when it does not."""
 
+import time
+
 import pytest
 from scheduler_harness import (
     BLOCK,
@@ -126,6 +128,34 @@ def test_activity_is_one_line_a_minute(tiny_model, root, lines):
     assert "2 chunks stored" in said[0] or "3 chunks stored" in said[0]
 
 
+def test_counters_are_told_now_and_then_while_a_store_is_under_way(tiny_model, root, monkeypatch):
+    monkeypatch.setattr("lmkv.vllm.scheduler.STATS_SECONDS", 1e9)
+    engine = Engine(tiny_model, root)
+    side = engine.side
+    engine.worker.hold_files = True
+    request = engine.request("a", CHUNK + 1, max_tokens=9)
+    engine.step()
+    assert side.stores_under_way
+    side._told_at = time.monotonic()
+
+    def told():
+        side._meter.count("loads_late")
+        side._stir()
+        stats = side.take_stats()
+        return stats.data["loads_late"] if stats else None
+
+    assert [told(), told()] == [None, None]
+    engine.abort(request)
+    assert told() == 3, "there may be no step after it"
+    assert told() is None
+    engine.worker.hold_files = False
+    engine.run()
+    assert not side.stores_under_way
+    assert told() == 1
+    assert engine.counted["loads_late"] == 3 + 1 + 1
+    assert side.take_stats() is None
+
+
 def test_a_step_of_many_running_requests_is_a_short_loop_over_them(tiny_model, root):
     requests = 512
     engine = Engine(
@@ -150,10 +180,11 @@ def test_a_step_of_many_running_requests_is_a_short_loop_over_them(tiny_model, r
 
     rounds = [
         (
-            seconds_per_call(lambda: engine.side.step(output), calls=5, batches=1),
-            seconds_per_call(plain_loop, calls=5, batches=1),
+            # So many that all of them are looked at, some in each.
+            seconds_per_call(lambda: engine.side.step(output), calls=CHUNK, batches=1),
+            seconds_per_call(plain_loop, calls=CHUNK, batches=1),
         )
-        for _ in range(20)
+        for _ in range(5)
     ]
     step, loop = (min(times) for times in zip(*rounds, strict=True))
     assert step < 50 * loop, f"{step * 1e6:.0f} and {loop * 1e6:.0f} us"

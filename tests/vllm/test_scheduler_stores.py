@@ -4,6 +4,7 @@ import time
 
 import pytest
 from scheduler_harness import BLOCK, CHUNK, PER_CHUNK, Engine, chunk_file, key_of, put
+from vllm.config import VllmConfig
 from vllm.v1.request import RequestStatus
 
 from lmkv._C import USE_TICK_SECONDS
@@ -105,6 +106,52 @@ def test_a_generated_chunk_is_stored_in_the_step_that_fills_it(tiny_model, root,
             computed[key] = request.num_computed_tokens
     assert len(set(found)) == 3 + 4 + 4
     assert len(looks) < steps, "each of three was looked at in less than a third of all steps"
+    engine.assert_at_rest()
+
+
+def test_what_a_preempted_request_computes_again_is_stored_in_those_steps(tiny_model, root):
+    extra = {"store_generated": True, "store_tail": False}
+    engine = Engine(tiny_model, root, budget=2 * CHUNK, extra=extra)
+    request = engine.request("a", CHUNK - 9, max_tokens=7 * CHUNK)
+    while request.num_tokens < 5 * CHUNK + 2:
+        engine.step()
+    keys = [key_of(request, end) for end in range(PER_CHUNK, 5 * PER_CHUNK + 1, PER_CHUNK)]
+    for key in keys:  # all were evicted
+        chunk_file(root, key).unlink()
+    engine.side._stores.doubt(keys)
+    engine.side._lookup.forget()
+    assert engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+    stored = []
+    while len(stored) < 5:
+        _, metadata = engine.step()
+        stored += [store.key for store in metadata.stores]
+        full = request.num_computed_tokens // CHUNK
+        assert stored == keys[:full]
+    engine.abort(request)
+    engine.run()
+    engine.assert_at_rest()
+
+
+def test_steps_that_store_nothing_for_a_siblings_sake_make_no_chunk_late(
+    tiny_model, root, monkeypatch
+):
+    extra = {"store_generated": True, "store_tail": False}
+    engine = Engine(tiny_model, root, extra=extra)
+    step, steps = engine.side.step, []
+
+    def with_sibling(output):
+        steps.append(output)
+        output.has_sync_kv_loads = len(steps) % 3 != 0
+        return step(output)
+
+    monkeypatch.setattr(engine.side, "step", with_sibling)
+    request = engine.request("a", CHUNK - 9, max_tokens=3 * CHUNK)
+    late = []
+    while engine.scheduler.has_requests():
+        ends = [store.token_begin + CHUNK for store in engine.step()[1].stores]
+        late += [request.num_computed_tokens - end for end in ends]
+    assert len(late) == 3
+    assert max(late) <= 2, "by the steps of the sibling's and no more"
     engine.assert_at_rest()
 
 
@@ -285,6 +332,15 @@ def test_with_speculation_the_last_generated_slot_is_not_trusted(tiny_model, roo
     assert stored == ([0, 0, 0, 1, 0] if speculates else [0, 0, 1, 0, 0])
     engine.run()
     engine.assert_at_rest()
+
+
+def test_the_planner_is_told_how_many_tokens_a_step_may_speculate_on(tiny_model, root, monkeypatch):
+    monkeypatch.setattr(VllmConfig, "num_speculative_tokens", property(lambda _: 3))
+    engine = Engine(tiny_model, root, extra={"store_generated": True, "store_tail": False})
+    engine.request("a", CHUNK - 2, max_tokens=6)
+    assert [len(engine.step()[1].stores) for _ in range(5)] == [0, 0, 0, 1, 0]
+    assert engine.side._stores._most_tokens == 4
+    engine.run()
 
 
 def test_a_producer_notices_what_vanished_from_the_directory(tiny_model, root):

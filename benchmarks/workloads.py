@@ -1,0 +1,193 @@
+"""Whole workloads, with lmkv and without: how much hits, and how much sooner all is done.
+
+    python benchmarks/workloads.py --path DIR [--repetitions 3] [--json -]
+
+* ``prefix_repetition``: vLLM's own benchmark dataset of that name: shared documents of random
+  tokens, questions behind them, in random order, a few at a time.
+* ``multi_turn``: conversations that take turns; every turn sends all that was said before.
+
+Two engines (vLLM on the CPU, SmolLM2-135M), one with lmkv in an empty directory, are given the same
+batches of requests in turn, now one first and now the other; a batch is done when its last answer
+is. Both have vLLM's own prefix cache, in a KV cache that holds less than the workload comes back
+to, as that of a GPU does. ``speedup`` is the plain engine's time over the other's, for all batches
+together: its median over repetitions, each with fresh prompts, and the range. ``same_answers`` is
+the share of answers that are the same in all tokens: of random tokens a model is sometimes torn
+between two, and then rounding decides. Conversations go on with the plain engine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ttft_engine import TtftEngine
+
+Prompt = list[int]
+Batch = list[Prompt]
+
+KV_TOKENS = 4096
+MODEL_LEN = 2048
+ANSWER_TOKENS = 16
+AT_ONCE = 3
+DOCUMENTS, DOCUMENT_TOKENS, QUESTION_TOKENS, QUESTIONS = 6, 1024, 64, 5
+CONVERSATIONS, TURNS, TURN_TOKENS = 6, 4, 300
+
+
+def prefix_repetition(seed: int) -> list[Batch]:
+    """As ``vllm bench serve --dataset-name prefix_repetition`` makes them."""
+    from transformers import AutoTokenizer
+    from vllm.benchmarks.datasets import PrefixRepetitionRandomDataset
+
+    from lmkv.demo.model import prepare_smollm2
+
+    tokenizer = AutoTokenizer.from_pretrained(prepare_smollm2())
+    requests = PrefixRepetitionRandomDataset(random_seed=seed).sample(
+        tokenizer,
+        DOCUMENTS * QUESTIONS,
+        prefix_len=DOCUMENT_TOKENS,
+        suffix_len=QUESTION_TOKENS,
+        num_prefixes=DOCUMENTS,
+        output_len=ANSWER_TOKENS,
+    )
+    texts = [request.prompt for request in requests]
+    prompts = tokenizer(texts, add_special_tokens=False).input_ids
+    return [prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE)]
+
+
+class Pair:
+    """An engine without lmkv and one with it, which do the same."""
+
+    def __init__(self, root: Path) -> None:
+        settings = {"path": str(root), "host_memory": "256MiB", "free_space_floor": 0}
+        blocks = KV_TOKENS // 32
+        self._engines = {
+            "plain": TtftEngine(MODEL_LEN, None, kv_blocks=blocks),
+            "lmkv": TtftEngine(MODEL_LEN, settings, kv_blocks=blocks),
+        }
+        for engine in self._engines.values():
+            engine.wait_until_ready()
+        self._number = 0
+        self.seconds = dict.fromkeys(self._engines, 0.0)
+        self.ttft: dict[str, list[float]] = {name: [] for name in self._engines}
+        self.same: list[bool] = []
+
+    def answer(self, batch: Batch) -> list[Prompt]:
+        """Both engines' answers to a batch."""
+        names = list(self._engines)
+        self._number += 1
+        if self._number % 2:
+            names.reverse()
+        answers = {}
+        for name in names:
+            done = self._engines[name].batch(batch, ANSWER_TOKENS)
+            self.seconds[name] += done["seconds"]
+            self.ttft[name] += done["ttft"]
+            answers[name] = done["answers"]
+        same = [mine == plain for mine, plain in zip(*answers.values(), strict=True)]
+        self.same += same
+        return list(answers["plain"])
+
+    def counters(self) -> dict[str, float]:
+        """The engine's with lmkv, since its start."""
+        return self._engines["lmkv"].counters()
+
+    def close(self) -> None:
+        """End both."""
+        for engine in self._engines.values():
+            engine.close()
+
+
+def run_shared_documents(pair: Pair, seed: int) -> int:
+    """``prefix_repetition``; the tokens of all prompts."""
+    batches = prefix_repetition(seed)
+    for batch in batches:
+        pair.answer(batch)
+    return sum(len(prompt) for batch in batches for prompt in batch)
+
+
+def run_conversations(pair: Pair, seed: int) -> int:
+    """``multi_turn``; the tokens of all prompts."""
+    dice = random.Random(seed)
+    said: list[Prompt] = [[] for _ in range(CONVERSATIONS)]
+    tokens = 0
+    for _ in range(TURNS):
+        for first in range(0, CONVERSATIONS, AT_ONCE):
+            group = range(first, min(first + AT_ONCE, CONVERSATIONS))
+            for i in group:
+                said[i] += [dice.randrange(100, 40_000) for _ in range(TURN_TOKENS)]
+            batch = [list(said[i]) for i in group]
+            tokens += sum(map(len, batch))
+            for i, answer in zip(group, pair.answer(batch), strict=True):
+                said[i] += answer
+    return tokens
+
+
+WORKLOADS = {"prefix_repetition": run_shared_documents, "multi_turn": run_conversations}
+
+
+def measure(folder: Path, name: str, repetitions: int) -> dict[str, Any]:
+    """One workload, again and again, in fresh prompts."""
+    pair = Pair(folder / name)
+    rows = []
+    try:
+        # What the first request of an engine waits for.
+        pair.answer([[7] * 40])
+        for repetition in range(repetitions):
+            before, seconds = pair.counters(), dict(pair.seconds)
+            marks = {engine: len(times) for engine, times in pair.ttft.items()}
+            tokens = WORKLOADS[name](pair, repetition)
+            row: dict[str, Any] = {"prompt_tokens": tokens}
+            for engine in pair.seconds:
+                times = pair.ttft[engine][marks[engine] :]
+                row[f"{engine}_seconds"] = pair.seconds[engine] - seconds[engine]
+                row[f"{engine}_ttft_ms"] = statistics.median(times) * 1e3
+            loaded = pair.counters().get("tokens_loaded", 0) - before.get("tokens_loaded", 0)
+            row["share_loaded"] = loaded / tokens
+            row["speedup"] = row["plain_seconds"] / row["lmkv_seconds"]
+            rows.append(row)
+            print(f"{name} {repetition}: {row}", file=sys.stderr, flush=True)
+    finally:
+        pair.close()
+    same = sum(pair.same) / len(pair.same)
+    ranges = {**middle(rows, "speedup"), **middle(rows, "share_loaded")}
+    return {"rows": rows, "same_answers": same, **ranges}
+
+
+def middle(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The median and the range of what the rows have under that name."""
+    values = [row[name] for row in rows]
+    return {name: statistics.median(values), f"{name}_range": [min(values), max(values)]}
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description="Whole workloads, with lmkv and without.")
+    parser.add_argument("--path", type=Path, required=True, help="a folder is made in it, removed")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--only", choices=sorted(WORKLOADS), help="one of them")
+    parser.add_argument("--json", default="", metavar="FILE", help='"-": to standard output')
+    arguments = parser.parse_args()
+    folder = arguments.path.absolute() / f"lmkv-workloads-{os.getpid()}"
+    folder.mkdir(parents=True)
+    names = [arguments.only] if arguments.only else list(WORKLOADS)
+    try:
+        result = {name: measure(folder, name, arguments.repetitions) for name in names}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    text = json.dumps(result, indent=2) + "\n"
+    if arguments.json == "-":
+        print(text, end="")
+    elif arguments.json:
+        Path(arguments.json).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
