@@ -77,7 +77,8 @@ TEST_F(PageSupplyTest, PagesComeAsFarAsTheyAreAskedForAndLeaveWhatIsThere) {
   supply.reach(100 * kMiB);
   EXPECT_TRUE(becomes_resident(mapping.memory(), 64 * kMiB));
   for (std::size_t at = 0; at < 64 * kMiB; at += kPageBytes) {
-    ASSERT_EQ(mapping.begin()[at], std::byte{at % (2 * kPageBytes) == 0 ? 7U : 0U});
+    const bool written = at % (2 * kPageBytes) == 0;
+    ASSERT_EQ(mapping.begin()[at], written ? std::byte{7} : std::byte{0});
   }
 }
 
