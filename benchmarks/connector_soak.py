@@ -246,7 +246,8 @@ class Soak:
         end = time.monotonic() + 60 * minutes
         while not self.failures:
             left = end - time.monotonic()
-            if left < 0 and (not self.unseen() or left < -MORE_SECONDS):
+            is_enough = len(self.samples) >= 2 and not self.unseen()
+            if left < 0 and (is_enough or left < -MORE_SECONDS):
                 break
             self._phase(min(4.0 + 4 * self._dice.random(), 60 * minutes / 4))
         self._engine.engine_core.engine_core.shutdown()

@@ -21,7 +21,7 @@ def test_random_requests_get_a_plain_engines_answers_and_leave_nothing(tmp_path:
     done = subprocess.run(
         [
             sys.executable, ROOT / "benchmarks" / "connector_soak.py", "--path", tmp_path,
-            "--minutes", "0.5", "--seed", "3", "--json", "-",
+            "--minutes", "0.3", "--seed", "3", "--json", "-",
         ],
         capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
@@ -29,7 +29,7 @@ def test_random_requests_get_a_plain_engines_answers_and_leave_nothing(tmp_path:
     result = json.loads(done.stdout)
     assert result["failures"] == []
     for engine in result["engines"]:
-        assert engine["phases"] >= 2
+        assert engine["phases"] >= 1
         assert engine["seen"]["tokens_checked"] > 500
         assert engine["slabs_in_use"] == [0]
     assert list(tmp_path.iterdir()) == []
