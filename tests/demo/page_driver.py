@@ -28,6 +28,8 @@ TITLES = {
     "lmkv-b": "vLLM w/ lmkv B",
 }
 ANSWER_MS = 120_000
+# A run of the page asks engines how many tokens a text has, and a busy one takes its two seconds.
+expect.set_options(timeout=30_000)
 CHUNK_TOKENS = Config(path=("/unused",)).chunk_tokens
 
 
@@ -110,6 +112,11 @@ def shot(tab: Page, name: str) -> None:
 def wait_for_state(tab: Page, name: str, state: str, within_s: float) -> None:
     line = tab.locator(f"[data-engine='{name}']")
     expect(line).to_have_attribute("data-state", state, timeout=within_s * 1000)
+
+
+def choose_document(tab: Page, name: str) -> None:
+    tab.get_by_role("combobox", name=re.compile("Document")).click()
+    tab.get_by_role("option", name=name).click()
 
 
 def ask(tab: Page, name: str) -> Locator:

@@ -24,6 +24,7 @@ from page_driver import (
     ask_both,
     asked,
     assert_side_by_side,
+    choose_document,
     counter,
     delay,
     expect_tokens,
@@ -212,8 +213,7 @@ def test_a_killed_engine_is_said_to_be_dead_and_recovers_after_a_restart(
 def test_a_shipped_document_brings_a_question_that_the_model_can_answer(
     page: Page, document: str, word: str
 ) -> None:
-    page.get_by_role("combobox", name=re.compile("Document")).click()
-    page.get_by_role("option", name=document).click()
+    choose_document(page, document)
     expect(page.get_by_role("textbox", name="Question")).not_to_have_value(
         "Does lmkv change the answers?"
     )
@@ -222,8 +222,7 @@ def test_a_shipped_document_brings_a_question_that_the_model_can_answer(
 
 
 def test_a_text_that_is_too_long_is_refused_with_a_sentence(page: Page) -> None:
-    page.get_by_role("combobox", name=re.compile("Document")).click()
-    page.get_by_role("option", name="paste a text").click()
+    choose_document(page, "paste a text")
     wait_for_state(page, "plain-a", "ready", 400)
     longest = int(model_of(address(page, "plain-a"))["max_model_len"])
     text = "The quick brown fox. " * (longest // 3)  # of four tokens at least
@@ -237,8 +236,7 @@ def test_a_text_that_is_too_long_is_refused_with_a_sentence(page: Page) -> None:
 
 def test_the_chart_keeps_documents_apart(page: Page) -> None:
     for document in ("lighthouse.md", "handbook.md"):
-        page.get_by_role("combobox", name=re.compile("Document")).click()
-        page.get_by_role("option", name=document).click()
+        choose_document(page, document)
         expect(page.get_by_role("textbox", name="Question")).to_have_value(SHIPPED[document])
         ask(page, "lmkv-a")
     # A picture to the test: what it is drawn from is tested in test_session.py.
@@ -249,8 +247,7 @@ def test_the_chart_keeps_documents_apart(page: Page) -> None:
 def test_an_uploaded_file_is_asked_about(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "note.txt"
     file.write_text(NOTE)
-    page.get_by_role("combobox", name=re.compile("Document")).click()
-    page.get_by_role("option", name="upload a file").click()
+    choose_document(page, "upload a file")
     page.locator("input[type=file]").set_input_files(file)
     expect_tokens(page, NOTE)
     before = asked(page)
