@@ -18,13 +18,10 @@ if anything is not so, or if the run was so idle that it shows nothing.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import multiprocessing
 import os
 import random
-import shutil
 import sys
 import time
 from collections import Counter
@@ -33,9 +30,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from engine_counters import counters_of
+from command_line import folder_in, parser_of, write_result
 from soak import MOST_RSS_GROWTH_MIB, delete_some, judged, random_spec, settled
-from tiny_llama import BLOCK_TOKENS, VOCABULARY, save_tiny_llama
+from tiny_llama import VOCABULARY, save_tiny_llama
+from vllm_engine import counters_of, make_engine
 
 CHUNK_TOKENS = 128
 MODEL_LEN = 1536
@@ -101,43 +99,23 @@ def make_prompts(seed: int) -> list[Prompt]:
     return prompts
 
 
-def make_engine(model: Path, settings: dict[str, Any] | None, *, is_async: bool) -> Any:
+def make_soaked_engine(model: Path, settings: dict[str, Any] | None, *, is_async: bool) -> Any:
     """VLLM in this process; plain without ``settings``."""
     os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        VLLM_CPU_KVCACHE_SPACE="1",
-        VLLM_NO_USAGE_STATS="1",
-        HF_HUB_OFFLINE="1",
         OMP_NUM_THREADS="1",
         ONEDNN_PRIMITIVE_CACHE_CAPACITY="8",  # it has an entry for every length of a prompt
     )
-    from vllm import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    transfer = {
-        "kv_connector": "LMKVConnector",
-        "kv_connector_module_path": "lmkv.vllm",
-        "kv_role": "kv_both",
-        "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": settings,
-    }
-    return LLMEngine.from_engine_args(
-        EngineArgs(
-            model=str(model),
-            skip_tokenizer_init=True,
-            dtype="float32",
-            block_size=BLOCK_TOKENS,
-            max_model_len=MODEL_LEN,
-            max_num_seqs=RUNNING,
-            max_num_batched_tokens=STEP_TOKENS,
-            num_gpu_blocks_override=BLOCKS if settings else None,
-            scheduling_policy="priority",
-            async_scheduling=is_async,
-            enforce_eager=True,
-            enable_prefix_caching=settings is not None,
-            disable_log_stats=settings is None,
-            kv_transfer_config=transfer if settings else None,
-        )
+    return make_engine(
+        model,
+        settings,
+        skip_tokenizer_init=True,
+        max_model_len=MODEL_LEN,
+        max_num_seqs=RUNNING,
+        max_num_batched_tokens=STEP_TOKENS,
+        num_gpu_blocks_override=BLOCKS if settings else None,
+        scheduling_policy="priority",
+        async_scheduling=is_async,
+        enable_prefix_caching=settings is not None,
     )
 
 
@@ -147,7 +125,7 @@ def plain_answers(connection: Connection, model: Path, prompts: list[Prompt]) ->
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
-    engine = make_engine(model, None, is_async=False)
+    engine = make_soaked_engine(model, None, is_async=False)
     sampling = SamplingParams(
         max_tokens=ANSWER_TOKENS, temperature=0.0, ignore_eos=True, detokenize=False, logprobs=2
     )
@@ -229,7 +207,7 @@ class Soak:
             "store_generated": bool(which),
             **variant,
         }
-        self._engine = make_engine(model, settings, is_async=is_async)
+        self._engine = make_soaked_engine(model, settings, is_async=is_async)
         self._scheduler = self._engine.engine_core.engine_core.scheduler
         self._side = self._scheduler.connector.scheduler_side
         self._number = 0
@@ -453,16 +431,14 @@ def in_processes(target: Any, *arguments: tuple[Any, ...]) -> list[Any]:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description="Real engines over a directory that fails.")
-    parser.add_argument("--path", type=Path, required=True, help="a folder is made and removed")
+    parser = parser_of(
+        "Real engines over a directory that fails.", path="a folder is made in it, and removed"
+    )
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
-    parser.add_argument("--json", default="", metavar="FILE", help='"-": standard output')
     arguments = parser.parse_args()
 
-    folder = arguments.path.absolute() / f"lmkv-connector-soak-{os.getpid()}"
-    folder.mkdir(parents=True)
-    try:
+    with folder_in(arguments.path, "connector-soak") as folder:
         model = save_tiny_llama(folder / "model")
         prompts = make_prompts(arguments.seed)
         (answers,) = in_processes(plain_answers, (model, prompts))
@@ -474,8 +450,6 @@ def main() -> None:
                 for which in range(len(ENGINES))
             ),
         )  # fmt: skip
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     failures = [failure for result in results for failure in result["failures"]]
     result = {
         "minutes": arguments.minutes,
@@ -483,11 +457,7 @@ def main() -> None:
         "engines": results,
         "failures": failures,
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if arguments.json == "-" or not arguments.json:
-        sys.stdout.write(text)
-    else:
-        Path(arguments.json).write_text(text, encoding="utf-8")
+    write_result(result, arguments.json or "-")
     if failures:
         sys.exit("error: " + "; ".join(failures[:5]))
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine_counters import counters_of
+from vllm_engine import BLOCK_TOKENS, counters_of, make_engine
 
-BLOCK_TOKENS = 32
 CHUNK_TOKENS = 256
 CHUNK_BYTES = 30 * 48 * 1024 * (CHUNK_TOKENS // BLOCK_TOKENS) + 4096  # of SmolLM2-135M's KV
 LEAD_TOKENS = 10  # of an answer, before the first window
@@ -33,42 +32,19 @@ class DecodingEngine:
     """vLLM with lmkv over ``root``; its scheduler runs in this process, step by step."""
 
     def __init__(self, root: Path, model_threads: int, slabs: int) -> None:
-        os.environ.update(
-            VLLM_ENABLE_V1_MULTIPROCESSING="0",
-            VLLM_CPU_KVCACHE_SPACE="1",
-            VLLM_NO_USAGE_STATS="1",
-            HF_HUB_OFFLINE="1",
-            OMP_NUM_THREADS=str(model_threads),
-        )
-        from vllm import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-
+        os.environ["OMP_NUM_THREADS"] = str(model_threads)
         from lmkv.demo.model import prepare_smollm2
 
         self._root = root
         self._number = 0
-        self._engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=str(prepare_smollm2()),
-                dtype="float32",
-                block_size=BLOCK_TOKENS,
-                max_model_len=4096,
-                max_num_batched_tokens=CHUNK_TOKENS,
-                enforce_eager=True,
-                disable_log_stats=False,
-                kv_transfer_config={
-                    "kv_connector": "LMKVConnector",
-                    "kv_connector_module_path": "lmkv.vllm",
-                    "kv_role": "kv_both",
-                    "kv_load_failure_policy": "recompute",
-                    "kv_connector_extra_config": {
-                        "path": str(root),
-                        "chunk_tokens": CHUNK_TOKENS,
-                        "host_memory": slabs * CHUNK_BYTES,
-                        "load_policy": "always",
-                    },
-                },
-            )
+        settings = {
+            "path": str(root),
+            "chunk_tokens": CHUNK_TOKENS,
+            "host_memory": slabs * CHUNK_BYTES,
+            "load_policy": "always",
+        }
+        self._engine = make_engine(
+            prepare_smollm2(), settings, max_model_len=4096, max_num_batched_tokens=CHUNK_TOKENS
         )
         self._core = self._engine.engine_core.engine_core
         self._scheduler = self._core.scheduler

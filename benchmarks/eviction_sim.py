@@ -11,7 +11,6 @@ there; all its blocks are there afterwards. Sizes are shares of the trace's dist
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import heapq
 import itertools
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from command_line import parser_of, write_result
 from rich.console import Console
 from rich.table import Table
 
@@ -297,11 +297,10 @@ def measure(requests: Sequence[Request], sizes: Sequence[float] = SIZES) -> list
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = parser_of(__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("trace", type=Path, nargs="?", help="a trace as Mooncake's")
     parser.add_argument("--seed", type=int, default=1, help="of the workloads that are made here")
     parser.add_argument("--only-trace", action="store_true", help="and nothing made here")
-    parser.add_argument("--json", metavar="FILE", help='"-": to standard output')
     arguments = parser.parse_args()
     if arguments.only_trace and arguments.trace is None:
         parser.error("--only-trace needs a trace")
@@ -320,11 +319,7 @@ def main() -> None:
             ratios = [f"{row[order]:.4f}" for order in ORDERS]
             table.add_row(f"{row['size']:.0%}", *ratios, f"{row['over_lru']:.3f}")
         console.print(table)
-    text = json.dumps(results, indent=2)
-    if arguments.json == "-":
-        print(text)
-    elif arguments.json:
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+    write_result(results, arguments.json)
 
 
 if __name__ == "__main__":

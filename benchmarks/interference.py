@@ -28,15 +28,12 @@ run on the cores at all. ``--model-threads`` says otherwise.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
-import shutil
 import sys
-from pathlib import Path
 from typing import Any
 
+from command_line import folder_in, parser_of, prints_on_standard_error, write_result
 from decoding_engine import CHUNK_BYTES, CHUNK_TOKENS, DecodingEngine, Prompt, Window
 
 PROMPT_TOKENS = CHUNK_TOKENS + 1  # the last one is always computed
@@ -151,23 +148,20 @@ def _range(windows: list[Window], kind: str, other: str, name: str, share: float
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description="Decode beside stores and loads.")
-    parser.add_argument("--path", type=Path, required=True, help="a folder is made in it, removed")
+    parser = parser_of(
+        "Decode beside stores and loads.", path="a folder is made in it, and removed"
+    )
     parser.add_argument("--windows", type=int, default=24, help="in one answer, of all kinds")
     parser.add_argument("--window-tokens", type=int, default=25, help="of the answer")
     parser.add_argument("--repetitions", type=int, default=10, help="answers")
     parser.add_argument("--model-threads", type=int, help="default: one for each core but one")
-    parser.add_argument("--json", default="", metavar="FILE", help='"-": to standard output')
     arguments = parser.parse_args()
     if arguments.windows % len(KINDS) or arguments.windows < len(KINDS) * SLABS:
         parser.error(f"--windows: a multiple of {len(KINDS)}, at least {len(KINDS) * SLABS}")
 
     cores = len(os.sched_getaffinity(0))
     threads = arguments.model_threads or max(1, cores - 1)
-    root = arguments.path.absolute() / f"lmkv-interference-{os.getpid()}"
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # vLLM's lines go to standard error
-    try:
+    with folder_in(arguments.path, "interference") as root, prints_on_standard_error():
         engine = DecodingEngine(root, threads, slabs=SLABS)
         try:
             windows, counters = measure(
@@ -175,8 +169,6 @@ def main() -> None:
             )
         finally:
             engine.close()
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
     result = summary(windows, counters)
     result["about"] = {
         "cores": cores,
@@ -187,12 +179,7 @@ def main() -> None:
         "prompt_tokens": PROMPT_TOKENS,
         "chunk_bytes": CHUNK_BYTES,
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if arguments.json == "-":
-        answers.write(text)
-    elif arguments.json:
-        Path(arguments.json).write_text(text, encoding="utf-8")
-    answers.close()
+    write_result(result, arguments.json)
 
 
 if __name__ == "__main__":

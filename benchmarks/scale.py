@@ -7,17 +7,16 @@ twentieth. No byte of a chunk is read or written: this is about names, inodes an
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
 import os
 import random
 import shutil
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from command_line import parser_of, write_result
 
 from lmkv._C import Directory, Engine, EngineOptions, LookupService, renewed, use_stamp
 
@@ -154,17 +153,13 @@ def measure(path: Path, files: int, seed: int = 1) -> dict[str, Any]:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--path", type=Path, required=True, help="a folder is made in it, removed")
+    parser = parser_of(
+        __doc__.split("\n", maxsplit=1)[0], path="a folder is made in it, and removed"
+    )
     parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--json", metavar="FILE", help='"-": to standard output')
     arguments = parser.parse_args()
     result = measure(arguments.path, arguments.files)
-    text = json.dumps(result, indent=2)
-    if arguments.json and arguments.json != "-":
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
-    else:
-        sys.stdout.write(text + "\n")
+    write_result(result, arguments.json or "-")
 
 
 if __name__ == "__main__":

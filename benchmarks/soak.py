@@ -11,13 +11,10 @@ before. Now and then an engine is closed with jobs on their way, and files are d
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import hashlib
-import json
 import os
 import random
-import shutil
 import statistics
 import sys
 import time
@@ -25,6 +22,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from command_line import folder_in, parser_of, write_result
 
 from lmkv._C import (
     Completion,
@@ -395,24 +394,16 @@ def judged(
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description="Stores and loads over a disk with faults.")
-    parser.add_argument("--path", type=Path, required=True, help="a folder is made and removed")
+    parser = parser_of(
+        "Stores and loads over a disk with faults.", path="a folder is made in it, and removed"
+    )
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
-    parser.add_argument("--json", default="", metavar="FILE", help='"-": standard output')
     arguments = parser.parse_args()
 
-    root = arguments.path.absolute() / f"lmkv-soak-{os.getpid()}"
-    root.mkdir(parents=True)
-    try:
+    with folder_in(arguments.path, "soak") as root:
         result = soak(root, arguments.minutes, arguments.seed)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-    text = json.dumps(result, indent=2) + "\n"
-    if arguments.json == "-" or not arguments.json:
-        sys.stdout.write(text)
-    else:
-        Path(arguments.json).write_text(text, encoding="utf-8")
+    write_result(result, arguments.json or "-")
     if result["failures"]:
         sys.exit("error: " + "; ".join(result["failures"][:5]))
 

@@ -1,13 +1,16 @@
 """Microseconds that lmkv takes of an engine's every step, with many requests running.
 
-    python benchmarks/step_overhead.py [--path DIR] [--running 1,64,512] [--steps 400] [--json -]
+    python benchmarks/step_overhead.py --path DIR [--running 1,64,512] [--steps 400] [--json -]
 
 Real engines (vLLM on the CPU, a tiny model) decode as many answers at once as ``--running`` says.
-Every call that vLLM makes of lmkv's connector is timed, and those of a step are added up: the
-scheduler's, which runs on the engine core's thread, and the worker's. Two kinds of steps:
+Every call that vLLM makes of the connector is timed, and those of a step are added up: the
+scheduler's, which runs on the engine core's thread, and the worker's. Three kinds of steps:
 
-* ``idle``: nothing is to be stored or loaded, as in most steps of a decode.
-* ``storing``: another engine, which stores what it generates (``store_generated``). Answers are
+* ``empty``: not lmkv's, but those of a connector that does nothing. What the calls cost, and taking
+  the time of them; with many requests running, no call finds anything of it in the processor's
+  caches any more.
+* ``idle``: lmkv's, when nothing is to be stored or loaded, as in most steps of a decode.
+* ``storing``: of another engine, which stores what it generates (``store_generated``). Answers are
   staggered, so that in every step as many chunks are full as are over a long time; with one
   running request few steps store.
 
@@ -17,21 +20,23 @@ against the budgets.
 
 from __future__ import annotations
 
-import argparse
-import json
+import multiprocessing
 import os
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tiny_llama import BLOCK_TOKENS, VOCABULARY, save_tiny_llama
+from command_line import folder_in, parser_of, write_result
+from tiny_llama import VOCABULARY, save_tiny_llama
+from vllm_engine import BLOCK_TOKENS, CONNECTOR, counters_of, make_engine
 
 CHUNK_TOKENS = 128
+KINDS = ("empty", "idle", "storing")
+EMPTY = ("EmptyConnector", "empty_connector")
 BUDGETS_US = {"scheduler": 20.0, "worker": 50.0}  # of idle steps
 MODEL_LEN = 4096  # more than any run decodes
 
@@ -72,45 +77,27 @@ class HookClock:
         return seconds * 1e6
 
 
-def measure(model: Path, root: Path, running: int, steps: int, *, storing: bool) -> dict[str, Any]:
+def measure(model: Path, root: Path, running: int, steps: int, kind: str) -> dict[str, Any]:
     """One engine's steps, in this process."""
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        VLLM_CPU_KVCACHE_SPACE="1",
-        VLLM_NO_USAGE_STATS="1",
-        HF_HUB_OFFLINE="1",
-    )
-    from vllm import EngineArgs, SamplingParams
+    from vllm import SamplingParams
     from vllm.distributed.kv_transfer import get_kv_transfer_group
     from vllm.inputs import TokensPrompt
-    from vllm.v1.engine.llm_engine import LLMEngine
 
     settings = {
         "path": str(root),
         "chunk_tokens": CHUNK_TOKENS,
         "host_memory": "256MiB",
-        "store_generated": storing,
+        "store_generated": kind == "storing",
         "free_space_floor": 0,
     }
-    engine = LLMEngine.from_engine_args(
-        EngineArgs(
-            model=str(model),
-            skip_tokenizer_init=True,
-            dtype="float32",
-            block_size=BLOCK_TOKENS,
-            max_model_len=MODEL_LEN,
-            max_num_seqs=running,
-            max_num_batched_tokens=8192,
-            enforce_eager=True,
-            disable_log_stats=False,
-            kv_transfer_config={
-                "kv_connector": "LMKVConnector",
-                "kv_connector_module_path": "lmkv.vllm",
-                "kv_role": "kv_both",
-                "kv_load_failure_policy": "recompute",
-                "kv_connector_extra_config": settings,
-            },
-        )
+    engine = make_engine(
+        model,
+        settings,
+        EMPTY if kind == "empty" else CONNECTOR,
+        skip_tokenizer_init=True,
+        max_model_len=MODEL_LEN,
+        max_num_seqs=running,
+        max_num_batched_tokens=8192,
     )
     core = engine.engine_core.engine_core
     scheduler = core.scheduler
@@ -124,13 +111,12 @@ def measure(model: Path, root: Path, running: int, steps: int, *, storing: bool)
         length = BLOCK_TOKENS + 1 + i * CHUNK_TOKENS // running
         prompt = [dice.randrange(2, VOCABULARY) for _ in range(length)]
         engine.add_request(str(i), TokensPrompt(prompt_token_ids=prompt), sampling)
-    side = scheduler.connector.scheduler_side
     # Until every one decodes, and its prompt is stored.
     deadline = time.monotonic() + 120
     while not (
         len(scheduler.running) == running
         and all(request.num_output_tokens for request in scheduler.running)
-        and (storing or not side.stores_under_way)
+        and (kind != "idle" or not scheduler.connector.scheduler_side.stores_under_way)
     ):
         engine.step()
         if time.monotonic() > deadline or not scheduler.has_unfinished_requests():
@@ -158,7 +144,7 @@ def measure(model: Path, root: Path, running: int, steps: int, *, storing: bool)
     core.shutdown()
     return {
         "running": running,
-        "kind": "storing" if storing else "idle",
+        "kind": kind,
         "steps": len(taken["step"]),
         "chunks_stored": stored,
         "calls": calls,
@@ -174,52 +160,45 @@ def measure(model: Path, root: Path, running: int, steps: int, *, storing: bool)
 
 def chunks_stored(engine: Any) -> float:
     """Since the engine's start."""
-    from engine_counters import counters_of
-
     return counters_of(engine).get("chunks_stored", 0)
 
 
-def measure_apart(arguments: tuple[Path, Path, int, int, bool]) -> dict[str, Any]:
+def measure_apart(arguments: tuple[Path, Path, int, int, str]) -> dict[str, Any]:
     """``measure``, with what vLLM prints on standard error."""
     os.dup2(2, 1)
-    model, root, running, steps, storing = arguments
-    return measure(model, root, running, steps, storing=storing)
+    return measure(*arguments)
 
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description="What lmkv takes of an engine's every step.")
-    parser.add_argument("--path", type=Path, help="a folder is made in it, and removed")
+    parser = parser_of(
+        "What lmkv takes of an engine's every step.", path="a folder is made in it, and removed"
+    )
     parser.add_argument("--running", default="1,64,512", help="requests, separated by commas")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--json", default="", metavar="FILE", help='"-": to standard output')
     arguments = parser.parse_args()
-    import multiprocessing
 
     context = multiprocessing.get_context("spawn")
     rows = []
-    with tempfile.TemporaryDirectory(prefix="lmkv-steps-", dir=arguments.path) as folder:
-        model = save_tiny_llama(Path(folder) / "model")
+    with folder_in(arguments.path, "steps") as folder:
+        model = save_tiny_llama(folder / "model")
         for running in map(int, arguments.running.split(",")):
-            for storing in (False, True):
-                root = Path(folder) / f"{running}-{storing}"
+            for kind in KINDS:
+                root = folder / f"{running}-{kind}"
                 with context.Pool(1) as pool:
-                    task = (model, root, running, arguments.steps, storing)
+                    task = (model, root, running, arguments.steps, kind)
                     rows.append(pool.apply(measure_apart, (task,)))
                 print(in_words(rows[-1]), file=sys.stderr, flush=True)
     result: dict[str, Any] = {"rows": rows, "budgets_us": BUDGETS_US, "within": {}}
     for name, budget in BUDGETS_US.items():
-        result[f"{name}_idle_us"] = {
-            str(row["running"]): row[f"{name}_us"]["p50"] for row in rows if row["kind"] == "idle"
-        }
+        for kind in ("empty", "idle"):
+            result[f"{name}_{kind}_us"] = {
+                str(row["running"]): row[f"{name}_us"]["p50"] for row in rows if row["kind"] == kind
+            }
         result["within"][name] = all(
             taken <= budget for taken in result[f"{name}_idle_us"].values()
         )
-    text = json.dumps(result, indent=2) + "\n"
-    if arguments.json == "-":
-        print(text, end="")
-    elif arguments.json:
-        Path(arguments.json).write_text(text, encoding="utf-8")
+    write_result(result, arguments.json)
 
 
 def in_words(row: dict[str, Any]) -> str:

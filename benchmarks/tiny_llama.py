@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 VOCABULARY = 512
-BLOCK_TOKENS = 32
 MAX_TOKENS = 4096
 
 

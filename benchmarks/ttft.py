@@ -18,11 +18,8 @@ documents' own, with their range.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
@@ -30,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from command_line import folder_in, parser_of, write_result
 from ttft_engine import TtftEngine, bytes_of
 
 TARGETS = {
@@ -127,25 +125,18 @@ def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description="Time to first token, hit and miss.")
-    parser.add_argument("--path", type=Path, required=True, help="a folder is made in it, removed")
+    parser = parser_of(
+        "Time to first token, hit and miss.", path="a folder is made in it, and removed"
+    )
     parser.add_argument("--documents", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=2049, help="of a document")
-    parser.add_argument("--json", default="", metavar="FILE", help='"-": to standard output')
     arguments = parser.parse_args()
-    folder = arguments.path.absolute() / f"lmkv-ttft-{os.getpid()}"
-    try:
+    with folder_in(arguments.path, "ttft") as folder:
         rows, counters = measure(folder, arguments.documents, arguments.tokens)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     result = summary(rows)
     result["counters"] = counters
     result["documents"] = rows
-    text = json.dumps(result, indent=2) + "\n"
-    if arguments.json == "-":
-        print(text, end="")
-    elif arguments.json:
-        Path(arguments.json).write_text(text, encoding="utf-8")
+    write_result(result, arguments.json)
 
 
 if __name__ == "__main__":

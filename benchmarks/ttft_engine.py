@@ -9,9 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from engine_counters import counters_of
+from vllm_engine import counters_of, make_engine
 
-BLOCK_TOKENS = 32
 START_SECONDS = 300.0
 
 
@@ -78,12 +77,6 @@ def _serve(
     kv_blocks: int | None,
 ) -> None:
     os.dup2(2, 1)  # vLLM's lines go to standard error
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        VLLM_CPU_KVCACHE_SPACE="1",
-        VLLM_NO_USAGE_STATS="1",
-        HF_HUB_OFFLINE="1",
-    )
     engine = _Engine(max_model_len, settings, kv_blocks)
     connection.send("ready")
     while True:
@@ -99,34 +92,18 @@ class _Engine:
     def __init__(
         self, max_model_len: int, settings: dict[str, Any] | None, kv_blocks: int | None
     ) -> None:
-        from vllm import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-
         from lmkv.demo.model import prepare_smollm2
         from lmkv.vllm import scheduler
 
         # An idle engine goes on until all is stored, however slow the disk is.
         scheduler.STORE_LINGER_SECONDS = 60.0
-        transfer = {
-            "kv_connector": "LMKVConnector",
-            "kv_connector_module_path": "lmkv.vllm",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": settings,
-        }
         self._number = 0
-        self._engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=str(prepare_smollm2()),
-                dtype="float32",
-                block_size=BLOCK_TOKENS,
-                max_model_len=max_model_len,
-                max_num_batched_tokens=max_model_len,
-                num_gpu_blocks_override=kv_blocks,
-                enforce_eager=True,
-                disable_log_stats=settings is None,
-                kv_transfer_config=transfer if settings else None,
-            )
+        self._engine = make_engine(
+            prepare_smollm2(),
+            settings,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=max_model_len,
+            num_gpu_blocks_override=kv_blocks,
         )
         self._core = self._engine.engine_core.engine_core
 

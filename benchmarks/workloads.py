@@ -17,28 +17,35 @@ between two, and then rounding decides. Conversations go on with the plain engin
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import random
-import shutil
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from command_line import folder_in, parser_of, write_result
 from ttft_engine import TtftEngine
+from vllm_engine import BLOCK_TOKENS
 
 Prompt = list[int]
 Batch = list[Prompt]
 
-KV_TOKENS = 4096
 MODEL_LEN = 2048
 ANSWER_TOKENS = 16
 AT_ONCE = 3
 DOCUMENTS, DOCUMENT_TOKENS, QUESTION_TOKENS, QUESTIONS = 6, 1024, 64, 5
-CONVERSATIONS, TURNS, TURN_TOKENS = 6, 4, 300
+TURN_TOKENS = 300
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large ``multi_turn`` is, and the engines' KV cache."""
+
+    kv_tokens: int = 4096
+    conversations: int = 6
+    turns: int = 4
 
 
 def prefix_repetition(seed: int) -> list[Batch]:
@@ -65,12 +72,13 @@ def prefix_repetition(seed: int) -> list[Batch]:
 class Pair:
     """An engine without lmkv and one with it, which do the same."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, kv_tokens: int) -> None:
         settings = {"path": str(root), "host_memory": "256MiB", "free_space_floor": 0}
-        blocks = KV_TOKENS // 32
+        # One of them is vLLM's own null block.
+        blocks, length = kv_tokens // BLOCK_TOKENS + 1, min(MODEL_LEN, kv_tokens)
         self._engines = {
-            "plain": TtftEngine(MODEL_LEN, None, kv_blocks=blocks),
-            "lmkv": TtftEngine(MODEL_LEN, settings, kv_blocks=blocks),
+            "plain": TtftEngine(length, None, kv_blocks=blocks),
+            "lmkv": TtftEngine(length, settings, kv_blocks=blocks),
         }
         for engine in self._engines.values():
             engine.wait_until_ready()
@@ -105,7 +113,7 @@ class Pair:
             engine.close()
 
 
-def run_shared_documents(pair: Pair, seed: int) -> int:
+def run_shared_documents(pair: Pair, seed: int, _: Size) -> int:
     """``prefix_repetition``; the tokens of all prompts."""
     batches = prefix_repetition(seed)
     for batch in batches:
@@ -113,14 +121,14 @@ def run_shared_documents(pair: Pair, seed: int) -> int:
     return sum(len(prompt) for batch in batches for prompt in batch)
 
 
-def run_conversations(pair: Pair, seed: int) -> int:
+def run_conversations(pair: Pair, seed: int, size: Size) -> int:
     """``multi_turn``; the tokens of all prompts."""
     dice = random.Random(seed)
-    said: list[Prompt] = [[] for _ in range(CONVERSATIONS)]
+    said: list[Prompt] = [[] for _ in range(size.conversations)]
     tokens = 0
-    for _ in range(TURNS):
-        for first in range(0, CONVERSATIONS, AT_ONCE):
-            group = range(first, min(first + AT_ONCE, CONVERSATIONS))
+    for _ in range(size.turns):
+        for first in range(0, size.conversations, AT_ONCE):
+            group = range(first, min(first + AT_ONCE, size.conversations))
             for i in group:
                 said[i] += [dice.randrange(100, 40_000) for _ in range(TURN_TOKENS)]
             batch = [list(said[i]) for i in group]
@@ -133,9 +141,9 @@ def run_conversations(pair: Pair, seed: int) -> int:
 WORKLOADS = {"prefix_repetition": run_shared_documents, "multi_turn": run_conversations}
 
 
-def measure(folder: Path, name: str, repetitions: int) -> dict[str, Any]:
+def measure(folder: Path, name: str, repetitions: int, size: Size) -> dict[str, Any]:
     """One workload, again and again, in fresh prompts."""
-    pair = Pair(folder / name)
+    pair = Pair(folder / name, size.kv_tokens)
     rows = []
     try:
         # What the first request of an engine waits for.
@@ -143,7 +151,7 @@ def measure(folder: Path, name: str, repetitions: int) -> dict[str, Any]:
         for repetition in range(repetitions):
             before, seconds = pair.counters(), dict(pair.seconds)
             marks = {engine: len(times) for engine, times in pair.ttft.items()}
-            tokens = WORKLOADS[name](pair, repetition)
+            tokens = WORKLOADS[name](pair, repetition, size)
             row: dict[str, Any] = {"prompt_tokens": tokens}
             for engine in pair.seconds:
                 times = pair.ttft[engine][marks[engine] :]
@@ -169,24 +177,20 @@ def middle(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description="Whole workloads, with lmkv and without.")
-    parser.add_argument("--path", type=Path, required=True, help="a folder is made in it, removed")
+    parser = parser_of(
+        "Whole workloads, with lmkv and without.", path="a folder is made in it, and removed"
+    )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--only", choices=sorted(WORKLOADS), help="one of them")
-    parser.add_argument("--json", default="", metavar="FILE", help='"-": to standard output')
+    for of_size in fields(Size):
+        name = f"--{of_size.name.replace('_', '-')}"
+        parser.add_argument(name, type=int, default=of_size.default)
     arguments = parser.parse_args()
-    folder = arguments.path.absolute() / f"lmkv-workloads-{os.getpid()}"
-    folder.mkdir(parents=True)
+    size = Size(**{of_size.name: getattr(arguments, of_size.name) for of_size in fields(Size)})
     names = [arguments.only] if arguments.only else list(WORKLOADS)
-    try:
-        result = {name: measure(folder, name, arguments.repetitions) for name in names}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    text = json.dumps(result, indent=2) + "\n"
-    if arguments.json == "-":
-        print(text, end="")
-    elif arguments.json:
-        Path(arguments.json).write_text(text, encoding="utf-8")
+    with folder_in(arguments.path, "workloads") as folder:
+        result = {name: measure(folder, name, arguments.repetitions, size) for name in names}
+    write_result(result, arguments.json)
 
 
 if __name__ == "__main__":

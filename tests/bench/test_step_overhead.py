@@ -26,8 +26,9 @@ def test_every_call_of_a_step_is_timed_and_only_one_engine_stores(tmp_path: Path
         capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    idle, storing = json.loads(done.stdout)["rows"]
-    for row in (idle, storing):
+    empty, idle, storing = json.loads(done.stdout)["rows"]
+    assert [row["kind"] for row in (empty, idle, storing)] == ["empty", "idle", "storing"]
+    for row in (empty, idle, storing):
         assert row["running"] == 16
         assert row["steps"] == 150
         assert row["calls"]["scheduler"]["build_connector_meta"]["per_step"] == 1
@@ -37,6 +38,6 @@ def test_every_call_of_a_step_is_timed_and_only_one_engine_stores(tmp_path: Path
             assert 0 < row[side]["p50"] < 2000
             assert row[side]["p50"] <= row[side]["p99"]
             assert row[side]["p50"] < row["step_us"]["p50"]
-    assert idle["chunks_stored"] == 0
+    assert empty["chunks_stored"] == idle["chunks_stored"] == 0
     assert storing["chunks_stored"] >= 10  # one in eight steps
     assert list(tmp_path.iterdir()) == []

