@@ -165,7 +165,9 @@ def sizes_within(holder: Any) -> dict[str, int]:
         path, holder = left.pop()
         seen.add(id(holder))
         for name, value in getattr(holder, "__dict__", {}).items():
-            if isinstance(value, dict | set | list) and name not in BOUNDED:
+            if name in BOUNDED:
+                continue
+            if isinstance(value, dict | set | list):
                 found[path + name] = len(value)
             elif type(value).__module__.startswith("lmkv.vllm") and id(value) not in seen:
                 left.append((f"{path}{name}.", value))

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "messages.md").read_text(encoding="utf-8")
 LEVELS = {"debug", "debug_once", "info", "warning", "error", "exception", "critical"}
 FILLED_IN = "\0"
-REASONING = {"refusal", "_group_refusal", "_unequal_settings"}  # functions that return reasons
+REASONING = {"refusal", "_group_refusal", "problem"}  # functions that return reasons
 
 
 def rows(heading: str) -> list[str]:
@@ -66,8 +66,6 @@ def reasons_in_python() -> list[str]:
             ("LayoutError", "._refuse")
         ):
             values = node.args
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "refusals":
-            values = node.value.elts if isinstance(node.value, ast.Set) else []
         found += [text for value in values if (text := text_of(value))]
     return found
 

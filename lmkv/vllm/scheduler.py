@@ -29,6 +29,7 @@ from lmkv.vllm.activity import ActivityLog
 from lmkv.vllm.events import Events
 from lmkv.vllm.finder import Finder
 from lmkv.vllm.groups import Groups, Windows
+from lmkv.vllm.handshake import Handshake
 from lmkv.vllm.loads import Found, Loads, Outcome
 from lmkv.vllm.lookup import Lookup
 from lmkv.vllm.metadata import Hello, RootsOut, StepMetadata, StepReport, Store
@@ -64,10 +65,9 @@ class SchedulerSide:
         self._vllm_config = vllm_config
         self._config = config
         self._ranks = vllm_config.parallel_config.world_size
-        self._hellos: dict[int, Hello] = {}
+        self._handshake = Handshake(config, self._ranks)
         self._directory: Directory | None = None
-        self._roots_out: dict[int, RootsOut] = {}  # by rank
-        self._any_out = RootsOut()  # of any of them
+        self._roots_out = RootsOut()  # of any rank
         self._lookup: Lookup | None = None
         self._groups: Groups | None = None
         self._stores: StorePlanner | None = None
@@ -126,30 +126,24 @@ class SchedulerSide:
     def greet(self, hellos: Mapping[int, Hello]) -> None:
         """Workers' findings, by rank; starts serving when all of them have come."""
         if self._lookup is None and not self._refusal:
-            self._hellos.update(hellos)
-            self._roots_out.update((rank, hello.roots_out) for rank, hello in hellos.items())
+            self._handshake.greet(hellos)
             self._start()
 
     def _start(self) -> None:
-        if self._manager is None or len(self._hellos) < self._ranks:
+        if self._manager is None or not self._handshake.is_complete:
             return
-        if unequal := self._unequal_settings():
-            self._refuse(f"a worker's settings differ from the scheduler's ({unequal})")
-            return
-        namespaces = {hello.namespace for hello in self._hellos.values()}
-        refusals = {hello.refusal for hello in self._hellos.values() if hello.refusal}
-        if not refusals and len(namespaces) > 1:
-            refusals = {"the ranks differ in what their KV is made of"}
-        if refusals:
-            self._refuse("; ".join(sorted(refusals)))
+        if problem := self._handshake.problem:
+            self._refuse(problem)
             return
         per_chunk = self._config.blocks_per_chunk(self._block_tokens)
         self._directory = Directory(
-            root=list(self._config.path), namespace=namespaces.pop(), ranks=self._ranks
+            root=list(self._config.path),
+            namespace=self._handshake.namespace,
+            ranks=self._ranks,
         )
         self._note_roots()
         self._events = Events(self._block_tokens, enabled=self._tells_events)
-        self._pace.remember_up_to(min(hello.slabs for hello in self._hellos.values()))
+        self._pace.remember_up_to(self._handshake.slabs)
         manager = self._manager
         self._groups = Groups.of(manager, self._block_tokens, per_chunk)
         self._stores = StorePlanner(
@@ -182,13 +176,10 @@ class SchedulerSide:
         """Ask nothing of a directory that any rank cannot load from: it may hang, and a prefix is
         only loaded if all ranks have it.
         """
-        out = RootsOut(
-            frozenset().union(*(out.loads for out in self._roots_out.values())),
-            frozenset().union(*(out.stores for out in self._roots_out.values())),
-        )
-        if self._directory is None or out == self._any_out:
+        out = self._handshake.roots_out()
+        if self._directory is None or out == self._roots_out:
             return
-        self._any_out = out
+        self._roots_out = out
         self._stir()
         self._meter.gauge("loads_out_of_service", len(out.loads))
         self._meter.gauge("stores_out_of_service", len(out.stores))
@@ -196,13 +187,6 @@ class SchedulerSide:
         if self._lookup is not None:
             self._lookup.forget()
         self._waiting.ask_again()
-
-    def _unequal_settings(self) -> str:
-        """The first worker's settings that are not the scheduler's; "" if all are the same."""
-        for rank, hello in sorted(self._hellos.items()):
-            if differences := hello.config.differences(self._config):
-                return f"rank {rank} has {'; '.join(differences)}"
-        return ""
 
     # -- waiting requests ------------------------------------------------------------------
 
@@ -325,7 +309,7 @@ class SchedulerSide:
     def _reported(self, report: StepReport) -> None:
         self.greet(report.hellos)
         if report.roots_out:
-            self._roots_out.update(report.roots_out)
+            self._handshake.note_roots(report.roots_out)
             self._note_roots()
         self._loads.note_failed(report.failed_chunks)
         self._loads.note_ended(report)

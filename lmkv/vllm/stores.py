@@ -1,11 +1,9 @@
 """What to store and when: plans each step's stores and keeps their source blocks alive."""
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -14,26 +12,13 @@ from vllm.v1.request import Request
 from lmkv._C import USE_TICK_SECONDS
 from lmkv.vllm.events import Events
 from lmkv.vllm.groups import Group, Groups
+from lmkv.vllm.known import KnownChunks
 from lmkv.vllm.lookup import chunk_key
 from lmkv.vllm.metadata import StepReport, Store, Use
-
-# Chunks remembered as being in the directory: about 100 bytes each.
-KNOWN_CHUNKS = 1 << 17
-
-# How long that is believed: others evict, and a head that went while vLLM's own cache held it is
-# to be stored again, or what is stored behind it is of no use.
-KNOWN_SECONDS = 60.0
 
 # A decoding request is looked at again so many steps before its next chunk can be full: steps are
 # planned before those before them have said what they sampled.
 EARLY_STEPS = 8
-
-
-class _Known(NamedTuple):
-    """A chunk that was in the directory."""
-
-    until: float  # of the planner's clock; then the directory is to be asked again
-    tick: int = 0  # the last in which it was said to be used
 
 
 @dataclass(slots=True)
@@ -92,7 +77,7 @@ class StorePlanner:
         self._step = 0
         self._last_number = 0
         self._clock = clock
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._known = KnownChunks(clock)
         # Used while being stored: said when the file is there.
         self._used_early: dict[bytes, tuple[int, float]] = {}
         self._uses: list[Use] = []
@@ -144,18 +129,11 @@ class StorePlanner:
 
     def know(self, keys: Iterable[bytes]) -> None:
         """``keys`` are in the directory: do not store them for the next minute."""
-        until = self._clock() + KNOWN_SECONDS
-        for key in keys:
-            known = self._known.get(key)
-            self._known[key] = _Known(until, known.tick if known else 0)
-            self._known.move_to_end(key)
-        while len(self._known) > KNOWN_CHUNKS:
-            self._known.popitem(last=False)
+        self._known.add(keys)
 
     def doubt(self, keys: Iterable[bytes]) -> None:
         """``keys`` are not, or no longer, in the directory: store them when next computed."""
-        for key in keys:
-            self._known.pop(key, None)
+        self._known.discard(keys)
 
     def unknown(self, block_hashes: Sequence[bytes], blocks: int) -> list[bytes]:
         """Keys of the whole chunks in the first ``blocks`` blocks, as far as these are needed to
@@ -332,12 +310,8 @@ class StorePlanner:
         if key in self._storing_keys:
             self._used_early[key] = begin, used_at
             return
-        tick = int(used_at // USE_TICK_SECONDS)
-        known = self._known.get(key)
-        if known is not None:
-            if known.tick >= tick:
-                return
-            self._known[key] = known._replace(tick=tick)
+        if not self._known.use(key, int(used_at // USE_TICK_SECONDS)):
+            return
         if not self._uses or self._uses[-1].used_at != used_at:
             self._uses.append(Use([], used_at))
         self._uses[-1].chunks.append((key, begin * self._block_tokens))
@@ -362,10 +336,7 @@ class StorePlanner:
         return uses
 
     def _is_stored(self, key: bytes) -> bool:
-        if key in self._storing_keys:
-            return True
-        known = self._known.get(key)
-        return known is not None and self._clock() < known.until
+        return key in self._storing_keys or key in self._known
 
     def settle(self, report: StepReport) -> list[bytes]:
         """Take in what the workers report; returns the keys that were stored by all ranks."""

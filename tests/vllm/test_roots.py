@@ -84,26 +84,26 @@ def test_one_that_fails_changes_no_answer_is_not_asked_any_more_and_comes_back(m
     checked_prompt(engine, "b", PROMPT)  # exact, though it was promised chunks that fail
     engine.side.admitted = admitted
     assert engine.worker.totals["loads_failed"] >= 3
-    assert engine.side._any_out.loads == {1}
+    assert engine.side._roots_out.loads == {1}
     assert engine.counted["loads_out_of_service"] == 1
     (line,) = [line for line in lines() if "is out of service for loads" in line]
     assert f"{roots[1]} is out of service for loads: directory of {roots[1]}/v1/" in line
     assert "Too many levels of symbolic links" in line
     # What is computed is stored in the other one only.
-    step_until(engine, lambda: engine.side._any_out.stores == {1})
+    step_until(engine, lambda: engine.side._roots_out.stores == {1})
     checked_prompt(engine, "c", [3] * PROMPT)
     assert engine.worker.totals["stores_dropped_out_of_service"] > 0
     assert [line for line in lines() if "is out of service for stores" in line]
 
     engine.counted.clear()
     disk.mend()
-    step_until(engine, lambda: engine.side._any_out.loads == set())
+    step_until(engine, lambda: engine.side._roots_out.loads == set())
     assert [line for line in lines() if line.endswith(f"{roots[1]} is back in service for loads")]
     # Stores come back with the first that succeeds.
     deadline = time.monotonic() + 20
     for number in itertools.count(1):
         checked_prompt(engine, f"new {number}", [number] * PROMPT)
-        if not engine.side._any_out.stores:
+        if not engine.side._roots_out.stores:
             break
         assert time.monotonic() < deadline
     assert engine.counted["loads_out_of_service"] == 0
@@ -120,7 +120,7 @@ def test_one_that_cannot_be_used_at_start_is_left_out_and_not_looked_at(make, ro
     engine = make()
     (line,) = [line for line in lines() if "cannot be used and is left out" in line]
     assert f"lmkv: rank 0: {roots[1]} cannot be used" in line
-    assert engine.side._any_out == RootsOut(frozenset({1}), frozenset({1}))
+    assert engine.side._roots_out == RootsOut(frozenset({1}), frozenset({1}))
     disk.mend()  # too late: it is left out until the next start
     checked_prompt(engine, "b", PROMPT)
     assert "loads_failed" not in engine.worker.totals

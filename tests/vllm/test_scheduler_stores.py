@@ -10,8 +10,9 @@ from vllm.v1.request import RequestStatus
 from lmkv._C import USE_TICK_SECONDS
 from lmkv.vllm.events import Events
 from lmkv.vllm.groups import Group, Groups
+from lmkv.vllm.known import KNOWN_SECONDS
 from lmkv.vllm.metadata import StepReport
-from lmkv.vllm.stores import KNOWN_SECONDS, StorePlanner
+from lmkv.vllm.stores import StorePlanner
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_a_head_evicted_under_a_local_hit_is_stored_again_when_a_minute_is_over(
     engine, root, monkeypatch
 ):
     now = 1000.0
-    monkeypatch.setattr(engine.side._stores, "_clock", lambda: now)
+    monkeypatch.setattr(engine.side._stores._known, "_clock", lambda: now)
     head = key_of(engine.request("a", 2 * CHUNK + 1), PER_CHUNK)
     assert len(stores_of(engine.run())) == 2
     chunk_file(root, head).unlink()  # evicted by another engine
