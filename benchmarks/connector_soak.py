@@ -19,7 +19,6 @@ if anything is not so, or if the run was so idle that it shows nothing.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import random
 import sys
@@ -33,7 +32,7 @@ from typing import Any
 from command_line import folder_in, parser_of, write_result
 from soak import MOST_RSS_GROWTH_MIB, delete_some, judged, random_spec, settled
 from tiny_llama import VOCABULARY, save_tiny_llama
-from vllm_engine import counters_of, make_engine
+from vllm_engine import counters_of, engine_processes, make_engine
 
 CHUNK_TOKENS = 128
 MODEL_LEN = 1536
@@ -101,10 +100,6 @@ def make_prompts(seed: int) -> list[Prompt]:
 
 def make_soaked_engine(model: Path, settings: dict[str, Any] | None, *, is_async: bool) -> Any:
     """VLLM in this process; plain without ``settings``."""
-    os.environ.update(
-        OMP_NUM_THREADS="1",
-        ONEDNN_PRIMITIVE_CACHE_CAPACITY="8",  # it has an entry for every length of a prompt
-    )
     return make_engine(
         model,
         settings,
@@ -409,7 +404,10 @@ def run_soak(
 
 def in_processes(target: Any, *arguments: tuple[Any, ...]) -> list[Any]:
     """What ``target`` sends, in as many processes as there are arguments."""
-    context = multiprocessing.get_context("spawn")
+    context = engine_processes(
+        OMP_NUM_THREADS="1",
+        ONEDNN_PRIMITIVE_CACHE_CAPACITY="8",  # it has an entry for every length of a prompt
+    )
     started = []
     for each in arguments:
         mine, theirs = context.Pipe()

@@ -20,7 +20,6 @@ against the budgets.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import statistics
@@ -32,7 +31,7 @@ from typing import Any
 
 from command_line import folder_in, parser_of, write_result
 from tiny_llama import VOCABULARY, save_tiny_llama
-from vllm_engine import BLOCK_TOKENS, CONNECTOR, counters_of, make_engine
+from vllm_engine import BLOCK_TOKENS, CONNECTOR, counters_of, engine_processes, make_engine
 
 CHUNK_TOKENS = 128
 KINDS = ("empty", "idle", "storing")
@@ -178,7 +177,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
 
-    context = multiprocessing.get_context("spawn")
+    context = engine_processes()
     rows = []
     with folder_in(arguments.path, "steps") as folder:
         model = save_tiny_llama(folder / "model")

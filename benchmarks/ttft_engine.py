@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from vllm_engine import counters_of, make_engine
+from vllm_engine import counters_of, engine_processes, make_engine
 
 START_SECONDS = 300.0
 
@@ -21,7 +20,7 @@ class TtftEngine:
         self, max_model_len: int, settings: dict[str, Any] | None, kv_blocks: int | None = None
     ) -> None:
         """``kv_blocks``: how many its KV cache has; by default what fits in 1 GiB."""
-        context = multiprocessing.get_context("spawn")
+        context = engine_processes()
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
             target=_serve, args=(theirs, max_model_len, settings, kv_blocks)

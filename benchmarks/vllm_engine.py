@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 BLOCK_TOKENS = 32
+IMPORTED = [
+    "lmkv.vllm",
+    "vllm.model_executor.models.llama",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.worker.cpu_worker",
+]
 CONNECTOR = ("LMKVConnector", "lmkv.vllm")  # a class, and where it is
+
+
+def engine_processes(**environment: str) -> ForkServerContext:
+    """Where processes for engines come from: they are forked from one that has imported vLLM, since
+    that takes longer than the rest of a start. ``environment`` is what is read on import.
+    """
+    os.environ.update(environment, VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
 
 
 def make_engine(

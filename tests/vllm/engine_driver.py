@@ -1,12 +1,8 @@
-"""One real vLLM engine with lmkv, in a process of its own, driven over stdin and stdout.
-
-Usage: ``python engine_driver.py '<JSON: LLM arguments>'``. Every line of stdin is a JSON request,
-every answer one JSON line on the file descriptor that stdout was at the start.
+"""One real vLLM engine with lmkv, in a process of its own (``engine_process.py``), and what it does
+when it is asked.
 """
 
-import json
 import os
-import sys
 import time
 
 
@@ -113,24 +109,25 @@ class Driver:
         return self.scheduler.vllm_config.cache_config.kv_cache_layout
 
 
-def main():
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what vLLM prints to stdout goes to the log
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-    sys.modules["engine_driver"] = sys.modules["__main__"]
-    driver = Driver(json.loads(sys.argv[1]))
+def serve(connection, log, arguments):
+    """The process: answers requests, (name, arguments), until there is nobody to ask any more.
 
-    def answer(value):
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
-    answer({"ready": True})
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer(getattr(driver, request.pop("do"))(**request))
+    ``arguments`` are those of vLLM's ``LLM``; all that is printed goes to the file ``log``.
+    """
+    with open(log, "w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_ALLOW_INSECURE_SERIALIZATION="1",
+        VLLM_CPU_KVCACHE_SPACE="1",
+    )
+    driver = Driver(arguments)
+    connection.send("ready")
+    while True:
+        try:
+            what, of_request = connection.recv()
+        except EOFError:
+            break
+        connection.send(getattr(driver, what)(**of_request))
     driver.core.shutdown()
-
-
-if __name__ == "__main__":
-    main()

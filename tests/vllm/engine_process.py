@@ -1,11 +1,14 @@
-"""A real vLLM engine in a process of its own, asked over pipes: see ``engine_driver.py``."""
+"""A real vLLM engine in a process of its own, asked over a pipe: see ``engine_driver.py``.
 
-import json
-import os
-import subprocess
-import sys
+It is forked from a process that has imported vLLM: that takes longer than the rest of a start.
+"""
+
+import functools
+import multiprocessing
+import multiprocessing.forkserver
 from pathlib import Path
 
+import engine_driver
 import pytest
 
 import lmkv
@@ -14,6 +17,26 @@ HERE = Path(__file__).parent
 PACKAGE = Path(lmkv.__file__).parents[1]  # also where lmkv is not installed
 BLOCK = 32
 ANSWER_TOKENS = 16
+IMPORTED = [
+    "lmkv.vllm",
+    "vllm.entrypoints.llm",
+    "vllm.model_executor.models.llama",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+]
+
+
+@functools.cache
+def _forks():
+    """Where engines are forked from; it has the environment that is read when vLLM is imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("VLLM_NO_USAGE_STATS", "1")
+        patch.setenv("VLLM_LOGGING_LEVEL", "INFO")  # whatever lmkv explain has set it to
+        multiprocessing.forkserver.ensure_running()
+    return context
 
 
 class Engine:
@@ -39,22 +62,12 @@ class Engine:
             },
             **arguments,
         }
-        with log.open("w") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, str(HERE / "engine_driver.py"), json.dumps(arguments)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                text=True,
-                env={
-                    **os.environ,
-                    "VLLM_CPU_KVCACHE_SPACE": "1",
-                    "VLLM_NO_USAGE_STATS": "1",
-                    "VLLM_LOGGING_LEVEL": "INFO",  # whatever lmkv explain has set it to
-                    "HF_HUB_OFFLINE": "1",
-                    "PYTHONPATH": str(PACKAGE),
-                },
-            )
+        self._connection, theirs = _forks().Pipe()
+        self._process = _forks().Process(
+            target=engine_driver.serve, args=(theirs, str(log), arguments)
+        )
+        self._process.start()
+        theirs.close()
 
     def __enter__(self):
         try:
@@ -65,25 +78,21 @@ class Engine:
         return self
 
     def __exit__(self, *_):
-        self._process.stdin.close()
-        try:
-            self._process.wait(30)
-        finally:
-            self._process.kill()
-            self._process.wait()
-            self._process.stdout.close()
+        self._connection.close()
+        self._process.join(30)
+        self._process.kill()
+        self._process.join()
 
     def ask(self, what, **arguments):
-        self._process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
-        self._process.stdin.flush()
+        self._connection.send((what, arguments))
         return self._answer()
 
     def _answer(self):
-        line = self._process.stdout.readline()
-        if not line:
+        try:
+            return self._connection.recv()
+        except EOFError:
             tail = "\n".join(self._log.read_text().splitlines()[-40:])
             pytest.fail(f"the engine ended; its log says:\n{tail}")
-        return json.loads(line)
 
     def generate(self, prompt):
         return self.ask("generate", prompt=prompt, max_tokens=ANSWER_TOKENS)
