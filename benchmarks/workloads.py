@@ -162,11 +162,12 @@ def measure(folder: Path, name: str, repetitions: int, size: Size) -> dict[str, 
             row["speedup"] = row["plain_seconds"] / row["lmkv_seconds"]
             rows.append(row)
             print(f"{name} {repetition}: {row}", file=sys.stderr, flush=True)
+        counters = {name: count for name, count in sorted(pair.counters().items()) if count}
     finally:
         pair.close()
     same = sum(pair.same) / len(pair.same)
     ranges = {**middle(rows, "speedup"), **middle(rows, "share_loaded")}
-    return {"rows": rows, "same_answers": same, **ranges}
+    return {"rows": rows, "same_answers": same, **ranges, "counters": counters}
 
 
 def middle(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -8,8 +8,9 @@ it loads the one with which it is done first. What still lies in host memory cos
 A load must not take much longer than was thought, nor than computing what has arrived would have,
 or it is given up and the rest computed. Before any load was seen, and now and then where loads do
 not pay, one is tried, for a twentieth of what computing would take: what the directory does for it
-until it has read what it was asked for says how fast it is. Before any prefill was seen there is
-nothing to compare with: all is loaded.
+until it has read what it was asked for says how fast it is. Where nothing else is known, others
+wait for that, for a twentieth of what computing them would take. Before any prefill was seen there
+is nothing to compare with: all is loaded.
 """
 
 import time
@@ -81,6 +82,7 @@ class Verdict(Enum):
     LOAD = "load"
     CUT = "cut"
     COMPUTE = "compute"
+    WAIT = "wait"  # until a trial has shown how fast loads are; ask again in the next step
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,8 @@ class Pace:
         self._largest = 0.0  # steps that prefilled lately
         self._tried_at = -LONGEST_PAUSE_SECONDS  # or given up
         self._pause = 0.0  # before the next trial
+        self._before_trial = self._tried_at, self._pause  # the latest
+        self._is_trying = False
         self._recent: OrderedDict[bytes, None] = OrderedDict()
         self._most_recent = 0
 
@@ -164,14 +168,22 @@ class Pace:
             return
         if trial:  # what was known may be of another time
             self._loads.clear()
+            self._is_trying = False
         self._loads.add(tokens, seconds)
         self._tried_at = self._clock()
         self._pause = max(self._pause, FIRST_PAUSE_SECONDS)
 
     def began_trial(self) -> None:
         """A load that was decided on as a trial is under way."""
+        self._before_trial = self._tried_at, self._pause
+        self._is_trying = True
         self._tried_at = self._clock()
         self._pause = min(max(2 * self._pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+
+    def tried_nothing(self) -> None:
+        """The trial is over, and all of it was in host memory: the next load is one again."""
+        self._is_trying = False
+        self._tried_at, self._pause = self._before_trial
 
     def gave_up(self, keys: Iterable[bytes], *, from_disk: bool) -> None:
         """A load was given up that these chunks were missing of. If they were thought to be in host
@@ -183,6 +195,7 @@ class Pace:
         if from_disk:
             self._loads.clear()
             self.began_trial()
+            self._is_trying = False
 
     @property
     def compute_seconds_per_token(self) -> float | None:
@@ -221,6 +234,9 @@ class Pace:
         if not self._loads:
             if self._may_try() and everything.disk_tokens:
                 return self._trial(everything, None, computing)
+            if self._is_trying and everything.disk_tokens:
+                if self._clock() - self._tried_at < TRIAL_SHARE * computing:
+                    return Decision(0, Verdict.WAIT)
             return self._from_memory(memory, everything, None, computing)
         start, slope = self._loads.fit()
         loading = start + slope * (ahead + everything.disk_tokens)

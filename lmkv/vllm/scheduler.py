@@ -337,6 +337,8 @@ class SchedulerSide:
             self._waiting.gave_up(request_id)
             self._pace.gave_up(outcome.late, from_disk=outcome.from_disk)
         elif not outcome.failed:
+            if outcome.is_trial and not outcome.tokens_read:
+                self._pace.tried_nothing()
             self._pace.saw_load(outcome.tokens_read, outcome.seconds, trial=outcome.is_trial)
         if outcome.failed and self._lookup is not None and self._stores is not None:
             # What failed is computed now and stored again: nothing may say that it is there.

@@ -11,7 +11,7 @@ from lmkv.vllm.finder import Finder
 from lmkv.vllm.loads import Found, Loads
 from lmkv.vllm.lookup import Run
 from lmkv.vllm.meter import Meter
-from lmkv.vllm.pace import Decision, Pace
+from lmkv.vllm.pace import Decision, Pace, Verdict
 from lmkv.vllm.prefills import Prefills
 from lmkv.vllm.stores import StorePlanner
 
@@ -80,7 +80,8 @@ class Waiting:
     def matched_tokens(self, request: Request, computed_tokens: int) -> int | None:
         """Tokens beyond ``computed_tokens`` that can be loaded; None while another request is
         loading some of them (they will be in vLLM's own prefix cache), while the filesystem has
-        not answered, or when this step has seen enough lookups.
+        not answered, while a trial shows how fast loads are, or when this step has seen enough
+        lookups.
         """
         if self._finder is None or self.passes_by(request):
             return 0
@@ -113,8 +114,10 @@ class Waiting:
         return found.blocks * self._block_tokens
 
     def _decided(self, finder: Finder, request: Request, found: Found) -> Found | None:
-        """``found``, cut to what is loaded of it; None if it is not known what can be."""
+        """``found``, cut to what is loaded of it; None if it is not known what can be, or pays."""
         decision = self._decide(request, found)
+        if decision.verdict is Verdict.WAIT:
+            return None
         run = found.chunks.first(decision.chunks)
         if len(run) < len(found.chunks):
             cut = finder.all_groups(run, found.first_block)

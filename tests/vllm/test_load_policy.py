@@ -150,6 +150,19 @@ def test_many_at_once_on_a_fast_directory_are_all_loaded(make):
     assert "loads_late" not in engine.counted
 
 
+def test_those_that_come_with_the_first_wait_for_it_and_are_loaded(make):
+    count = 6
+    stored_prompts(make, count)
+    engine = make()
+    compute_something(engine)
+    for number in range(count):
+        engine.request(f"a{number}", prompt(number))
+    run(engine)
+    assert engine.counted["tokens_loaded"] == count * 3 * CHUNK
+    assert engine.counted["load_decisions_load"] == count
+    assert engine.counted["load_decisions_trial"] == 1
+
+
 def test_a_directory_that_becomes_fast_is_used_again(make):
     stored_prompts(make, 3)
     engine = make(SLOW)
@@ -163,6 +176,20 @@ def test_a_directory_that_becomes_fast_is_used_again(make):
     checked_prompt(engine, "d", prompt(2))
     assert engine.counted["tokens_loaded"] >= 3 * CHUNK
     assert engine.counted["load_decisions_trial"] == 2
+
+
+def test_a_trial_that_host_memory_answered_does_not_hold_up_the_next(make):
+    engine = make()
+    for number in range(3):
+        checked_prompt(engine, f"cold-{number}", prompt(number))
+        run(engine)
+    engine.side._pace._recent.clear()  # more is in host memory than is counted on
+    engine.scheduler.reset_prefix_cache()
+    for number in range(3):
+        checked_prompt(engine, f"again-{number}", prompt(number))
+    assert engine.counted["tokens_loaded"] == 3 * 3 * CHUNK
+    assert engine.counted["tokens_loaded_memory"] == 3 * 3 * CHUNK
+    assert engine.counted["load_decisions_trial"] == 3
 
 
 def test_what_is_in_host_memory_is_loaded_from_a_slow_directory(make):

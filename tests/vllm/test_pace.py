@@ -128,6 +128,51 @@ def test_where_loads_do_not_pay_one_is_tried_now_and_then(clock):
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
+def test_while_the_first_trial_is_under_way_others_wait_for_a_twentieth_of_computing(clock):
+    pace = pace_of(clock, compute=0.001)
+    assert decide(pace, run_of(10)).is_trial
+    pace.began_trial()
+    patience = 0.05 * 0.001 * 10 * CHUNK
+    clock.now += 0.9 * patience
+    assert decide(pace, run_of(10)).verdict is Verdict.WAIT
+    assert decide(pace, run_of(5)).verdict is Verdict.COMPUTE  # it would have less of it
+    clock.now += 0.2 * patience
+    assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
+
+
+@pytest.mark.parametrize("end", ["fast", "slow", "given up"])
+def test_nobody_waits_when_the_trial_is_over(clock, end):
+    pace = pace_of(clock, compute=0.001)
+    pace.began_trial()
+    if end == "given up":
+        pace.gave_up([], from_disk=True)
+    else:
+        pace.saw_load(10 * CHUNK, 0.01 if end == "fast" else 10.0, trial=True)
+    verdict = decide(pace, run_of(10)).verdict
+    assert verdict is (Verdict.LOAD if end == "fast" else Verdict.COMPUTE)
+
+
+def test_nobody_waits_for_a_trial_where_loads_are_known_not_to_pay(clock):
+    pace = pace_of(clock, compute=0.001, load=0.01)
+    clock.now += FIRST_PAUSE_SECONDS
+    assert decide(pace, run_of(10)).is_trial
+    pace.began_trial()
+    assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
+
+
+def test_a_trial_that_read_nothing_is_followed_by_another_at_once(clock):
+    pace = pace_of(clock, compute=0.001)
+    for _ in range(3):
+        assert decide(pace, run_of(10)).is_trial
+        pace.began_trial()
+        pace.tried_nothing()  # all of it was in host memory
+    pace.began_trial()
+    clock.now += FIRST_PAUSE_SECONDS - 1  # no longer than without those
+    assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
+    clock.now += 1
+    assert decide(pace, run_of(10)).is_trial
+
+
 def test_a_trial_that_is_fast_brings_loads_back(clock):
     pace = pace_of(clock, compute=0.001, load=0.01)
     assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
