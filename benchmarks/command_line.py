@@ -10,14 +10,18 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+_results: TextIO = sys.stdout
 
 
-def parser_of(description: str, *, path: str = "") -> argparse.ArgumentParser:
-    """A parser with ``--json``, and with ``--path`` if there is a help text for it."""
+def parser_of(description: str, *, with_path: bool = True) -> argparse.ArgumentParser:
+    """A parser with ``--path`` and ``--json``."""
     parser = argparse.ArgumentParser(description=description)
-    if path:
-        parser.add_argument("--path", type=Path, required=True, help=path)
+    if with_path:
+        parser.add_argument(
+            "--path", type=Path, required=True, help="a folder is made in it, and removed"
+        )
     parser.add_argument("--json", default="", metavar="FILE", help='"-": to standard output')
     return parser
 
@@ -33,27 +37,20 @@ def folder_in(path: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def prints_on_standard_error() -> Iterator[None]:
-    """VLLM and its libraries print on standard output, which is for the results.
-
-    All that this process and its children print goes to standard error while this lasts.
+def keep_standard_output() -> None:
+    """For the result: what this process and its children print from now on, as vLLM does, goes to
+    standard error.
     """
-    sys.stdout.flush()
-    kept = os.dup(1)
+    global _results  # noqa: PLW0603 - as the descriptor is one for the process
+    _results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def write_result(result: dict[str, Any], where: str) -> None:
     """As JSON into the file that ``--json`` names."""
     text = json.dumps(result, indent=2) + "\n"
     if where == "-":
-        sys.stdout.write(text)
+        _results.write(text)
+        _results.flush()
     elif where:
         Path(where).write_text(text, encoding="utf-8")

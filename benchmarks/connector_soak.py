@@ -19,7 +19,6 @@ if anything is not so, or if the run was so idle that it shows nothing.
 from __future__ import annotations
 
 import math
-import os
 import random
 import sys
 import time
@@ -29,7 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from command_line import folder_in, parser_of, write_result
+from command_line import folder_in, keep_standard_output, parser_of, write_result
 from soak import MOST_RSS_GROWTH_MIB, delete_some, judged, random_spec, settled
 from tiny_llama import VOCABULARY, save_tiny_llama
 from vllm_engine import counters_of, engine_processes, make_engine
@@ -116,7 +115,6 @@ def make_soaked_engine(model: Path, settings: dict[str, Any] | None, *, is_async
 
 def plain_answers(connection: Connection, model: Path, prompts: list[Prompt]) -> None:
     """In a process of its own: what an engine without any cache answers."""
-    os.dup2(2, 1)  # vLLM's lines go to standard error
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
@@ -396,7 +394,6 @@ def run_soak(
     which: int, seed: int, minutes: float,
 ) -> None:  # fmt: skip
     """In a process of its own."""
-    os.dup2(2, 1)
     soak = Soak(model, root, prompts, answers, which, seed)
     soak.run(minutes)
     connection.send(soak.result())
@@ -431,13 +428,12 @@ def in_processes(target: Any, *arguments: tuple[Any, ...]) -> list[Any]:
 
 def main() -> None:
     """See the module."""
-    parser = parser_of(
-        "Real engines over a directory that fails.", path="a folder is made in it, and removed"
-    )
+    parser = parser_of("Real engines over a directory that fails.")
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     arguments = parser.parse_args()
 
+    keep_standard_output()
     with folder_in(arguments.path, "connector-soak") as folder:
         model = save_tiny_llama(folder / "model")
         prompts = make_prompts(arguments.seed)

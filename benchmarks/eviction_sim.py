@@ -297,7 +297,7 @@ def measure(requests: Sequence[Request], sizes: Sequence[float] = SIZES) -> list
 
 def main() -> None:
     """See the module."""
-    parser = parser_of(__doc__.split("\n", maxsplit=1)[0])
+    parser = parser_of(__doc__.split("\n", maxsplit=1)[0], with_path=False)
     parser.add_argument("trace", type=Path, nargs="?", help="a trace as Mooncake's")
     parser.add_argument("--seed", type=int, default=1, help="of the workloads that are made here")
     parser.add_argument("--only-trace", action="store_true", help="and nothing made here")

@@ -33,7 +33,7 @@ import random
 import sys
 from typing import Any
 
-from command_line import folder_in, parser_of, prints_on_standard_error, write_result
+from command_line import folder_in, keep_standard_output, parser_of, write_result
 from decoding_engine import CHUNK_BYTES, CHUNK_TOKENS, DecodingEngine, Prompt, Window
 
 PROMPT_TOKENS = CHUNK_TOKENS + 1  # the last one is always computed
@@ -148,9 +148,7 @@ def _range(windows: list[Window], kind: str, other: str, name: str, share: float
 
 def main() -> None:
     """See the module."""
-    parser = parser_of(
-        "Decode beside stores and loads.", path="a folder is made in it, and removed"
-    )
+    parser = parser_of("Decode beside stores and loads.")
     parser.add_argument("--windows", type=int, default=24, help="in one answer, of all kinds")
     parser.add_argument("--window-tokens", type=int, default=25, help="of the answer")
     parser.add_argument("--repetitions", type=int, default=10, help="answers")
@@ -161,7 +159,8 @@ def main() -> None:
 
     cores = len(os.sched_getaffinity(0))
     threads = arguments.model_threads or max(1, cores - 1)
-    with folder_in(arguments.path, "interference") as root, prints_on_standard_error():
+    keep_standard_output()
+    with folder_in(arguments.path, "interference") as root:
         engine = DecodingEngine(root, threads, slabs=SLABS)
         try:
             windows, counters = measure(

@@ -153,9 +153,7 @@ def measure(path: Path, files: int, seed: int = 1) -> dict[str, Any]:
 
 def main() -> None:
     """See the module."""
-    parser = parser_of(
-        __doc__.split("\n", maxsplit=1)[0], path="a folder is made in it, and removed"
-    )
+    parser = parser_of(__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--files", type=int, default=100_000)
     arguments = parser.parse_args()
     result = measure(arguments.path, arguments.files)

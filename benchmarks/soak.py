@@ -394,9 +394,7 @@ def judged(
 
 def main() -> None:
     """See the module."""
-    parser = parser_of(
-        "Stores and loads over a disk with faults.", path="a folder is made in it, and removed"
-    )
+    parser = parser_of("Stores and loads over a disk with faults.")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     arguments = parser.parse_args()

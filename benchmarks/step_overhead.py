@@ -20,7 +20,6 @@ against the budgets.
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
 import sys
@@ -29,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from command_line import folder_in, parser_of, write_result
+from command_line import folder_in, keep_standard_output, parser_of, write_result
 from tiny_llama import VOCABULARY, save_tiny_llama
 from vllm_engine import BLOCK_TOKENS, CONNECTOR, counters_of, engine_processes, make_engine
 
@@ -144,6 +143,7 @@ def measure(model: Path, root: Path, running: int, steps: int, kind: str) -> dic
     return {
         "running": running,
         "kind": kind,
+        "connector": type(scheduler.connector).__name__,
         "steps": len(taken["step"]),
         "chunks_stored": stored,
         "calls": calls,
@@ -163,22 +163,20 @@ def chunks_stored(engine: Any) -> float:
 
 
 def measure_apart(arguments: tuple[Path, Path, int, int, str]) -> dict[str, Any]:
-    """``measure``, with what vLLM prints on standard error."""
-    os.dup2(2, 1)
+    """``measure``, in a process of its own."""
     return measure(*arguments)
 
 
 def main() -> None:
     """See the module."""
-    parser = parser_of(
-        "What lmkv takes of an engine's every step.", path="a folder is made in it, and removed"
-    )
+    parser = parser_of("What lmkv takes of an engine's every step.")
     parser.add_argument("--running", default="1,64,512", help="requests, separated by commas")
     parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
 
     context = engine_processes()
     rows = []
+    keep_standard_output()
     with folder_in(arguments.path, "steps") as folder:
         model = save_tiny_llama(folder / "model")
         for running in map(int, arguments.running.split(",")):

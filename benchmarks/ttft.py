@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from command_line import folder_in, parser_of, write_result
+from command_line import folder_in, keep_standard_output, parser_of, write_result
 from ttft_engine import TtftEngine, bytes_of
 
 TARGETS = {
@@ -125,12 +125,11 @@ def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
 
 def main() -> None:
     """See the module."""
-    parser = parser_of(
-        "Time to first token, hit and miss.", path="a folder is made in it, and removed"
-    )
+    parser = parser_of("Time to first token, hit and miss.")
     parser.add_argument("--documents", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=2049, help="of a document")
     arguments = parser.parse_args()
+    keep_standard_output()
     with folder_in(arguments.path, "ttft") as folder:
         rows, counters = measure(folder, arguments.documents, arguments.tokens)
     result = summary(rows)

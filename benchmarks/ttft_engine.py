@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -75,7 +74,6 @@ def _serve(
     settings: dict[str, Any] | None,
     kv_blocks: int | None,
 ) -> None:
-    os.dup2(2, 1)  # vLLM's lines go to standard error
     engine = _Engine(max_model_len, settings, kv_blocks)
     connection.send("ready")
     while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 from multiprocessing.context import ForkServerContext
@@ -18,9 +19,13 @@ IMPORTED = [
 CONNECTOR = ("LMKVConnector", "lmkv.vllm")  # a class, and where it is
 
 
+@functools.cache
 def engine_processes(**environment: str) -> ForkServerContext:
     """Where processes for engines come from: they are forked from one that has imported vLLM, since
-    that takes longer than the rest of a start. ``environment`` is what is read on import.
+    that takes longer than the rest of a start.
+
+    ``environment``: what is read on import. It is set in this process too, and must be the same in
+    every call: there is one process to fork from.
     """
     os.environ.update(environment, VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1")
     context = multiprocessing.get_context("forkserver")

@@ -25,7 +25,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from command_line import folder_in, parser_of, write_result
+from command_line import folder_in, keep_standard_output, parser_of, write_result
 from ttft_engine import TtftEngine
 from vllm_engine import BLOCK_TOKENS
 
@@ -178,17 +178,18 @@ def middle(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 
 def main() -> None:
     """See the module."""
-    parser = parser_of(
-        "Whole workloads, with lmkv and without.", path="a folder is made in it, and removed"
-    )
+    parser = parser_of("Whole workloads, with lmkv and without.")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--only", choices=sorted(WORKLOADS), help="one of them")
     for of_size in fields(Size):
         name = f"--{of_size.name.replace('_', '-')}"
         parser.add_argument(name, type=int, default=of_size.default)
     arguments = parser.parse_args()
+    if arguments.kv_tokens % BLOCK_TOKENS:
+        parser.error(f"--kv-tokens: a multiple of {BLOCK_TOKENS}")
     size = Size(**{of_size.name: getattr(arguments, of_size.name) for of_size in fields(Size)})
     names = [arguments.only] if arguments.only else list(WORKLOADS)
+    keep_standard_output()
     with folder_in(arguments.path, "workloads") as folder:
         result = {name: measure(folder, name, arguments.repetitions, size) for name in names}
     write_result(result, arguments.json)

@@ -50,7 +50,7 @@ class KnownChunks:
         self._chunks.clear()
 
     def use(self, key: bytes, tick: int) -> bool:
-        """It is used in that tick. Whether that is to be said: not if it was, of a known chunk."""
+        """It is used in that tick. False if it is remembered, and that it was used then, too."""
         known = self._chunks.get(key)
         if known is None:
             return True

@@ -234,9 +234,9 @@ class Pace:
         if not self._loads:
             if self._may_try() and everything.disk_tokens:
                 return self._trial(everything, None, computing)
-            if self._is_trying and everything.disk_tokens:
-                if self._clock() - self._tried_at < TRIAL_SHARE * computing:
-                    return Decision(0, Verdict.WAIT)
+            tried_for = self._clock() - self._tried_at
+            if self._is_trying and everything.disk_tokens and tried_for < TRIAL_SHARE * computing:
+                return Decision(0, Verdict.WAIT)
             return self._from_memory(memory, everything, None, computing)
         start, slope = self._loads.fit()
         loading = start + slope * (ahead + everything.disk_tokens)

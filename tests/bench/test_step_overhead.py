@@ -28,6 +28,8 @@ def test_every_call_of_a_step_is_timed_and_only_one_engine_stores(tmp_path: Path
     assert done.returncode == 0, done.stderr[-4000:]
     empty, idle, storing = json.loads(done.stdout)["rows"]
     assert [row["kind"] for row in (empty, idle, storing)] == ["empty", "idle", "storing"]
+    assert empty["connector"] == "EmptyConnector"
+    assert idle["connector"] == storing["connector"] == "LMKVConnector"
     for row in (empty, idle, storing):
         assert row["running"] == 16
         assert row["steps"] == 150

@@ -30,13 +30,15 @@ def test_conversations_that_left_vllms_cache_are_loaded(tmp_path: Path) -> None:
     result = json.loads(done.stdout)["multi_turn"]
     (row,) = result["rows"]
     assert row["prompt_tokens"] == 3 * (300 + (300 + 16 + 300))
-    assert row["speedup"] == row["plain_seconds"] / row["lmkv_seconds"]
+    assert row["plain_seconds"] > 0
+    assert row["lmkv_seconds"] > 0
     # The first turn of one conversation at least, a whole chunk of it.
     assert 256 / row["prompt_tokens"] <= result["share_loaded"] < 0.5
-    assert result["same_answers"] > 0.5
+    assert result["same_answers"] > 0.8  # of seven answers one may be torn between two tokens
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_vllms_own_dataset_is_cut_into_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
     monkeypatch.syspath_prepend(str(BENCHMARKS))

@@ -109,25 +109,22 @@ class Driver:
         return self.scheduler.vllm_config.cache_config.kv_cache_layout
 
 
-def serve(connection, log, arguments):
+def serve(connection, log, environ, arguments):
     """The process: answers requests, (name, arguments), until there is nobody to ask any more.
 
-    ``arguments`` are those of vLLM's ``LLM``; all that is printed goes to the file ``log``.
+    ``environ`` is set first. ``arguments`` are those of vLLM's ``LLM``; all that is printed goes to
+    the file ``log``.
     """
     with open(log, "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        VLLM_ALLOW_INSECURE_SERIALIZATION="1",
-        VLLM_CPU_KVCACHE_SPACE="1",
-    )
+    os.environ.update(environ)
     driver = Driver(arguments)
     connection.send("ready")
     while True:
         try:
             what, of_request = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             break
         connection.send(getattr(driver, what)(**of_request))
     driver.core.shutdown()

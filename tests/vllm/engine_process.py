@@ -17,6 +17,14 @@ HERE = Path(__file__).parent
 PACKAGE = Path(lmkv.__file__).parents[1]  # also where lmkv is not installed
 BLOCK = 32
 ANSWER_TOKENS = 16
+ENVIRON = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "INFO",  # whatever lmkv explain has set it to
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
 IMPORTED = [
     "lmkv.vllm",
     "vllm.entrypoints.llm",
@@ -32,9 +40,8 @@ def _forks():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("VLLM_NO_USAGE_STATS", "1")
-        patch.setenv("VLLM_LOGGING_LEVEL", "INFO")  # whatever lmkv explain has set it to
+        for name, value in ENVIRON.items():
+            patch.setenv(name, value)
         multiprocessing.forkserver.ensure_running()
     return context
 
@@ -42,8 +49,13 @@ def _forks():
 class Engine:
     """A vLLM engine in a process of its own, as a context manager."""
 
-    def __init__(self, model, root, log, extra=None, **arguments):
+    def __init__(self, model, root, log, extra=None, *, environ=None, start=None, **arguments):
+        """``environ``: of the process, set before the engine is made. What is set in this process
+        does not reach it. ``start="spawn"``: a process that shares nothing, not even the seed of
+        ``hash``, with that of any other engine.
+        """
         self._log = log
+        log.touch()
         config = {"path": str(root), "host_memory": "1GiB", **(extra or {})}
         arguments = {
             "model": str(model),
@@ -62,9 +74,11 @@ class Engine:
             },
             **arguments,
         }
-        self._connection, theirs = _forks().Pipe()
-        self._process = _forks().Process(
-            target=engine_driver.serve, args=(theirs, str(log), arguments)
+        processes = multiprocessing.get_context(start) if start else _forks()
+        self._connection, theirs = processes.Pipe()
+        self._process = processes.Process(
+            target=engine_driver.serve,
+            args=(theirs, str(log), {**ENVIRON, **(environ or {})}, arguments),
         )
         self._process.start()
         theirs.close()
@@ -73,15 +87,23 @@ class Engine:
         try:
             self._answer()
         except BaseException:  # the test's time is over, too
-            self.__exit__()
+            self._end()
             raise
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
+        code = self._end()
+        if error is None:
+            assert code == 0, f"the engine did not end in order ({code}); see {self._log}"
+
+    def _end(self):
+        """Its exit status; None if it had to be killed."""
         self._connection.close()
         self._process.join(30)
+        code = self._process.exitcode
         self._process.kill()
         self._process.join()
+        return code
 
     def ask(self, what, **arguments):
         self._connection.send((what, arguments))
@@ -90,7 +112,7 @@ class Engine:
     def _answer(self):
         try:
             return self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             tail = "\n".join(self._log.read_text().splitlines()[-40:])
             pytest.fail(f"the engine ended; its log says:\n{tail}")
 

@@ -83,7 +83,7 @@ def written(model, prompt, short_prompts, logs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def second(model, written, logs):
     """A fresh engine over the first one's directory."""
-    with Engine(model, written.root, logs / "second.log") as engine:
+    with Engine(model, written.root, logs / "second.log", start="spawn") as engine:
         yield engine
 
 

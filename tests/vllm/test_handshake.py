@@ -1,4 +1,4 @@
-"""What workers say at start: whether it goes together, and what none can use."""
+"""What workers say at start: whether it goes together, and which directories are out."""
 
 import pytest
 
