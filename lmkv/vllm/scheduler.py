@@ -293,7 +293,9 @@ class SchedulerSide:
     def settle(self, output: KVConnectorOutput) -> None:
         """What the workers report of the step."""
         report = output.kv_connector_worker_meta
-        if isinstance(report, StepReport):
+        # Most steps have none, and asking None for its class costs more than all else here does:
+        # StepReport's base is an abstract class.
+        if report is not None and isinstance(report, StepReport):
             self._stir()
             self._prefills.step_ended(report.timed)
             self._reported(report)
