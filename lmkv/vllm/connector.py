@@ -47,13 +47,15 @@ class LMKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     _cache_hit_source = CacheHitSource.DISK
 
+    # Each connector has the one of its role.
+    _scheduler: SchedulerSide
+    _worker: WorkerSide
+
     def __init__(
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         config = Config.from_sources(self._kv_transfer_config.kv_connector_extra_config, os.environ)
-        self._scheduler: SchedulerSide | None = None
-        self._worker: WorkerSide | None = None
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = SchedulerSide(vllm_config, kv_cache_config, config)
         else:
@@ -65,12 +67,10 @@ class LMKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     @property
     def scheduler_side(self) -> SchedulerSide:
-        assert self._scheduler is not None, "not the scheduler's connector"
         return self._scheduler
 
     @property
     def worker_side(self) -> WorkerSide:
-        assert self._worker is not None, "not a worker's connector"
         return self._worker
 
     @classmethod
@@ -81,18 +81,18 @@ class LMKVConnector(KVConnectorBase_V1, SupportsHMA):
     # -- worker --------------------------------------------------------------------------
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        self.worker_side.register(kv_caches)
+        self._worker.register(kv_caches)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
-        return self.worker_side.hello
+        return self._worker.hello
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
         assert isinstance(connector_metadata, StepMetadata)
-        self.worker_side.begin_step(connector_metadata)
+        self._worker.begin_step(connector_metadata)
 
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
-        self.worker_side.start_loads()
+        self._worker.start_loads()
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         return
@@ -107,34 +107,34 @@ class LMKVConnector(KVConnectorBase_V1, SupportsHMA):
         return
 
     def wait_for_save(self) -> None:
-        self.worker_side.submit_stores()
+        self._worker.submit_stores()
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-        return None, self.worker_side.poll() or None
+        return None, self._worker.poll() or None
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         return KVConnectorTransferResults(
-            finished_recving=self.worker_side.poll(),
-            failed_recving=self.worker_side.take_failed_loads(),
+            finished_recving=self._worker.poll(),
+            failed_recving=self._worker.take_failed_loads(),
         )
 
     def get_block_ids_with_load_errors(self) -> set[int]:
-        return self.worker_side.take_failed_blocks()
+        return self._worker.take_failed_blocks()
 
     def build_connector_worker_meta(self) -> StepReport | None:
-        return self.worker_side.take_report()
+        return self._worker.take_report()
 
     # -- scheduler -----------------------------------------------------------------------
 
     def bind_kv_cache_manager(self, kv_cache_manager: "KVCacheManager") -> None:
         super().bind_kv_cache_manager(kv_cache_manager)
-        self.scheduler_side.bind(kv_cache_manager)
+        self._scheduler.bind(kv_cache_manager)
 
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: Mapping[tuple[int, int], KVConnectorHandshakeMetadata]
     ) -> None:
         tensor_parallel = self._vllm_config.parallel_config.tensor_parallel_size
-        self.scheduler_side.greet(
+        self._scheduler.greet(
             {
                 pp_rank * tensor_parallel + tp_rank: hello
                 for (pp_rank, tp_rank), hello in metadata.items()
@@ -143,57 +143,57 @@ class LMKVConnector(KVConnectorBase_V1, SupportsHMA):
         )
 
     def on_new_request(self, request: "Request") -> None:
-        self.scheduler_side.new_request(request)
+        self._scheduler.new_request(request)
 
     def get_num_new_matched_tokens(
         self, request: "Request", num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        tokens = self.scheduler_side.matched_tokens(request, num_computed_tokens)
+        tokens = self._scheduler.matched_tokens(request, num_computed_tokens)
         return tokens, bool(tokens)
 
     def update_state_after_alloc(
         self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int
     ) -> None:
-        self.scheduler_side.admitted(request, blocks, num_external_tokens)
+        self._scheduler.admitted(request, blocks, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
-        return self.scheduler_side.step(scheduler_output)
+        return self._scheduler.step(scheduler_output)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
-        self.scheduler_side.settle(connector_output)
+        self._scheduler.settle(connector_output)
 
     def request_finished(
         self, request: "Request", block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        self.scheduler_side.finished(request.request_id)
+        self._scheduler.finished(request.request_id)
         return False, None
 
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        self.scheduler_side.finished(request.request_id)
+        self._scheduler.finished(request.request_id)
         return False, None
 
     def take_events(self) -> "Iterable[KVCacheEvent]":
-        return self.scheduler_side.take_events()
+        return self._scheduler.take_events()
 
     def has_pending_push_work(self) -> bool:
-        return self.scheduler_side.has_pending_work()
+        return self._scheduler.has_pending_work()
 
     def has_pending_block_frees(self) -> bool:
-        return self.scheduler_side.has_pending_block_frees()
+        return self._scheduler.has_pending_block_frees()
 
     def reset_cache(self) -> bool | None:
-        return self.scheduler_side.reset()
+        return self._scheduler.reset()
 
     # -- both ----------------------------------------------------------------------------
 
     def get_kv_connector_stats(self) -> LMKVStats | None:
-        side = self._scheduler if self._scheduler is not None else self.worker_side
-        return side.take_stats()
+        is_worker = self._role == KVConnectorRole.WORKER
+        return self._worker.take_stats() if is_worker else self._scheduler.take_stats()
 
     def shutdown(self) -> None:
-        if self._worker is not None:
+        if self._role == KVConnectorRole.WORKER:
             self._worker.shutdown()
 
     @classmethod

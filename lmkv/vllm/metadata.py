@@ -1,6 +1,7 @@
 """What the connector's two sides tell each other; everything here crosses processes."""
 
 from dataclasses import dataclass, field
+from typing import Any, SupportsIndex
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
@@ -100,6 +101,14 @@ class StepMetadata(KVConnectorMetadata):
     cancelled: list[str] = field(default_factory=list)
     # A number for the step if its time is to be taken, or 0.
     timed: int = 0
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        # It is the same object in the workers' processes.
+        return "NOTHING" if self is NOTHING else super().__reduce_ex__(protocol)
+
+
+# What most steps have to tell the workers. Never changed.
+NOTHING = StepMetadata()
 
 
 def _seconds_per_token(read: tuple[int, float]) -> float:

@@ -32,7 +32,7 @@ from lmkv.vllm.groups import Groups, Windows
 from lmkv.vllm.handshake import Handshake
 from lmkv.vllm.loads import Found, Loads, Outcome
 from lmkv.vllm.lookup import Lookup
-from lmkv.vllm.metadata import Hello, RootsOut, StepMetadata, StepReport, Store
+from lmkv.vllm.metadata import NOTHING, Hello, RootsOut, StepMetadata, StepReport, Store
 from lmkv.vllm.meter import Meter
 from lmkv.vllm.metrics import LMKVStats
 from lmkv.vllm.pace import Pace
@@ -49,9 +49,6 @@ STORE_LINGER_SECONDS = 0.5
 
 # While something is under way, counters are reported no more often than this.
 STATS_SECONDS = 0.05
-
-# What most steps have to tell the workers. Never changed.
-NOTHING = StepMetadata()
 
 
 class SchedulerSide:

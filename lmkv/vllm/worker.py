@@ -28,7 +28,7 @@ from lmkv.vllm.activity import Throttle
 from lmkv.vllm.core import core_settings, write_meta
 from lmkv.vllm.late_loads import LateLoads
 from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layouts
-from lmkv.vllm.metadata import Hello, Load, StepMetadata, StepReport, Store, Use
+from lmkv.vllm.metadata import NOTHING, Hello, Load, StepMetadata, StepReport, Store, Use
 from lmkv.vllm.metrics import Deltas, LMKVStats
 from lmkv.vllm.roots import RootWatch
 
@@ -40,8 +40,11 @@ SHUTDOWN_SECONDS = 3.0
 # And, after that, for a disk to answer.
 CLOSE_SECONDS = 1.0
 
-# What costs more than a step should is looked at no more often than this.
+# While jobs are under way, counters are looked at no more often than this.
 OFTEN_SECONDS = 0.05
+
+# And where nothing is, the engine is: directories come back, others evict.
+IDLE_SECONDS = 0.25
 
 
 class WorkerSide:
@@ -60,7 +63,7 @@ class WorkerSide:
         self._engine: Engine | None = None
         self._on_cuda = False
         self._token_bytes = 1  # of this rank's KV
-        self._metadata = StepMetadata()  # of this step
+        self._metadata = NOTHING  # of this step
         self._planned: Sequence[Store] = ()  # by it, and not submitted yet
         self._stores: dict[int, int] = {}  # the engine's jobs to the scheduler's
         self._loads: dict[int, Load] = {}
@@ -199,6 +202,8 @@ class WorkerSide:
         if self._planned:
             self.submit_stores()
         self._metadata = metadata
+        if metadata is NOTHING:
+            return
         self._planned = metadata.stores
         self._report.timed = metadata.timed
 
@@ -231,7 +236,7 @@ class WorkerSide:
         Give up those that nobody waits for any more.
         """
         metadata = self._metadata
-        if not (metadata.loads or metadata.uses or metadata.cancelled):
+        if metadata is NOTHING:
             return
         self._use(metadata.uses)
         self._begin_loads(metadata)
@@ -288,8 +293,7 @@ class WorkerSide:
         return finished
 
     def _poll(self, engine: Engine) -> None:
-        # What has nothing under way is asked now and then: directories come back, others evict.
-        self._poll_at = time.monotonic() + OFTEN_SECONDS
+        self._poll_at = time.monotonic() + IDLE_SECONDS
         self._take(engine.poll())
         if self._watch:
             self._give_up_late()
