@@ -1,0 +1,86 @@
+"""What ``run.py`` measures: the command of each experiment, and how much of it is done."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A command that takes ``--json FILE`` and, unless it needs no disk, ``--path DIR``."""
+
+    name: str
+    about: str
+    program: tuple[str, ...]
+    quick: tuple[str, ...] = ()  # further words of a quick run
+    full: tuple[str, ...] = ()  # and of a full one
+    on_disk: bool = True
+
+    def command(self, path: Path, result: Path, *, is_full: bool) -> list[str]:
+        """The words to run."""
+        disk = ("--path", str(path)) if self.on_disk else ()
+        more = self.full if is_full else self.quick
+        return [sys.executable, *self.program, *disk, *more, "--json", str(result)]
+
+
+def _script(name: str) -> tuple[str, ...]:
+    return (str(HERE / name),)
+
+
+def _lmkv(*words: str) -> tuple[str, ...]:
+    return ("-c", "from lmkv.cli import app; app()", "bench", *words)
+
+
+EXPERIMENTS = (
+    Experiment(
+        "io",
+        "stores and loads of chunks, through the whole core, in turn with fio",
+        _lmkv("io"),
+        quick=("--rounds", "5", "--gigabytes", "0.5"),
+    ),
+    Experiment(
+        "transfer",
+        "gather and scatter of KV blocks, in turn with one copy of as many bytes",
+        _lmkv("transfer"),
+        quick=("--rounds", "5"),
+        on_disk=False,
+    ),
+    Experiment("lookup", "what a prompt's lookup takes: cold, known, absent", _lmkv("lookup")),
+    Experiment(
+        "step_overhead",
+        "what lmkv takes of an engine's every step, beside a connector that does nothing",
+        _script("step_overhead.py"),
+        quick=("--steps", "150"),
+    ),
+    Experiment(
+        "ttft",
+        "time to first token: cold, on a miss, and on hits of each kind",
+        _script("ttft.py"),
+        quick=("--documents", "5"),
+        full=("--documents", "15"),
+    ),
+    Experiment(
+        "interference",
+        "a decode beside prompts that are computed, stored and loaded",
+        _script("interference.py"),
+        quick=("--repetitions", "3"),
+    ),
+    Experiment(
+        "workloads",
+        "shared documents and conversations, with lmkv and without, to the last answer",
+        _script("workloads.py"),
+        quick=("--repetitions", "1"),
+        full=("--repetitions", "5"),
+    ),
+    Experiment(
+        "scale",
+        "a directory of very many chunks: counting, evicting, looking up",
+        _script("scale.py"),
+        quick=("--files", "100000"),
+        full=("--files", "1000000"),
+    ),
+)

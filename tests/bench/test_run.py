@@ -1,0 +1,91 @@
+"""``benchmarks/run.py``: one result for each experiment, and none twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ("lookup", "transfer")  # those that take seconds
+
+
+def run(
+    path: Path, *words: str, only: tuple[str, ...] = EXPERIMENTS, runner: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, runner / "benchmarks" / "run.py", "--path", path / "disk"]
+    return subprocess.run(
+        [*command, "--results", path / "results", "--only", *only, *words],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with nothing but what is committed."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
+    for words in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "benchmarks"],
+    ):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    return folder
+
+
+def measured(folder: Path, name: str) -> dict[str, object]:
+    return dict(json.loads((folder / "results" / f"{name}.json").read_text()))
+
+
+@pytest.mark.slow
+def test_what_was_measured_says_how_and_is_not_measured_again(
+    checkout: Path, tmp_path: Path
+) -> None:
+    done = run(tmp_path, runner=checkout)
+    assert done.returncode == 0, done.stderr
+    first = {name: measured(tmp_path, name) for name in EXPERIMENTS}
+    lookup, transfer = first.values()
+    assert lookup["command"] == "lmkv bench lookup --path DIR --json FILE"
+    assert transfer["command"] == "lmkv bench transfer --rounds 5 --json FILE"
+    for result in (lookup, transfer):
+        assert result["seconds"] > 0  # type: ignore[operator]
+        assert result["machine"]["processor"]  # type: ignore[index]
+        assert result["machine"]["filesystem"]  # type: ignore[index]
+        assert len(result["versions"]["commit"]) == 12  # type: ignore[index, arg-type]
+        assert str(tmp_path) not in json.dumps(result)
+    assert lookup["result"]["known"]  # type: ignore[index]
+    assert list((tmp_path / "disk").iterdir()) == []
+    assert {file.name for file in (tmp_path / "results").iterdir()} == {
+        "lookup.json", "lookup.log", "transfer.json", "transfer.log",
+    }  # fmt: skip
+
+    # One is there; the other was cut off.
+    (tmp_path / "results" / "transfer.json").write_text('{"experiment": "tra')
+    again = run(tmp_path, runner=checkout)
+    assert "lookup: known" in again.stderr
+    assert "transfer: measured" in again.stderr
+    assert measured(tmp_path, "lookup") == first["lookup"]
+    assert measured(tmp_path, "transfer")["begun"] > transfer["begun"]  # type: ignore[operator]
+
+    # More of the same is another measurement.
+    full = run(tmp_path, "--full", runner=checkout)
+    assert "lookup: known" in full.stderr  # it has no more
+    assert "transfer: measured" in full.stderr
+
+
+def test_one_that_fails_is_named_and_the_next_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "disk").symlink_to("/proc")  # where nobody can make a folder
+    done = run(tmp_path, only=("io", "transfer"))
+    assert done.returncode == 1
+    assert "io: failed: exit status" in done.stderr
+    assert "error: failed: io" in done.stderr
+    assert "transfer: measured" in done.stderr  # which needs no disk
+    assert not (tmp_path / "results" / "io.json").exists()
+    assert (tmp_path / "results" / "io.log").stat().st_size > 0
