@@ -94,7 +94,7 @@ class Runner:
     def _about(self, experiment: Experiment) -> dict[str, Any]:
         words = experiment.command(Path("DIR"), Path("FILE"), is_full=self._is_full)
         # As somebody types it in a checkout.
-        command = " ".join(words).replace(f"{ROOT}/", "").replace(sys.executable, "python")
+        command = " ".join(["python", *words[1:]]).replace(f"{ROOT}/", "")
         command = command.replace("python -c from lmkv.cli import app; app()", "lmkv")
         return {
             "experiment": experiment.name,

@@ -1,4 +1,4 @@
-"""``benchmarks/run.py``: one result for each experiment, and none twice."""
+"""``benchmarks/run.py`` and ``report.py``: one result for each experiment, and a page of them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def run(
         [*command, "--results", path / "results", "--only", *only, *words],
         capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
+
+
+def report(folder: Path) -> None:
+    results, page = folder / "results", folder / "page" / "benchmarks.md"
+    command = [sys.executable, ROOT / "benchmarks" / "report.py", "--results", results]
+    subprocess.run([*command, "--page", page], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,19 @@ def test_what_was_measured_says_how_and_is_not_measured_again(
         "lookup.json", "lookup.log", "transfer.json", "transfer.log",
     }  # fmt: skip
 
+    report(tmp_path)
+    page = (tmp_path / "page" / "benchmarks.md").read_text()
+    assert page.count("Not measured") == 6
+    for text in ("512 chunks | p50", "| 4 KiB |", lookup["command"], transfer["command"]):
+        assert str(text) in page
+    assert f"commit {lookup['versions']['commit']}" in page  # type: ignore[index]
+    charts = tmp_path / "page" / "assets" / "benchmarks"
+    assert [chart.name for chart in charts.iterdir()] == ["transfer.svg"]
+    drawn = (charts / "transfer.svg").read_bytes()
+    assert b"one copy" in drawn
+    report(tmp_path)
+    assert (charts / "transfer.svg").read_bytes() == drawn
+
     # One is there; the other was cut off.
     (tmp_path / "results" / "transfer.json").write_text('{"experiment": "tra')
     again = run(tmp_path, runner=checkout)
@@ -89,3 +108,12 @@ def test_one_that_fails_is_named_and_the_next_is_measured(tmp_path: Path) -> Non
     assert "transfer: measured" in done.stderr  # which needs no disk
     assert not (tmp_path / "results" / "io.json").exists()
     assert (tmp_path / "results" / "io.log").stat().st_size > 0
+
+
+def test_one_page_is_about_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from report import page
+
+    one = {"machine": {"cores": 2}, "begun": "2026-11-29", "versions": {}}
+    with pytest.raises(ValueError, match="of 2 machines"):
+        page({"io": one, "lookup": {**one, "machine": {"cores": 4}}})

@@ -1,0 +1,149 @@
+"""The charts of ``report.py``: what was achieved beside its limit, with what was seen of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["Figure", "io", "save", "steps", "transfer", "ttft", "workloads"]
+
+OURS, THEIRS, LIMIT = "#0f766e", "#94a3b8", "#b45309"
+WIDTH, HEIGHT = 7.2, 3.0
+Result = Mapping[str, Any]
+
+
+def save(figure: Figure, file: Path) -> None:
+    """As SVG; of the same numbers always the same bytes."""
+    with mpl.rc_context({"svg.hashsalt": "lmkv", "svg.fonttype": "none"}):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _figure(columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Beside what is drawn, not over it."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+
+
+def _bars(
+    axes: Axes,
+    names: Sequence[str],
+    groups: Mapping[str, tuple[str, Sequence[float], Sequence[Sequence[float]] | None]],
+) -> None:
+    """Grouped bars: of each group its colour, its values, and the range of each value."""
+    width = 0.8 / len(groups)
+    for number, (label, (colour, values, ranges)) in enumerate(groups.items()):
+        at = [i + (number - (len(groups) - 1) / 2) * width for i in range(len(names))]
+        spread = None
+        if ranges is not None:
+            pairs = list(zip(values, ranges, strict=True))
+            spread = [
+                [max(0.0, value - low) for value, (low, _) in pairs],
+                [max(0.0, high - value) for value, (_, high) in pairs],
+            ]
+        axes.bar(at, values, width * 0.92, color=colour, label=label, yerr=spread, capsize=2)
+    axes.set_xticks(range(len(names)), names)
+
+
+def io(result: Result) -> Figure:
+    """Rates of stores and loads, and fio's."""
+    figure, both = _figure(2)
+    sizes = result["by_chunk_mib"]
+    for axes, way in zip(both, ("store", "load"), strict=True):
+        rows = [row[way] for row in sizes.values()]
+        _bars(
+            axes,
+            [f"{size} MiB" for size in sizes],
+            {
+                "lmkv": (OURS, [r["gbps"] for r in rows], [r["gbps_range"] for r in rows]),
+                "fio": (THEIRS, [r["fio_gbps"] for r in rows], [r["fio_gbps_range"] for r in rows]),
+            },
+        )
+        axes.set_title(way)
+        axes.set_ylabel("GB/s")
+    _legend(figure, both[0])
+    return figure
+
+
+def transfer(result: Result) -> Figure:
+    """Gather and scatter as parts of one copy of as many bytes: their limit."""
+    figure, (axes,) = _figure()
+    rows = result["by_fragment"]
+    sizes = [row["fragment_bytes"] / 1024 for row in rows]
+    for way, colour in (("gather", OURS), ("scatter", "#2563eb")):
+        axes.plot(sizes, [row[f"{way}_ratio"] for row in rows], "o-", color=colour, label=way)
+    axes.axhline(1.0, color=LIMIT, linestyle="--", label="one copy")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("fragment, KiB")
+    axes.set_ylabel("of a copy")
+    _legend(figure, axes)
+    return figure
+
+
+def steps(result: Result) -> Figure:
+    """Microseconds of a step: lmkv's, and those of a connector that does nothing."""
+    figure, both = _figure(2)
+    for axes, side in zip(both, ("scheduler", "worker"), strict=True):
+        idle, empty = result[f"{side}_idle_us"], result[f"{side}_empty_us"]
+        _bars(
+            axes,
+            list(idle),
+            {
+                "lmkv": (OURS, list(idle.values()), None),
+                "a connector that does nothing": (THEIRS, list(empty.values()), None),
+            },
+        )
+        axes.axhline(result["budgets_us"][side], color=LIMIT, linestyle="--", label="budget")
+        axes.set_title(f"{side}'s side")
+        axes.set_xlabel("running requests")
+        axes.set_ylabel("µs of a step")
+    _legend(figure, both[0])
+    return figure
+
+
+def ttft(result: Result) -> Figure:
+    """Milliseconds to the first token, of every document."""
+    figure, (axes,) = _figure()
+    names = {
+        "cold": "computed",
+        "miss": "miss",
+        "disk_hit": "disk hit",
+        "memory_hit": "memory hit",
+        "prefix_cache_hit": "vLLM's own hit",
+    }
+    for number, kind in enumerate(names):
+        seconds = [document[kind] for document in result["documents"]]
+        colour = THEIRS if kind in {"cold", "prefix_cache_hit"} else OURS
+        axes.plot(seconds, [number] * len(seconds), "o", color=colour, alpha=0.4)
+        axes.plot(result[f"{kind}_ms"] / 1e3, number, "D", color=colour, markersize=9)
+    axes.set_yticks(range(len(names)), list(names.values()))
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds to the first token: every document, and their median")
+    return figure
+
+
+def workloads(result: Result) -> Figure:
+    """How many times as fast as plain vLLM each workload was done."""
+    figure, (axes,) = _figure()
+    names = [name.replace("_", " ") for name in result]
+    values = [one["speedup"] for one in result.values()]
+    _bars(axes, names, {"with lmkv": (OURS, values, [o["speedup_range"] for o in result.values()])})
+    axes.axhline(1.0, color=LIMIT, linestyle="--", label="plain vLLM")
+    axes.set_ylabel("times as fast")
+    _legend(figure, axes)
+    return figure
