@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["Figure", "io", "save", "steps", "transfer", "ttft", "workloads"]
+__all__ = ["Figure", "io", "peers", "save", "steps", "transfer", "ttft", "workloads"]
 
 OURS, THEIRS, LIMIT = "#0f766e", "#94a3b8", "#b45309"
 WIDTH, HEIGHT = 7.2, 3.0
@@ -134,6 +134,24 @@ def ttft(result: Result) -> Figure:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("seconds to the first token: every document, and their median")
+    return figure
+
+
+def peers(result: Result) -> Figure:
+    """Seconds to the first token of documents that are loaded, of every system, and computed."""
+    figure, (axes,) = _figure()
+    names = [name for name in result if name not in {"plain", "documents"}]
+    for number, name in enumerate(names):
+        colour = OURS if name == "lmkv" else THEIRS
+        hits = [document[name]["hit"] for document in result["documents"]]
+        axes.plot(hits, [number] * len(hits), "o", color=colour, alpha=0.4)
+        axes.plot(result[name]["hit_ms"] / 1e3, number, "D", color=colour, markersize=9)
+    axes.axvline(result["plain"]["cold_ms"] / 1e3, color=LIMIT, linestyle="--", label="computed")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds to the first token in another engine: documents, and their median")
+    _legend(figure, axes)
     return figure
 
 

@@ -64,6 +64,14 @@ EXPERIMENTS = (
         full=("--documents", "15"),
     ),
     Experiment(
+        "peers",
+        "the same documents by lmkv, vLLM's ExampleConnector and LMCache: stored, and loaded by "
+        "another engine",
+        _script("peers.py"),
+        quick=("--documents", "5"),
+        full=("--documents", "9"),
+    ),
+    Experiment(
         "interference",
         "a decode beside prompts that are computed, stored and loaded",
         _script("interference.py"),

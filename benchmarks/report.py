@@ -130,6 +130,27 @@ def ttft_table(result: Result) -> Table:
     return ("", "time to first token", "compared", "at most"), rows
 
 
+def peers_table(result: Result) -> Table:
+    """Of each system: what storing costs, and how long a hit takes."""
+    names = {"lmkv": "lmkv", "example": "vLLM's ExampleConnector", "lmcache": "LMCache 0.5.6, fs"}
+    rows = [("plain vLLM", f"{result['plain']['cold_ms']:,.0f} ms", "1", "", "", "")]
+    for key, name in names.items():
+        if one := result.get(key):
+            rows.append(
+                (
+                    name,
+                    f"{one['store_ms']:,.0f} ms",
+                    ratio(one["store_ratio"], one["store_ratio_range"]),
+                    f"{one['hit_ms']:,.0f} ms", ratio(one["hit_ratio"], one["hit_ratio_range"]),
+                    f"{one['same_answers']:.0%}",
+                )
+            )  # fmt: skip
+    return (
+        "", "computed and stored", "of plain vLLM", "loaded by another engine", "of lmkv",
+        "same answers",
+    ), rows  # fmt: skip
+
+
 def interference_table(result: Result) -> Table:
     """Of stores and loads: what they do to another request's tokens."""
     rows = []
@@ -183,6 +204,7 @@ class Section:
 
 SECTIONS = {
     "ttft": Section("Time to first token", ttft_table, charts.ttft),
+    "peers": Section("Beside peers", peers_table, charts.peers),
     "workloads": Section("Whole workloads", workloads_table, charts.workloads),
     "interference": Section("A decode beside stores and loads", interference_table),
     "step_overhead": Section("What a step costs", step_table, charts.steps),

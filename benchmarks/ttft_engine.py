@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import sys
 import time
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from vllm_engine import counters_of, engine_processes, make_engine
+from vllm_engine import CONNECTOR, Connector, counters_of, engine_processes, make_engine
 
 START_SECONDS = 300.0
 
 
 class TtftEngine:
-    """vLLM on the CPU with SmolLM2-135M; plain, or with lmkv set as ``settings`` says."""
+    """vLLM on the CPU with SmolLM2-135M; plain, or with a connector set as ``settings`` says."""
 
     def __init__(
-        self, max_model_len: int, settings: dict[str, Any] | None, kv_blocks: int | None = None
+        self,
+        max_model_len: int,
+        settings: dict[str, Any] | None,
+        *,
+        kv_blocks: int | None = None,
+        connector: Connector = CONNECTOR,
+        packages: Path | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
-        """``kv_blocks``: how many its KV cache has; by default what fits in 1 GiB."""
-        context = engine_processes()
+        """``kv_blocks``: how many its KV cache has; by default what fits in 1 GiB. ``packages``: a
+        site-packages that comes before this process's. With that or an ``environ`` the process is
+        a fresh one, and takes longer to start.
+        """
+        is_plain = packages is None and environ is None
+        context = engine_processes() if is_plain else multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, max_model_len, settings, kv_blocks)
-        )
-        self._process.start()
+        arguments = (theirs, packages, max_model_len, settings, kv_blocks, connector)
+        self._process = context.Process(target=_serve, args=arguments)
+        with _environment(environ or {}):
+            self._process.start()
         theirs.close()
 
     def wait_until_ready(self) -> None:
@@ -68,13 +84,28 @@ class TtftEngine:
             raise RuntimeError("the engine ended; its lines above say why") from None
 
 
+@contextlib.contextmanager
+def _environment(environ: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def _serve(
     connection: Connection,
+    packages: Path | None,
     max_model_len: int,
     settings: dict[str, Any] | None,
     kv_blocks: int | None,
+    connector: Connector,
 ) -> None:
-    engine = _Engine(max_model_len, settings, kv_blocks)
+    if packages is not None:
+        sys.path.insert(0, str(packages))
+    engine = _Engine(max_model_len, settings, kv_blocks, connector)
     connection.send("ready")
     while True:
         try:
@@ -87,7 +118,11 @@ def _serve(
 
 class _Engine:
     def __init__(
-        self, max_model_len: int, settings: dict[str, Any] | None, kv_blocks: int | None
+        self,
+        max_model_len: int,
+        settings: dict[str, Any] | None,
+        kv_blocks: int | None,
+        connector: Connector,
     ) -> None:
         from lmkv.demo.model import prepare_smollm2
         from lmkv.vllm import scheduler
@@ -98,6 +133,7 @@ class _Engine:
         self._engine = make_engine(
             prepare_smollm2(),
             settings,
+            connector,
             max_model_len=max_model_len,
             max_num_batched_tokens=max_model_len,
             num_gpu_blocks_override=kv_blocks,

@@ -16,7 +16,8 @@ IMPORTED = [
     "vllm.v1.engine.llm_engine",
     "vllm.v1.worker.cpu_worker",
 ]
-CONNECTOR = ("LMKVConnector", "lmkv.vllm")  # a class, and where it is
+Connector = tuple[str, str]  # a class, and where it is
+CONNECTOR: Connector = ("LMKVConnector", "lmkv.vllm")
 
 
 @functools.cache
@@ -36,7 +37,7 @@ def engine_processes(**environment: str) -> ForkServerContext:
 def make_engine(
     model: Path,
     settings: dict[str, Any] | None,
-    connector: tuple[str, str] = CONNECTOR,
+    connector: Connector = CONNECTOR,
     **arguments: Any,
 ) -> Any:
     """An ``LLMEngine`` whose engine core runs in this process, in float32 and without compilation.
