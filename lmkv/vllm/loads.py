@@ -200,7 +200,7 @@ class Loads:
         known = loading.failed - loading.late
         failed = [key for index, key in enumerate(loading.keys) if index in known]
         if loading.cancelled:
-            return Outcome(0, 0, [], failed)
+            return Outcome(0, 0, [], failed, is_trial=loading.decision.is_trial)
         arrived = [index for index in range(len(loading.keys)) if index not in loading.failed]
         memory = loading.memory or set()
         read = [index for index in arrived if index not in memory]

@@ -181,7 +181,9 @@ class Pace:
         self._pause = min(max(2 * self._pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
 
     def tried_nothing(self) -> None:
-        """The trial is over, and all of it was in host memory: the next load is one again."""
+        """The trial is over and says nothing: all of it was in host memory, it failed, or nobody
+        waited for it any more. The next load is one again.
+        """
         self._is_trying = False
         self._tried_at, self._pause = self._before_trial
 
@@ -217,12 +219,13 @@ class Pace:
         in_memory: Container[bytes],
         ahead: int,
         backlog: int,
+        held: float = 0.0,
     ) -> Decision:
         """How much of ``found`` to load for a request whose local hit ends before ``first_block``.
 
         ``in_memory``: chunks that lie in host memory besides those that are thought to. ``ahead``:
         tokens that loads under way have to bring; ``backlog``: tokens that admitted requests have
-        to prefill.
+        to prefill. ``held``: seconds since the request was first told to wait.
         """
         if self._policy == "never" or not found:
             return Decision(0, Verdict.COMPUTE)
@@ -234,8 +237,8 @@ class Pace:
         if not self._loads:
             if self._may_try() and everything.disk_tokens:
                 return self._trial(everything, None, computing)
-            tried_for = self._clock() - self._tried_at
-            if self._is_trying and everything.disk_tokens and tried_for < TRIAL_SHARE * computing:
+            is_patient = held < TRIAL_SHARE * computing and not memory.chunks
+            if self._is_trying and everything.disk_tokens and is_patient:
                 return Decision(0, Verdict.WAIT)
             return self._from_memory(memory, everything, None, computing)
         start, slope = self._loads.fit()

@@ -335,10 +335,10 @@ class SchedulerSide:
             self._meter.count("loads_late", 1)
             self._waiting.gave_up(request_id)
             self._pace.gave_up(outcome.late, from_disk=outcome.from_disk)
-        elif not outcome.failed:
-            if outcome.is_trial and not outcome.tokens_read:
-                self._pace.tried_nothing()
+        elif outcome.tokens_read and not outcome.failed:
             self._pace.saw_load(outcome.tokens_read, outcome.seconds, trial=outcome.is_trial)
+        elif outcome.is_trial:
+            self._pace.tried_nothing()
         if outcome.failed and self._lookup is not None and self._stores is not None:
             # What failed is computed now and stored again: nothing may say that it is there.
             self._events.gone(outcome.failed)

@@ -55,6 +55,8 @@ class Waiting:
         self._found: dict[str, Found] = {}
         # Requests whose loads were given up because they took too long: one try is enough.
         self._late: set[str] = set()
+        # When requests were first told to wait for a trial.
+        self._held_since: dict[str, float] = {}
         self._lookups_left = LOOKUPS_PER_STEP
         self._is_off = False
 
@@ -117,6 +119,7 @@ class Waiting:
         """``found``, cut to what is loaded of it; None if it is not known what can be, or pays."""
         decision = self._decide(request, found)
         if decision.verdict is Verdict.WAIT:
+            self._held_since.setdefault(request.request_id, time.monotonic())
             return None
         run = found.chunks.first(decision.chunks)
         if len(run) < len(found.chunks):
@@ -137,12 +140,14 @@ class Waiting:
                 run = run.first(max(0, end - run.begin) // run.blocks_per_chunk)
         if request.request_id in self._late:
             run = Run()
+        now = time.monotonic()
         return self._pace.decide(
             run,
             found.first_block,
             in_memory=self._stores.in_memory if self._stores is not None else (),
             ahead=self._loads.tokens_under_way,
             backlog=self._prefills.backlog(),
+            held=now - self._held_since.get(request.request_id, now),
         )
 
     def passes_by(self, request: Request) -> bool:
@@ -166,6 +171,7 @@ class Waiting:
     def admit(self, request_id: str) -> Found | None:
         """The request was given blocks: what was found for it, if it was asked for."""
         found = self._found.pop(request_id, None)
+        self._held_since.pop(request_id, None)
         if found is not None and found.decision is not None:
             self._count(found.decision)
         return found
@@ -189,5 +195,6 @@ class Waiting:
     def forget(self, request_id: str) -> None:
         """The request ended."""
         self._found.pop(request_id, None)
+        self._held_since.pop(request_id, None)
         self._controls.forget(request_id)
         self._late.discard(request_id)

@@ -5,8 +5,9 @@ import statistics
 import time
 
 import pytest
-from scheduler_harness import CHUNK, Engine
-from worker_harness import RealWorker, checked_prompt, run
+from scheduler_harness import CHUNK, PER_CHUNK, Engine, key_of
+from vllm.v1.request import RequestStatus
+from worker_harness import RealWorker, checked_prompt, files, run
 
 from lmkv._C import Faults, fault_engine
 from lmkv.vllm.pace import FIRST_PAUSE_SECONDS
@@ -161,6 +162,36 @@ def test_those_that_come_with_the_first_wait_for_it_and_are_loaded(make):
     assert engine.counted["tokens_loaded"] == count * 3 * CHUNK
     assert engine.counted["load_decisions_load"] == count
     assert engine.counted["load_decisions_trial"] == 1
+
+
+def test_a_trial_that_failed_does_not_hold_up_the_next(make, root):
+    stored_prompts(make, 2)
+    engine = make()
+    compute_something(engine)
+    key = key_of(engine.request("a", prompt(0)), PER_CHUNK)
+    (head,) = (file for file in files(root) if file.stem == key.hex())
+    with head.open("r+b") as damaged:
+        damaged.seek(5000)
+        damaged.write(b"not what was stored")
+    run(engine)
+    assert engine.counted["tokens_failed"] == 3 * CHUNK
+    checked_prompt(engine, "b", prompt(1))
+    assert engine.counted["tokens_loaded"] == 3 * CHUNK
+    assert engine.counted["load_decisions_trial"] == 2
+
+
+def test_a_trial_whose_request_is_gone_does_not_hold_up_the_next(make):
+    stored_prompts(make, 2)
+    engine = make(SLOW)
+    compute_something(engine)
+    request = engine.request("a", prompt(0))
+    while request.status is not RequestStatus.WAITING_FOR_REMOTE_KVS:
+        engine.step()
+    engine.scheduler.finish_requests([request.request_id], RequestStatus.FINISHED_ABORTED)
+    engine.faults.change("")
+    run(engine)
+    checked_prompt(engine, "b", prompt(1))
+    assert engine.counted["tokens_loaded"] == 3 * CHUNK
 
 
 def test_a_directory_that_becomes_fast_is_used_again(make):

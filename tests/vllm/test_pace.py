@@ -38,8 +38,10 @@ def pace_of(clock, *, compute=None, load=None, policy="auto"):
     return pace
 
 
-def decide(pace, found, first_block=0, ahead=0, backlog=0, in_memory=()):
-    return pace.decide(found, first_block, in_memory=in_memory, ahead=ahead, backlog=backlog)
+def decide(pace, found, first_block=0, ahead=0, backlog=0, in_memory=(), held=0.0):
+    return pace.decide(
+        found, first_block, in_memory=in_memory, ahead=ahead, backlog=backlog, held=held
+    )
 
 
 def test_a_line_finds_what_no_token_and_each_token_take():
@@ -133,11 +135,14 @@ def test_while_the_first_trial_is_under_way_others_wait_for_a_twentieth_of_compu
     assert decide(pace, run_of(10)).is_trial
     pace.began_trial()
     patience = 0.05 * 0.001 * 10 * CHUNK
-    clock.now += 0.9 * patience
     assert decide(pace, run_of(10)).verdict is Verdict.WAIT
-    assert decide(pace, run_of(5)).verdict is Verdict.COMPUTE  # it would have less of it
-    clock.now += 0.2 * patience
-    assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
+    assert decide(pace, run_of(10), held=0.9 * patience).verdict is Verdict.WAIT
+    assert decide(pace, run_of(5), held=0.9 * patience).verdict is Verdict.COMPUTE  # it has less
+    assert decide(pace, run_of(10), held=1.1 * patience).verdict is Verdict.COMPUTE
+    # What is in host memory need not wait.
+    pace.remember_up_to(20)
+    pace.has_in_memory(run_of(10).keys[:2])
+    assert decide(pace, run_of(10)).chunks == 2
 
 
 @pytest.mark.parametrize("end", ["fast", "slow", "given up"])
@@ -168,7 +173,7 @@ def test_a_trial_that_read_nothing_is_followed_by_another_at_once(clock):
         pace.tried_nothing()  # all of it was in host memory
     pace.began_trial()
     clock.now += FIRST_PAUSE_SECONDS - 1  # no longer than without those
-    assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
+    assert decide(pace, run_of(10), held=1.0).verdict is Verdict.COMPUTE
     clock.now += 1
     assert decide(pace, run_of(10)).is_trial
 
