@@ -140,7 +140,7 @@ def ttft(result: Result) -> Figure:
 def peers(result: Result) -> Figure:
     """Seconds to the first token of documents that are loaded, of every system, and computed."""
     figure, (axes,) = _figure()
-    names = [name for name in result if name not in {"plain", "documents"}]
+    names = [name for name, one in result.items() if "hit_ms" in one]
     for number, name in enumerate(names):
         colour = OURS if name == "lmkv" else THEIRS
         hits = [document[name]["hit"] for document in result["documents"]]

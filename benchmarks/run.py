@@ -1,10 +1,11 @@
 """Every measurement of lmkv, one after the other, each into a JSON file that says how it was made.
 
-    python benchmarks/run.py --path DIR [--quick | --full] [--results DIR] [--only NAME ...]
+    python benchmarks/run.py [--path DIR] [--quick | --full] [--results DIR] [--only NAME ...]
 
-``--path`` is a directory on the disk that is to be measured; what is made there is removed.
-``--results`` (default: build/benchmarks) gets NAME.json of each experiment: the command, the
-machine, the versions, when and how long, and what the command found; and NAME.log, what it printed.
+``--path`` is a directory on the disk that is to be measured (default: build/benchmarks); what is
+made there is removed. ``--results`` (default: benchmarks/results) gets NAME.json of each
+experiment: the command, the machine, the versions, when and how long, and what the command found,
+or why it failed; and NAME.log, what it printed. ``report.py`` makes a page of them.
 A run that was interrupted goes on where it was: what was measured of this commit, in this way and
 on this machine, is not measured again, unless the checkout has more than the commit, or ``--again``
 is given. An experiment that fails does not end the others; the exit status is then 1.
@@ -33,6 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 ROOT = Path(__file__).resolve().parents[1]
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+LONGEST_SECONDS = 3600
 MEASURED_AS = ("command", "machine", "versions")  # what a result is of
 
 
@@ -58,35 +60,42 @@ class Runner:
             known = json.loads(self._file(experiment).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        if self._of["versions"]["commit"].endswith("+"):  # whatever that is
+        commit = self._of["versions"]["commit"]
+        if not commit or commit.endswith("+"):  # whatever that is
             return False
         about = self._about(experiment)
-        return all(known.get(name) == about[name] for name in MEASURED_AS)
+        return "result" in known and all(known.get(name) == about[name] for name in MEASURED_AS)
 
     def run(self, experiment: Experiment) -> str:
         """Measure; what went wrong, or ""."""
-        raw = self._results / f".{experiment.name}.{os.getpid()}.json"
-        log = self._results / f"{experiment.name}.log"
         settle()
         begun, begin = datetime.now(timezone.utc), time.monotonic()
-        try:
-            with log.open("wb") as output:
-                done = subprocess.run(
-                    experiment.command(self._path, raw, is_full=self._is_full),
-                    stdout=output, stderr=output, cwd=self._path, check=False,
-                )  # fmt: skip
-            if done.returncode:
-                return f"exit status {done.returncode}; see {log}"
-            result = json.loads(raw.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            return f"{error}; see {log}"
-        finally:
-            raw.unlink(missing_ok=True)
-        about = self._about(experiment)
-        about |= {"begun": begun.isoformat(timespec="seconds"), "result": result}
+        found = self._measured(experiment)
+        about = self._about(experiment) | found
+        about["begun"] = begun.isoformat(timespec="seconds")
         about["seconds"] = round(time.monotonic() - begin, 1)
         self._write(self._file(experiment), about)
-        return ""
+        return str(found.get("failed", ""))
+
+    def _measured(self, experiment: Experiment) -> dict[str, Any]:
+        """Its result, or why it failed."""
+        raw = self._results / f".{experiment.name}.{os.getpid()}.json"
+        command = experiment.command(self._path, raw, is_full=self._is_full)
+        try:
+            with (self._results / f"{experiment.name}.log").open("wb") as output:
+                subprocess.run(
+                    command, stdout=output, stderr=output, cwd=self._path, check=True,
+                    timeout=LONGEST_SECONDS,
+                )  # fmt: skip
+            return {"result": json.loads(raw.read_text(encoding="utf-8"))}
+        except subprocess.CalledProcessError as error:
+            return {"failed": f"exit status {error.returncode}"}
+        except subprocess.TimeoutExpired:
+            return {"failed": f"it took more than {LONGEST_SECONDS} s"}
+        except (OSError, ValueError) as error:
+            return {"failed": type(error).__name__}
+        finally:
+            raw.unlink(missing_ok=True)
 
     def _file(self, experiment: Experiment) -> Path:
         return self._results / f"{experiment.name}.json"
@@ -115,8 +124,8 @@ def main() -> None:
     """See the module."""
     names = [experiment.name for experiment in EXPERIMENTS]
     parser = argparse.ArgumentParser(description="Every measurement of lmkv.")
-    parser.add_argument("--path", type=Path, required=True, help="a directory of the disk")
-    parser.add_argument("--results", type=Path, default=ROOT / "build" / "benchmarks")
+    parser.add_argument("--path", type=Path, default=ROOT / "build" / "benchmarks")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--again", action="store_true", help="what is known already, too")
     how = parser.add_mutually_exclusive_group()
@@ -142,7 +151,8 @@ def main() -> None:
                 console.print(f"{experiment.name}: known")
             elif error := runner.run(experiment):
                 failed.append(experiment.name)
-                console.print(f"{experiment.name}: failed: {error}")
+                log = results / f"{experiment.name}.log"
+                console.print(f"{experiment.name}: failed: {error}; see {log}")
             else:
                 console.print(f"{experiment.name}: measured")
             progress.advance(task)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import sys
 import time
-from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,20 +22,13 @@ class TtftEngine:
         *,
         kv_blocks: int | None = None,
         connector: Connector = CONNECTOR,
-        packages: Path | None = None,
-        environ: Mapping[str, str] | None = None,
     ) -> None:
-        """``kv_blocks``: how many its KV cache has; by default what fits in 1 GiB. ``packages``: a
-        site-packages that comes before this process's. With that or an ``environ`` the process is
-        a fresh one, and takes longer to start.
-        """
-        is_plain = packages is None and environ is None
-        context = engine_processes() if is_plain else multiprocessing.get_context("spawn")
+        """``kv_blocks``: how many its KV cache has; by default what fits in 1 GiB."""
+        context = engine_processes()
         self._connection, theirs = context.Pipe()
-        arguments = (theirs, packages, max_model_len, settings, kv_blocks, connector)
+        arguments = (theirs, max_model_len, settings, kv_blocks, connector)
         self._process = context.Process(target=_serve, args=arguments)
-        with _environment(environ or {}):
-            self._process.start()
+        self._process.start()
         theirs.close()
 
     def wait_until_ready(self) -> None:
@@ -55,7 +43,8 @@ class TtftEngine:
 
     def batch(self, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
         """Answer them all at once, greedily: ``seconds`` until the last answer is done, ``ttft`` of
-        each, and the ``answers``. The stores they led to are done on return.
+        each, the ``answers``, and how many tokens of each prompt were ``cached``, wherever. The
+        stores they led to are done on return.
         """
         return dict(self._ask("batch", prompts, tokens))
 
@@ -80,37 +69,23 @@ class TtftEngine:
     def _receive(self) -> Any:
         try:
             return self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             raise RuntimeError("the engine ended; its lines above say why") from None
-
-
-@contextlib.contextmanager
-def _environment(environ: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _serve(
     connection: Connection,
-    packages: Path | None,
     max_model_len: int,
     settings: dict[str, Any] | None,
     kv_blocks: int | None,
     connector: Connector,
 ) -> None:
-    if packages is not None:
-        sys.path.insert(0, str(packages))
     engine = _Engine(max_model_len, settings, kv_blocks, connector)
     connection.send("ready")
     while True:
         try:
             what, *arguments = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             break
         connection.send(getattr(engine, what)(*arguments))
     engine.close()
@@ -150,6 +125,7 @@ class _Engine:
         sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
         ttft: dict[str, float] = {}
         answers: dict[str, list[int]] = {}
+        cached: dict[str, int] = {}
         names = []
         begin = time.perf_counter()
         for prompt in prompts:
@@ -162,6 +138,7 @@ class _Engine:
                     ttft.setdefault(output.request_id, time.perf_counter() - begin)
                 if output.finished:
                     answers[output.request_id] = list(output.outputs[0].token_ids)
+                    cached[output.request_id] = output.num_cached_tokens or 0
         seconds = time.perf_counter() - begin
         while self._core.scheduler.has_requests():
             self._engine.step()
@@ -169,6 +146,7 @@ class _Engine:
             "seconds": seconds,
             "ttft": [ttft[name] for name in names],
             "answers": [answers[name] for name in names],
+            "cached": [cached[name] for name in names],
         }
 
     def forget(self) -> None:
