@@ -57,7 +57,11 @@ def files(root, rank):
 @pytest.mark.parametrize("kind", ["tensor_parallel_size", "pipeline_parallel_size"])
 def test_two_ranks_load_what_two_others_stored_and_fail_together(kind, model, root, tmp_path):
     cores = sorted(os.sched_getaffinity(0))
-    how = {kind: 2, "environ": {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}}
+    environ = {
+        "VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}",
+        "VLLM_WORKER_MULTIPROC_METHOD": "fork",  # they need not import vLLM again
+    }
+    how = {kind: 2, "environ": environ}
     with engine(model, root, tmp_path / "first.log", how) as first:
         cold = first.generate(GOOD)
         good = files(root, 0).keys()
