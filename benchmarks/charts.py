@@ -10,7 +10,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["Figure", "io", "peers", "save", "steps", "transfer", "ttft", "workloads"]
+__all__ = [
+    "Figure", "break_even", "interference", "io", "peers", "save", "steps", "transfer", "ttft",
+    "workloads",
+]  # fmt: skip
 
 OURS, THEIRS, LIMIT = "#0f766e", "#94a3b8", "#b45309"
 WIDTH, HEIGHT = 7.2, 3.0
@@ -140,18 +143,66 @@ def ttft(result: Result) -> Figure:
 def peers(result: Result) -> Figure:
     """Seconds to the first token of documents that are loaded, of every system, and computed."""
     figure, (axes,) = _figure()
-    names = [name for name, one in result.items() if "hit_ms" in one]
-    for number, name in enumerate(names):
+    measured = {name: one for name, one in result["systems"].items() if "hit_ms" in one}
+    for number, name in enumerate(measured):
         colour = OURS if name == "lmkv" else THEIRS
         hits = [document[name]["hit"] for document in result["documents"]]
         axes.plot(hits, [number] * len(hits), "o", color=colour, alpha=0.4)
-        axes.plot(result[name]["hit_ms"] / 1e3, number, "D", color=colour, markersize=9)
+        axes.plot(measured[name]["hit_ms"] / 1e3, number, "D", color=colour, markersize=9)
     axes.axvline(result["plain"]["cold_ms"] / 1e3, color=LIMIT, linestyle="--", label="computed")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(measured)), [one["title"] for one in measured.values()])
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("seconds to the first token in another engine: documents, and their median")
     _legend(figure, axes)
+    return figure
+
+
+def break_even(result: Result) -> Figure:
+    """Seconds to the first token of prompts of several lengths: computed, and loaded."""
+    figure, (axes,) = _figure()
+    rows = result["by_tokens"]
+    tokens = [row["tokens"] for row in rows]
+    for kind, label, colour in (
+        ("cold", "computed, without lmkv", THEIRS),
+        ("disk_hit", "loaded from the disk", OURS),
+    ):
+        seconds = [row[f"{kind}_ms"] / 1e3 for row in rows]
+        low, high = (
+            [abs(row[f"{kind}_range_ms"][end] - row[f"{kind}_ms"]) / 1e3 for row in rows]
+            for end in (0, 1)
+        )
+        axes.errorbar(
+            tokens, seconds, yerr=[low, high], fmt="o-", color=colour, label=label, capsize=2
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(tokens, [f"{count}" for count in tokens])
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens of the prompt")
+    axes.set_ylabel("seconds to the first token")
+    _legend(figure, axes)
+    return figure
+
+
+def interference(result: Result) -> Figure:
+    """Of the tokens of a decode, how many came within so many milliseconds."""
+    figure, both = _figure(2)
+    for axes, (kind, other) in zip(
+        both, (("storing", "nothing"), ("loading", "cached")), strict=True
+    ):
+        labels = {"nothing": "computed only", "cached": "in vLLM's own cache"}
+        for name, label, colour, style in (
+            (other, labels[other], THEIRS, "-"),
+            (kind, {"storing": "stored", "loading": "loaded"}[kind], OURS, "--"),
+        ):
+            values = result[name]["percentiles_ms"]
+            shares = [(number + 1) / len(values) for number in range(len(values))]
+            axes.plot(values, shares, style, color=colour, label=f"prompts beside it {label}")
+        axes.set_xscale("log")
+        axes.set_xlabel("ms between tokens")
+        axes.set_ylim(0, 1)
+        axes.legend(frameon=False, fontsize="small", loc="lower right")
+    both[0].set_ylabel("of all tokens")
     return figure
 
 

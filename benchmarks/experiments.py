@@ -64,8 +64,15 @@ EXPERIMENTS = (
         full=("--documents", "15"),
     ),
     Experiment(
+        "break_even",
+        "prompts of every length, computed and loaded",
+        _script("break_even.py"),
+        quick=("--documents", "3"),
+        full=("--documents", "9"),
+    ),
+    Experiment(
         "peers",
-        "documents that lmkv and vLLM's ExampleConnector store, loaded by other engines",
+        "documents that one engine stores and another loads, with lmkv and with its peers",
         _script("peers.py"),
         quick=("--documents", "5"),
         full=("--documents", "9"),

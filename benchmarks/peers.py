@@ -1,19 +1,20 @@
 """lmkv beside others that keep vLLM's prefix cache in a directory: same prompts, model and disk.
 
-    python benchmarks/peers.py --path DIR [--documents 5] [--tokens 2500] [--json -]
+    python benchmarks/peers.py --path DIR [--documents 5] [--tokens 2500] [--peers NAME ...]
 
 Of every system two engines (vLLM on the CPU, SmolLM2-135M): the first computes a document and
 stores it, the second, which has never seen it, loads it from the directory, with the page cache
 emptied of it before. A plain engine computes it, too. Systems take turns, in an order that is drawn
 anew for every document; nothing else runs meanwhile. The documents are random tokens, so that no
-two share a head, and of a length that is no whole number of anybody's chunks.
+two share a head, and of a length that is no whole number of anybody's chunks. What the systems are
+and how they are set is in ``peer_systems.py``; checksums are on in lmkv, whoever else has them.
 
-* ``lmkv``: as it is, checksums on, direct I/O where it can.
-* ``example``: vLLM's ExampleConnector, which its source calls a simple debug implementation:
-  safetensors of whole prompts, stored and loaded in the step.
+A peer that is no part of vLLM is installed from the package index into an environment of its own
+(build/peers), the first time.
 
-A hit counts only if vLLM says that it computed no more than the last block or two of the document,
-and a store only if its files are there: a system that does otherwise gets no number, but a reason.
+A hit counts only if vLLM says that it computed no more of the document than what lies behind
+anybody's last whole chunk, and a store only if its files are there. A system that cannot be
+installed, does not start, ends, or does otherwise gets no number, but a reason.
 
 ``store_ratio`` is the time to the first token of a document that is computed and stored over that
 of the plain engine; ``hit_ratio`` that of one that is loaded over lmkv's. Medians of the documents'
@@ -23,9 +24,11 @@ own, with their range; ``same_answers`` is the share of first tokens that were t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -33,24 +36,13 @@ from pathlib import Path
 from typing import Any
 
 from command_line import folder_in, keep_standard_output, parser_of, write_result
-from ttft_engine import TtftEngine
-from vllm_engine import BLOCK_TOKENS
+from peer_systems import SYSTEMS
+from ttft_engine import EngineError, TtftEngine
 
-SYSTEMS = ("lmkv", "example")
-MOST_COMPUTED = 2 * BLOCK_TOKENS  # of a document that is loaded
-EXAMPLE = ("ExampleConnector", "vllm.distributed.kv_transfer.kv_connector.v1.example_connector")
-WARM_UP_TOKENS = 300
+MOST_COMPUTED = 256 + 64  # of a document that is loaded: the largest chunk, two blocks
+WARM_UP_TOKENS = 300  # more than the largest chunk
 QUIET_SECONDS = 1.0
-
-
-def system(name: str, folder: Path) -> dict[str, Any]:
-    """What ``TtftEngine`` is told of one that keeps its files in ``folder``."""
-    if name == "lmkv":
-        settings: dict[str, Any] = {
-            "path": str(folder), "host_memory": "1GiB", "free_space_floor": 0,
-        }  # fmt: skip
-        return {"settings": settings}
-    return {"settings": {"shared_storage_path": str(folder)}, "connector": EXAMPLE}
+KV_BLOCKS = 100  # of an engine's cache: as many engines as there are have to fit
 
 
 def wait_until_written(folder: Path) -> None:
@@ -82,33 +74,100 @@ def drop_pages(folder: Path) -> int:
     return size
 
 
+class Pair:
+    """Two engines of a system that share a directory and nothing else."""
+
+    def __init__(self, name: str, folder: Path, max_model_len: int) -> None:
+        self._folder = folder / name
+        self._folder.mkdir()
+        self._engines: list[TtftEngine] = []
+        system = SYSTEMS[name]
+        interpreter = system.interpreter()
+        for _ in range(2):
+            engine = TtftEngine(
+                max_model_len,
+                system.settings(self._folder),
+                kv_blocks=max(KV_BLOCKS, max_model_len // 32 + 10),
+                connector=system.connector,
+                interpreter=interpreter,
+            )
+            self._engines.append(engine)
+
+    def start(self, warm_up: list[int]) -> str:
+        """Until both have computed, stored and loaded once; why they cannot, or ""."""
+        try:
+            for engine in self._engines:
+                engine.wait_until_ready()
+            for engine in self._engines:
+                engine.ttft(warm_up)
+                wait_until_written(self._folder)
+        except EngineError as error:
+            return str(error)
+        return "" if drop_pages(self._folder) else "it stores nothing"
+
+    def turn(self, prompt: list[int]) -> dict[str, Any]:
+        """One computes and stores it, the other loads it."""
+        first, second = self._engines
+        before = drop_pages(self._folder)
+        stored = first.batch([prompt], 1)
+        wait_until_written(self._folder)
+        size = drop_pages(self._folder) - before
+        loaded = second.batch([prompt], 1)
+        return {
+            "store": stored["ttft"][0],
+            "hit": loaded["ttft"][0],
+            "bytes": size,
+            "computed": len(prompt) - loaded["cached"][0],
+            "answers": [stored["answers"][0], loaded["answers"][0]],
+        }
+
+    def close(self) -> None:
+        """End both."""
+        for engine in self._engines:
+            engine.close()
+
+
+def start_pairs(
+    names: Sequence[str], folder: Path, length: int, warm_up: list[int], reasons: dict[str, str]
+) -> dict[str, Pair]:
+    """Of each system that can be measured here; why others cannot goes into ``reasons``."""
+    pairs: dict[str, Pair] = {}
+    for name in names:
+        try:
+            pair = Pair(name, folder, length)
+        except subprocess.CalledProcessError as error:
+            reasons[name] = f"it could not be installed: exit status {error.returncode}"
+            continue
+        if reason := pair.start(warm_up):
+            reasons[name] = reason
+            pair.close()
+        else:
+            pairs[name] = pair
+        print(f"{name}: {reasons.get(name, 'started')}", file=sys.stderr, flush=True)
+    return pairs
+
+
 def measure(
     folder: Path, names: Sequence[str], documents: int, tokens: int, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Of each document, of each system: seconds to store and to load, bytes, and the answers."""
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Of each document, of each system: seconds to store and to load, bytes, and the answers; and
+    of each system that cannot be measured why not.
+    """
     source = random.Random(seed)
 
     def fresh(length: int) -> list[int]:
         return [source.randrange(100, 40_000) for _ in range(length)]
 
     length = tokens + 64
+    reasons: dict[str, str] = {}
+    pairs: dict[str, Pair] = {}
     plain = TtftEngine(length, None)
-    pairs: dict[str, list[TtftEngine]] = {}
     try:
         plain.wait_until_ready()
-        for name in names:
-            (folder / name).mkdir()
-            how = system(name, folder / name)
-            pairs[name] = [TtftEngine(length, **how) for _ in range(2)]
-            for engine in pairs[name]:
-                engine.wait_until_ready()
         # What is done for the first time is not measured: computing, storing, loading.
         warm_up = fresh(WARM_UP_TOKENS)
         plain.ttft(warm_up)
-        for name, pair in pairs.items():
-            for engine in pair:
-                engine.ttft(warm_up)
-                wait_until_written(folder / name)
+        pairs = start_pairs(names, folder, length, warm_up, reasons)
         rows = []
         for number in range(documents):
             prompt = fresh(tokens)
@@ -118,25 +177,18 @@ def measure(
                 if name == "plain":
                     done = plain.batch([prompt], 1)
                     row[name] = {"cold": done["ttft"][0], "answer": done["answers"][0]}
-                    continue
-                first, second = pairs[name]
-                before = drop_pages(folder / name)
-                stored = first.batch([prompt], 1)
-                wait_until_written(folder / name)
-                size = drop_pages(folder / name) - before
-                loaded = second.batch([prompt], 1)
-                row[name] = {
-                    "store": stored["ttft"][0],
-                    "hit": loaded["ttft"][0],
-                    "bytes": size,
-                    "computed": tokens - loaded["cached"][0],
-                    "answers": [stored["answers"][0], loaded["answers"][0]],
-                }
+                elif name not in reasons:
+                    try:
+                        row[name] = pairs[name].turn(prompt)
+                    except EngineError as error:
+                        reasons[name] = str(error)
             rows.append(row)
             print(f"document {number}: {row}", file=sys.stderr, flush=True)
-        return rows
+        for row, name in itertools.product(rows, reasons):
+            row.pop(name, None)
+        return rows, reasons
     finally:
-        for engine in (plain, *(engine for pair in pairs.values() for engine in pair)):
+        for engine in (plain, *pairs.values()):
             engine.close()
 
 
@@ -149,51 +201,57 @@ def why_not(name: str, rows: list[dict[str, Any]]) -> str:
     return ""
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(rows: list[dict[str, Any]], reasons: dict[str, str]) -> dict[str, Any]:
     """The JSON of what ``measure`` found."""
-    result: dict[str, Any] = {
-        "plain": {"cold_ms": statistics.median(row["plain"]["cold"] * 1e3 for row in rows)}
+    systems: dict[str, dict[str, Any]] = {
+        name: {"title": SYSTEMS[name].title, "failed": reason} for name, reason in reasons.items()
     }
     for name in rows[0]:
-        if name == "plain":
-            continue
-        if reason := why_not(name, rows):
-            result[name] = {"failed": reason}
-            continue
-        one: dict[str, Any] = {
-            f"{kind}_ms": statistics.median(row[name][kind] * 1e3 for row in rows)
-            for kind in ("store", "hit")
-        }
-        one["computed_tokens"] = max(row[name]["computed"] for row in rows)
-        one["bytes"] = statistics.median(row[name]["bytes"] for row in rows)
-        for ratio, kind, other, theirs in (
-            ("store_ratio", "store", "plain", "cold"),
-            ("hit_ratio", "hit", "lmkv", "hit"),
-        ):
-            if ratio == "hit_ratio" and why_not("lmkv", rows):
-                continue
-            each = [row[name][kind] / row[other][theirs] for row in rows]
-            one[ratio] = statistics.median(each)
-            one[f"{ratio}_range"] = [min(each), max(each)]
-        one["same_answers"] = sum(
-            answer == row["plain"]["answer"] for row in rows for answer in row[name]["answers"]
-        ) / (2 * len(rows))
-        result[name] = one
-    return result
+        if name != "plain":
+            systems[name] = {"title": SYSTEMS[name].title} | of_system(name, rows)
+    return {
+        "plain": {"cold_ms": statistics.median(row["plain"]["cold"] * 1e3 for row in rows)},
+        "systems": {name: systems[name] for name in SYSTEMS if name in systems},
+        "documents": rows,
+    }
+
+
+def of_system(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Its medians and ranges, or why it has none."""
+    if reason := why_not(name, rows):
+        return {"failed": reason}
+    one: dict[str, Any] = {
+        f"{kind}_ms": statistics.median(row[name][kind] * 1e3 for row in rows)
+        for kind in ("store", "hit")
+    }
+    one["computed_tokens"] = max(row[name]["computed"] for row in rows)
+    one["bytes"] = statistics.median(row[name]["bytes"] for row in rows)
+    against = [("store_ratio", "store", "plain", "cold")]
+    if "lmkv" in rows[0] and not why_not("lmkv", rows):
+        against.append(("hit_ratio", "hit", "lmkv", "hit"))
+    for ratio, kind, other, theirs in against:
+        each = [row[name][kind] / row[other][theirs] for row in rows]
+        one[ratio] = statistics.median(each)
+        one[f"{ratio}_range"] = [min(each), max(each)]
+    one["same_answers"] = sum(
+        answer == row["plain"]["answer"] for row in rows for answer in row[name]["answers"]
+    ) / (2 * len(rows))
+    return one
 
 
 def main() -> None:
     """See the module."""
+    peers = [name for name in SYSTEMS if name != "lmkv"]
     parser = parser_of("lmkv beside its peers.")
     parser.add_argument("--documents", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=2500, help="of a document")
-    parser.add_argument("--peers", nargs="*", default=SYSTEMS[1:], choices=SYSTEMS[1:])
+    parser.add_argument("--peers", nargs="*", default=peers, choices=peers)
     arguments = parser.parse_args()
     names = ["lmkv", *arguments.peers]
     keep_standard_output()
     with folder_in(arguments.path, "peers") as folder:
-        rows = measure(folder, names, arguments.documents, arguments.tokens)
-    write_result({**summary(rows), "documents": rows}, arguments.json)
+        result = summary(*measure(folder, names, arguments.documents, arguments.tokens))
+    write_result(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -130,19 +130,29 @@ def ttft_table(result: Result) -> Table:
     return ("", "time to first token", "compared", "at most"), rows
 
 
+def break_even_table(result: Result) -> Table:
+    """Of each length: computed, loaded, and how many times as fast that is."""
+    rows = [
+        (
+            f"{row['tokens']}", f"{row['cold_ms']:,.0f} ms", f"{row['disk_hit_ms']:,.0f} ms",
+            f"{row['cold_ms'] / row['disk_hit_ms']:.1f}",
+        )
+        for row in result["by_tokens"]
+    ]  # fmt: skip
+    return ("tokens", "computed", "loaded from the disk", "times as fast"), rows
+
+
 def peers_table(result: Result) -> Table:
-    """Of each system: what storing costs, and how long a hit takes."""
-    names = {"lmkv": "lmkv", "example": "vLLM's ExampleConnector (for debugging, it says)"}
+    """Of each system: what storing costs, and how long a hit takes; or why there is no number."""
     rows = [("plain vLLM", f"{result['plain']['cold_ms']:,.0f} ms", "1", "", "", "")]
-    for key, name in names.items():
-        one = result.get(key, {"failed": "not asked for"})
+    for one in result["systems"].values():
         if "failed" in one:
-            rows.append((name, one["failed"], "", "", "", ""))
+            rows.append((one["title"], one["failed"], "", "", "", ""))
             continue
         hit = ratio(one["hit_ratio"], one["hit_ratio_range"]) if "hit_ratio" in one else ""
         rows.append(
             (
-                name,
+                one["title"],
                 f"{one['store_ms']:,.0f} ms", ratio(one["store_ratio"], one["store_ratio_range"]),
                 f"{one['hit_ms']:,.0f} ms", hit, f"{one['computed_tokens']}",
             )
@@ -207,9 +217,12 @@ class Section:
 
 SECTIONS = {
     "ttft": Section("Time to first token", ttft_table, charts.ttft),
+    "break_even": Section("From which length on", break_even_table, charts.break_even),
     "peers": Section("Beside peers", peers_table, charts.peers),
     "workloads": Section("Whole workloads", workloads_table, charts.workloads),
-    "interference": Section("A decode beside stores and loads", interference_table),
+    "interference": Section(
+        "A decode beside stores and loads", interference_table, charts.interference
+    ),
     "step_overhead": Section("What a step costs", step_table, charts.steps),
     "io": Section("The disk", io_table, charts.io),
     "transfer": Section("Gather and scatter", transfer_table, charts.transfer),

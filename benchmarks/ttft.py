@@ -2,15 +2,18 @@
 
     python benchmarks/ttft.py --path DIR [--documents 5] [--tokens 2049] [--json -]
 
-Three engines (vLLM on the CPU, SmolLM2-135M) take turns over documents of fresh random tokens, so
+Four engines (vLLM on the CPU, SmolLM2-135M) take turns over documents of fresh random tokens, so
 that the machine's moods meet all of them alike; none of them computes while another does:
 
 * ``cold``: an engine without lmkv. ``miss``: one with lmkv, in an empty directory; it stores.
 * ``prefix_cache_hit``: the same engine again, from vLLM's own cache.
 * ``memory_hit``: the same, when vLLM's cache is empty, from lmkv's host memory.
 * ``disk_hit``: another engine that has never seen the document, from the directory.
+* ``slow_disk``: one that has not either, and to which that disk answers half a minute late: it is
+  to compute, as without lmkv.
 
-``miss`` and ``cold`` change places with every document. All hits leave the same tokens to compute.
+``miss`` and ``cold`` change places with every document; ``slow_disk`` follows them. All hits leave
+the same tokens to compute.
 The bound of a disk hit is what its bytes take at the rate at which fio reads just as many just
 before, and two passes of the scheduler: two hits in vLLM's own cache. Ratios are medians of the
 documents' own, with their range.
@@ -34,7 +37,9 @@ TARGETS = {
     "miss_vs_cold": 1.01,
     "memory_hit_vs_prefix_cache_hit": 1.10,
     "disk_hit_vs_bound": 1.10,
+    "slow_disk_vs_cold": 1.05,
 }
+SLOW = "read.delay:30s"
 WARM_UP_TOKENS = 300
 
 
@@ -70,9 +75,10 @@ def measure(
         # One is enough to fill a machine; and this one must find the directory as it is then.
         for engine in engines:
             engine.wait_until_ready()
-        engines.append(TtftEngine(length, settings))
-        engines[2].wait_until_ready()
-        plain, first, second = engines
+        for faults in ("", SLOW):
+            engines.append(TtftEngine(length, settings, faults=faults))
+            engines[-1].wait_until_ready()
+        plain, first, second, slow = engines
         for engine in engines:
             engine.ttft(fresh(WARM_UP_TOKENS))
         found = []
@@ -83,7 +89,11 @@ def measure(
                 ("cold", lambda: plain.ttft(prompt)),  # noqa: B023 - called in this round
                 ("miss", lambda: first.ttft(prompt)),  # noqa: B023
             ]
-            for name, take in turns if number % 2 == 0 else reversed(turns):
+            if number % 2:
+                turns.reverse()
+            # What the first has stored by then.
+            turns.append(("slow_disk", lambda: slow.ttft(prompt)))  # noqa: B023
+            for name, take in turns:
                 row[name] = take()
             row["bytes"] = bytes_of(root) - before
             for name in ("prefix_cache_hit", "memory_hit"):
@@ -95,7 +105,8 @@ def measure(
             row["bound"] = row["fio"] + 2 * row["prefix_cache_hit"]
             found.append(row)
             print(f"document {number}: {in_words(row)}", file=sys.stderr, flush=True)
-        return found, {"first": first.counters(), "second": second.counters()}
+        engines_with = {"first": first, "second": second, "slow": slow}
+        return found, {name: engine.counters() for name, engine in engines_with.items()}
     finally:
         for engine in engines:
             engine.close()
@@ -110,7 +121,15 @@ def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
     """The JSON of what ``measure`` found."""
     result: dict[str, Any] = {
         f"{name}_ms": statistics.median(row[name] * 1e3 for row in rows)
-        for name in ("cold", "miss", "prefix_cache_hit", "memory_hit", "disk_hit", "bound")
+        for name in (
+            "cold",
+            "miss",
+            "slow_disk",
+            "prefix_cache_hit",
+            "memory_hit",
+            "disk_hit",
+            "bound",
+        )
     }
     result["ratios"], result["ranges"] = {}, {}
     for name in TARGETS:

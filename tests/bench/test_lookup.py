@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-COMMAND = "from lmkv.cli import app; app()"
+from programs import LMKV
+from programs import run as run_program
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(path for path in sys.path if path)
-    return subprocess.run(
-        [sys.executable, "-c", COMMAND, "bench", "lookup", *words],
-        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path},
-    )  # fmt: skip
+    return run_program(*LMKV, "lookup", *words)
 
 
 def test_it_measures_every_state_and_leaves_nothing(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from programs import run as run_program
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ("lookup", "transfer")  # those that take seconds
@@ -18,11 +18,9 @@ EXPERIMENTS = ("lookup", "transfer")  # those that take seconds
 def run(
     path: Path, *words: str, only: tuple[str, ...] = EXPERIMENTS, runner: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, runner / "benchmarks" / "run.py", "--path", path / "disk"]
-    return subprocess.run(
-        [*command, "--results", path / "results", "--only", *only, *words],
-        capture_output=True, text=True, check=False, env=environment,
+    return run_program(
+        runner / "benchmarks" / "run.py", "--path", path / "disk", "--results", path / "results",
+        "--only", *only, *words,
     )  # fmt: skip
 
 

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "step_overhead.py"
+from programs import result_of
 
 
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_call_of_a_step_is_timed_and_only_one_engine_stores(tmp_path: Path) -> None:
-    path = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [
-            sys.executable, PROGRAM, "--path", tmp_path, "--running", "16", "--steps", "150",
-            "--json", "-",
-        ],
-        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    empty, idle, storing = json.loads(done.stdout)["rows"]
+    result = result_of("step_overhead.py", tmp_path, "--running", "16", "--steps", "150")
+    empty, idle, storing = result["rows"]
     assert [row["kind"] for row in (empty, idle, storing)] == ["empty", "idle", "storing"]
     assert empty["connector"] == "EmptyConnector"
     assert idle["connector"] == storing["connector"] == "LMKVConnector"
@@ -42,4 +29,3 @@ def test_every_call_of_a_step_is_timed_and_only_one_engine_stores(tmp_path: Path
             assert row[side]["p50"] < row["step_us"]["p50"]
     assert empty["chunks_stored"] == idle["chunks_stored"] == 0
     assert storing["chunks_stored"] >= 10  # one in eight steps
-    assert list(tmp_path.iterdir()) == []

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
-import subprocess
-import sys
 from itertools import chain
 from typing import Any
 
 import pytest
+from programs import LMKV, run
 
 from lmkv import ConfigError
 from lmkv._C import TransferBench, TransferOptions
@@ -97,21 +95,15 @@ def test_the_headline_is_that_of_the_worst_fragment() -> None:
 
 
 def test_the_command_prints_json_and_only_that() -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = "from lmkv.cli import app; app()"
-    done = subprocess.run(
-        [sys.executable, "-c", command, "bench", "transfer", "--device", "host",
-         "--megabytes", "8", "--rounds", "1", "--json", "-"],
-        capture_output=True, text=True, check=True, env=environment,
-    )  # fmt: skip
+    done = run(
+        *LMKV, "transfer", "--device", "host", "--megabytes", "8", "--rounds", "1", "--json", "-"
+    )
+    assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert {"device", "gather_gbps", "scatter_gbps", "memcpy_gbps", "gather_ratio"} <= set(result)
     assert [row["fragment_bytes"] for row in result["by_fragment"]] == list(FRAGMENTS)
     for device in ("cuda:99", "tpu", "cuda:x"):
-        wrong = subprocess.run(
-            [sys.executable, "-c", command, "bench", "transfer", "--device", device],
-            capture_output=True, text=True, check=False, env=environment,
-        )  # fmt: skip
+        wrong = run(*LMKV, "transfer", "--device", device)
         assert wrong.returncode == 2
         assert wrong.stderr.startswith("error: ")
         assert device in wrong.stderr
