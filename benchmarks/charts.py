@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from derived import DISKS, NODES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 __all__ = [
-    "Figure", "break_even", "interference", "io", "peers", "save", "steps", "transfer", "ttft",
-    "workloads",
+    "Figure", "break_even", "derived", "interference", "io", "peers", "save", "steps", "transfer",
+    "ttft", "workloads",
 ]  # fmt: skip
 
-OURS, THEIRS, LIMIT = "#0f766e", "#94a3b8", "#b45309"
+OURS, THEIRS, LIMIT, DERIVED = "#0f766e", "#94a3b8", "#b45309", "#c4b5fd"
 WIDTH, HEIGHT = 7.2, 3.0
 Result = Mapping[str, Any]
 
@@ -203,6 +204,27 @@ def interference(result: Result) -> Figure:
         axes.set_ylim(0, 1)
         axes.legend(frameon=False, fontsize="small", loc="lower right")
     both[0].set_ylabel("of all tokens")
+    return figure
+
+
+def derived() -> Figure:
+    """How many times as fast as computing loading is at most, on GPU nodes: nothing measured."""
+    figure, (axes,) = _figure()
+    names = [node.name.replace(", ", "\n") for node in NODES]
+    width = 0.8 / len(DISKS)
+    for number, (disk, gbps) in enumerate(DISKS.items()):
+        at = [i + (number - (len(DISKS) - 1) / 2) * width for i in range(len(NODES))]
+        values = [node.loaded_per_s(gbps) / node.computed_per_s for node in NODES]
+        hatch = ("", "//", "xx")[number]
+        axes.bar(
+            at, values, width * 0.92, color=DERIVED, hatch=hatch, edgecolor="white",
+            label=f"derived: {disk}",
+        )  # fmt: skip
+    axes.axhline(1.0, color=LIMIT, linestyle="--", label="computed")
+    axes.set_xticks(range(len(names)), names, fontsize="small")
+    axes.set_yscale("log")
+    axes.set_ylabel("times as fast, at most")
+    _legend(figure, axes)
     return figure
 
 

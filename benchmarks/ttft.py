@@ -1,22 +1,30 @@
 """Time to first token: with and without lmkv, on a miss, on hits of each kind. Real engines.
 
-    python benchmarks/ttft.py --path DIR [--documents 5] [--tokens 2049] [--json -]
+    python benchmarks/ttft.py --path DIR [--documents 5] [--pairs 4] [--tokens 2049] [--json -]
 
-Four engines (vLLM on the CPU, SmolLM2-135M) take turns over documents of fresh random tokens, so
-that the machine's moods meet all of them alike; none of them computes while another does:
+Three engines (vLLM on the CPU, SmolLM2-135M) with lmkv take turns over documents of fresh random
+tokens, so that the machine's moods meet all of them alike; none of them computes while another
+does. Of each document:
 
-* ``cold``: an engine without lmkv. ``miss``: one with lmkv, in an empty directory; it stores.
-* ``prefix_cache_hit``: the same engine again, from vLLM's own cache.
-* ``memory_hit``: the same, when vLLM's cache is empty, from lmkv's host memory.
-* ``disk_hit``: another engine that has never seen the document, from the directory.
-* ``slow_disk``: one that has not either, and to which that disk answers half a minute late: it is
-  to compute, as without lmkv.
+* ``miss``: the first computes and stores it. ``cold``: the same engine computes as many other
+  tokens while the connector is taken out of it.
+* ``prefix_cache_hit``: the first again, from vLLM's own cache.
+* ``memory_hit``: the first, when vLLM's cache is empty, from lmkv's host memory.
+* ``disk_hit``: the second, which has never seen the document, from the directory.
 
-``miss`` and ``cold`` change places with every document; ``slow_disk`` follows them. All hits leave
-the same tokens to compute.
-The bound of a disk hit is what its bytes take at the rate at which fio reads just as many just
-before, and two passes of the scheduler: two hits in vLLM's own cache. Ratios are medians of the
-documents' own, with their range.
+All hits leave the same tokens to compute. The bound of a disk hit is what its bytes take at the
+rate at which fio reads just as many just before, and two passes of the scheduler: two hits in
+vLLM's own cache. Between the documents are as many of ``--pairs`` rounds, each with prompts of a
+quarter of their length, since there a few per cent are looked for:
+
+* ``miss`` and ``cold`` as above.
+* ``slow_disk``: the third engine, to which the disk answers half a minute late, is asked about what
+  the first has just stored: it is to compute it, as without lmkv. ``slow_cold``: that engine
+  without the connector.
+
+The two of a pair are of one engine, because two of one kind differ by a tenth by how their memory
+happens to lie; and they change places from round to round. Ratios are medians of the documents' or
+the pairs' own, with their range.
 """
 
 from __future__ import annotations
@@ -26,7 +34,6 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +44,11 @@ TARGETS = {
     "miss_vs_cold": 1.01,
     "memory_hit_vs_prefix_cache_hit": 1.10,
     "disk_hit_vs_bound": 1.10,
-    "slow_disk_vs_cold": 1.05,
+    "slow_disk_vs_slow_cold": 1.05,
 }
 SLOW = "read.delay:30s"
 WARM_UP_TOKENS = 300
+Row = dict[str, float]
 
 
 def fio_read_seconds(folder: Path, size: int) -> float:
@@ -57,83 +65,101 @@ def fio_read_seconds(folder: Path, size: int) -> float:
     return float(job["runtime"]) / 1e3 * size / float(job["io_bytes"])
 
 
-def measure(
-    folder: Path, documents: int, tokens: int, seed: int = 0
-) -> tuple[list[dict[str, float]], dict[str, dict[str, float]]]:
-    """Seconds of every document, and the counters of the two engines with lmkv."""
-    source = random.Random(seed)
+class Bench:
+    """Three engines over one directory: the first stores, the second loads, the third is slow."""
 
-    def fresh(length: int) -> list[int]:
-        return [source.randrange(100, 40_000) for _ in range(length)]
+    def __init__(self, folder: Path, tokens: int, seed: int = 0) -> None:
+        self._source = random.Random(seed)
+        self._root, self._fio = folder / "cache", folder / "fio"
+        self._fio.mkdir(parents=True)
+        self._tokens = tokens
+        settings = {"path": str(self._root), "host_memory": "1GiB", "free_space_floor": 0}
+        self.engines: list[TtftEngine] = []
+        for faults in ("", "", SLOW):
+            self.engines.append(TtftEngine(tokens + 64, settings, faults=faults))
+            # One is enough to fill a machine; and the first must find the directory empty.
+            self.engines[-1].wait_until_ready()
+        for engine in self.engines:
+            engine.ttft(self._fresh(WARM_UP_TOKENS))
 
-    root, bench = folder / "cache", folder / "fio"
-    bench.mkdir(parents=True)
-    length = tokens + 64
-    settings = {"path": str(root), "host_memory": "1GiB", "free_space_floor": 0}
-    engines = [TtftEngine(length, None), TtftEngine(length, settings)]
-    try:
-        # One is enough to fill a machine; and this one must find the directory as it is then.
-        for engine in engines:
-            engine.wait_until_ready()
-        for faults in ("", SLOW):
-            engines.append(TtftEngine(length, settings, faults=faults))
-            engines[-1].wait_until_ready()
-        plain, first, second, slow = engines
-        for engine in engines:
-            engine.ttft(fresh(WARM_UP_TOKENS))
-        found = []
-        for number in range(documents):
-            prompt, row = fresh(tokens), {}
-            before = bytes_of(root)
-            turns: list[tuple[str, Callable[[], float]]] = [
-                ("cold", lambda: plain.ttft(prompt)),  # noqa: B023 - called in this round
-                ("miss", lambda: first.ttft(prompt)),  # noqa: B023
-            ]
-            if number % 2:
-                turns.reverse()
-            # What the first has stored by then.
-            turns.append(("slow_disk", lambda: slow.ttft(prompt)))  # noqa: B023
-            for name, take in turns:
-                row[name] = take()
-            row["bytes"] = bytes_of(root) - before
-            for name in ("prefix_cache_hit", "memory_hit"):
-                if name == "memory_hit":
-                    first.forget()
-                row[name] = first.ttft(prompt)
-            row["fio"] = fio_read_seconds(bench, int(row["bytes"]))
-            row["disk_hit"] = second.ttft(prompt)
-            row["bound"] = row["fio"] + 2 * row["prefix_cache_hit"]
-            found.append(row)
-            print(f"document {number}: {in_words(row)}", file=sys.stderr, flush=True)
-        engines_with = {"first": first, "second": second, "slow": slow}
-        return found, {name: engine.counters() for name, engine in engines_with.items()}
-    finally:
-        for engine in engines:
+    def _fresh(self, length: int) -> list[int]:
+        return [self._source.randrange(100, 40_000) for _ in range(length)]
+
+    def pair(self, number: int) -> Row:
+        """Seconds of both pairs; with every ``number`` they change places."""
+        first, _, slow = self.engines
+        prompt, other = self._fresh(self._tokens // 4), self._fresh(self._tokens // 4)
+        stored = [("miss", first, prompt), ("cold", first, other)]
+        late = [("slow_disk", slow, prompt), ("slow_cold", slow, other)]
+        row: Row = {}
+        for turns in (stored, late):
+            for name, engine, asked in turns if number % 2 else reversed(turns):
+                engine.set_connector(is_in=asked is prompt)
+                row[name] = engine.ttft(asked)
+                engine.set_connector(is_in=True)
+        return row
+
+    def document(self) -> Row:
+        """Seconds of one, computed and loaded from everywhere."""
+        first, second, _ = self.engines
+        row: Row = {}
+        prompt = self._fresh(self._tokens)
+        first.set_connector(is_in=False)
+        row["cold"] = first.ttft(self._fresh(self._tokens))
+        first.set_connector(is_in=True)
+        before = bytes_of(self._root)
+        row["miss"] = first.ttft(prompt)
+        row["bytes"] = bytes_of(self._root) - before
+        row["prefix_cache_hit"] = first.ttft(prompt)
+        first.forget()
+        row["memory_hit"] = first.ttft(prompt)
+        row["fio"] = fio_read_seconds(self._fio, int(row["bytes"]))
+        row["disk_hit"] = second.ttft(prompt)
+        row["bound"] = row["fio"] + 2 * row["prefix_cache_hit"]
+        return row
+
+    def close(self) -> None:
+        """End the engines."""
+        for engine in self.engines:
             engine.close()
 
 
-def in_words(row: dict[str, float]) -> str:
+def measure(folder: Path, documents: int, pairs: int, tokens: int) -> dict[str, Any]:
+    """Seconds of every document and of every round of pairs, and the engines' counters."""
+    bench = Bench(folder, tokens)
+    try:
+        found: dict[str, list[Row]] = {"documents": [], "pairs": []}
+        for number in range(documents):
+            for kind, row in (
+                *(("pairs", bench.pair(number * pairs + turn)) for turn in range(pairs)),
+                ("documents", bench.document()),
+            ):
+                found[kind].append(row)
+                print(f"{kind}: {in_words(row)}", file=sys.stderr, flush=True)
+        names = ("first", "second", "slow")
+        counters = {
+            name: engine.counters() for name, engine in zip(names, bench.engines, strict=True)
+        }
+        return {**found, "counters": counters}
+    finally:
+        bench.close()
+
+
+def in_words(row: Row) -> str:
     """What was found, for whoever waits for it."""
     return ", ".join(f"{name} {value:.3f} s" for name, value in row.items() if name != "bytes")
 
 
-def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """The JSON of what ``measure`` found."""
+def summary(documents: list[Row], pairs: list[Row]) -> dict[str, Any]:
+    """What comes out of them."""
     result: dict[str, Any] = {
-        f"{name}_ms": statistics.median(row[name] * 1e3 for row in rows)
-        for name in (
-            "cold",
-            "miss",
-            "slow_disk",
-            "prefix_cache_hit",
-            "memory_hit",
-            "disk_hit",
-            "bound",
-        )
+        f"{name}_ms": statistics.median(row[name] * 1e3 for row in documents)
+        for name in ("cold", "miss", "prefix_cache_hit", "memory_hit", "disk_hit", "bound")
     }
     result["ratios"], result["ranges"] = {}, {}
     for name in TARGETS:
         mine, other = name.split("_vs_")
+        rows = pairs if mine in pairs[0] else documents
         each = [row[mine] / row[other] for row in rows]
         result["ratios"][name] = statistics.median(each)
         result["ranges"][name] = [min(each), max(each)]
@@ -147,14 +173,13 @@ def main() -> None:
     parser = parser_of("Time to first token, hit and miss.")
     parser.add_argument("--documents", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=2049, help="of a document")
+    parser.add_argument("--pairs", type=int, default=4, help="for each document")
     arguments = parser.parse_args()
     keep_standard_output()
     with folder_in(arguments.path, "ttft") as folder:
-        rows, counters = measure(folder, arguments.documents, arguments.tokens)
-    result = summary(rows)
-    result["counters"] = counters
-    result["documents"] = rows
-    write_result(result, arguments.json)
+        found = measure(folder, arguments.documents, arguments.pairs, arguments.tokens)
+    result = summary(found["documents"], found["pairs"])
+    write_result({**result, **found}, arguments.json)
 
 
 if __name__ == "__main__":

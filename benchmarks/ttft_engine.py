@@ -78,6 +78,13 @@ class TtftEngine:
         """Empty vLLM's own prefix cache."""
         self._ask("forget")
 
+    def set_connector(self, *, is_in: bool) -> None:
+        """Take the connector out of the idle engine, which is vLLM without one then, or put it
+        back. Two engines of one kind differ by a tenth by how their memory happens to lie; so what
+        a connector costs is measured within one.
+        """
+        self._ask("set_connector", is_in)
+
     def counters(self) -> dict[str, float]:
         """Of lmkv, since the start."""
         return dict(self._ask("counters"))
@@ -177,6 +184,8 @@ class _Engine:
         connector: Connector,
         faults: str,
     ) -> None:
+        from vllm.distributed.kv_transfer import kv_transfer_state
+
         if connector == CONNECTOR:
             _set_lmkv(faults)
         self._number = 0
@@ -189,6 +198,8 @@ class _Engine:
             num_gpu_blocks_override=kv_blocks,
         )
         self._core = self._engine.engine_core.engine_core
+        agent = kv_transfer_state._KV_CONNECTOR_AGENT  # noqa: SLF001 - there is no other way in
+        self._connectors = (self._core.scheduler.connector, agent)
 
     def ttft(self, prompt: list[int]) -> float:
         return float(self.batch([prompt], 1)["ttft"][0])
@@ -228,6 +239,12 @@ class _Engine:
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM's prefix cache could not be emptied")
 
+    def set_connector(self, is_in: bool) -> None:
+        from vllm.distributed.kv_transfer import kv_transfer_state
+
+        sides = self._connectors if is_in else (None, None)
+        self._core.scheduler.connector, kv_transfer_state._KV_CONNECTOR_AGENT = sides  # noqa: SLF001
+
     def counters(self) -> dict[str, float]:
         return counters_of(self._engine)
 
@@ -240,6 +257,26 @@ def bytes_of(root: Path) -> int:
     return sum(file.stat().st_size for file in root.rglob("*.kv"))
 
 
+def _let_llvmlite_be() -> None:
+    """Not show it to vLLM 0.32, which looks into all modules for kernels of Triton to replace, and
+    ends over llvmlite's; LMCache imports it before that.
+    """
+    from vllm.triton_utils import dispatcher
+
+    rebind = dispatcher._rebind_kernels  # noqa: SLF001
+
+    def rebind_others(*arguments: Any) -> None:
+        names = [name for name in sys.modules if name.partition(".")[0] == "llvmlite"]
+        hidden = {name: sys.modules.pop(name) for name in names}
+        try:
+            rebind(*arguments)
+        finally:
+            sys.modules.update(hidden)
+
+    dispatcher._rebind_kernels = rebind_others  # noqa: SLF001
+
+
 if __name__ == "__main__":
+    _let_llvmlite_be()
     _channel = Connection(int(sys.argv[1]))
     _serve(_channel, *_channel.recv())

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "common/background_thread.hpp"
 #include "device/device.hpp"
@@ -15,13 +16,20 @@
 namespace lmkv {
 namespace {
 
+// Somebody waits for a scatter, and one thread does not use all that memory can do. Gathers are to
+// be in nobody's way: one thread does them.
+constexpr unsigned kScatterThreads = 1;  // beside the one that gathers, too
+
 class HostDevice final : public Device {
  public:
   explicit HostDevice(SegmentTable table) : table_(std::move(table)) {}
   ~HostDevice() override { HostDevice::stop(); }
 
   void start() override {
-    thread_ = std::thread([this] { run(); });
+    threads_.emplace_back([this] { run(true); });
+    for (unsigned i = 0; i < kScatterThreads; ++i) {
+      threads_.emplace_back([this] { run(false); });
+    }
   }
 
   void stop() override {
@@ -30,7 +38,8 @@ class HostDevice final : public Device {
       stopping_ = true;
     }
     wake_.notify_all();
-    if (thread_.joinable()) thread_.join();
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
   }
 
   // An engine on the CPU has no stream (0): its forward pass is over when it submits.
@@ -70,14 +79,15 @@ class HostDevice final : public Device {
     wake_.notify_all();
   }
 
-  void run() {
+  void run(bool gathers_too) {
     become_background_thread("lmkv-copy");
     std::unique_lock lock(mutex_);
     for (;;) {
-      wake_.wait(lock, [this] {
-        return !scatters_.empty() || !gathers_.empty() || (stopping_ && unfinished_ == 0);
+      wake_.wait(lock, [&] {
+        return !scatters_.empty() || (gathers_too && !gathers_.empty()) ||
+               (stopping_ && unfinished_ == 0);
       });
-      std::deque<Transfer>& queue = scatters_.empty() ? gathers_ : scatters_;
+      std::deque<Transfer>& queue = !scatters_.empty() || !gathers_too ? scatters_ : gathers_;
       if (queue.empty()) return;
       const Transfer transfer = std::move(queue.front());
       queue.pop_front();
@@ -86,6 +96,7 @@ class HostDevice final : public Device {
       transfer.done(Status::ok());
       lock.lock();
       --unfinished_;
+      if (stopping_ && unfinished_ == 0) wake_.notify_all();
     }
   }
 
@@ -96,7 +107,7 @@ class HostDevice final : public Device {
   std::deque<Transfer> gathers_;
   std::size_t unfinished_ = 0;  // transfers, those that wait for a fence included
   bool stopping_ = false;
-  std::thread thread_;  // last: it uses all of the above
+  std::vector<std::thread> threads_;  // last: they use all of the above
 };
 
 }  // namespace

@@ -14,13 +14,17 @@ TOKENS = 4 * 256 + 1
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_kind_of_hit_is_what_it_says_and_nothing_is_left(tmp_path: Path) -> None:
-    result = result_of("ttft.py", tmp_path, "--documents", "2", "--tokens", str(TOKENS))
+    result = result_of(
+        "ttft.py", tmp_path, "--documents", "2", "--pairs", "1", "--tokens", str(TOKENS)
+    )
     assert len(result["documents"]) == 2
     for row in result["documents"]:
         assert row["bytes"] > 4 * 11_000_000
         assert row["bound"] == pytest.approx(row["fio"] + 2 * row["prefix_cache_hit"])
         for hit in ("prefix_cache_hit", "memory_hit", "disk_hit"):
             assert 0 < row[hit] < row["cold"]
+    assert len(result["pairs"]) == 2
+    for row in result["pairs"]:
         assert row["slow_disk"] < 20  # and not until that disk has answered
     for name, ratio in result["ratios"].items():
         low, high = result["ranges"][name]
