@@ -14,9 +14,16 @@ namespace lmkv::test {
 
 inline constexpr std::size_t kLayers = 3;
 inline constexpr std::size_t kPage = 5000;  // bytes of a layer's block: nothing is aligned by luck
-inline constexpr std::size_t kBlocks = 64;
+inline constexpr std::size_t kBlocks = 128;
 inline constexpr std::uint32_t kBlocksPerChunk = 4;
 inline constexpr std::byte kPoison{0xEE};
+
+// A chunk's blocks.
+inline std::vector<BlockId> blocks_from(std::uint32_t first) {
+  std::vector<BlockId> blocks;
+  for (std::uint32_t i = 0; i < kBlocksPerChunk; ++i) blocks.push_back(BlockId{first + i});
+  return blocks;
+}
 
 class PagedKv {
  public:

@@ -180,11 +180,6 @@ class PowerLoss : public ::testing::TestWithParam<RunParameter>, protected Paged
     return ::access(memory.c_str(), W_OK) == 0 ? memory : std::filesystem::current_path();
   }
   static ChunkKey key(std::uint32_t k) { return digest_of<ChunkKey>(k + 1); }
-  static std::vector<BlockId> blocks_from(std::uint32_t first) {
-    std::vector<BlockId> blocks;
-    for (std::uint32_t i = 0; i < kBlocksPerChunk; ++i) blocks.push_back(BlockId{first + i});
-    return blocks;
-  }
   static std::vector<BlockId> source(std::uint32_t k) { return blocks_from(k * kBlocksPerChunk); }
   static std::vector<BlockId> target(std::uint32_t k) {
     return blocks_from(static_cast<std::uint32_t>(kBlocks) / 2 + k * kBlocksPerChunk);

@@ -15,6 +15,7 @@ namespace lmkv {
 namespace {
 
 using namespace std::chrono_literals;
+using test::blocks_from;
 using test::digest_of;
 using test::EngineTest;
 using test::ids;
@@ -149,7 +150,7 @@ TEST_P(EngineTest, LoadsWaitForASlabAndStoresDoNotOvertakeThem) {
   start();
   device->hold();
   std::vector<LoadChunk> chunks;
-  for (std::uint64_t k = 1; k <= 6; ++k) chunks.push_back(chunk(k, ids({20, 21, 22, 23})));
+  for (std::uint32_t k = 1; k <= 6; ++k) chunks.push_back(chunk(k, blocks_from(20 + 4 * k)));
   engine->load(std::move(chunks), 0);
   EXPECT_FALSE(engine->store(key(9), 0, ids({1, 2, 3, 4}), 0)) << "a store took a load's slab";
   while (device->held() < 2) std::this_thread::yield();
@@ -386,7 +387,7 @@ TEST_P(EngineTest, CloseWithWorkInEveryStageLosesNothingAndHangsNever) {
   for (int round = 0; round < 10; ++round) {
     options.host_memory = 3 * (kHeaderBytes + round_up_to_page(kBlocksPerChunk * kLayers * kPage));
     start();
-    for (std::uint64_t k = 1; k <= 4; ++k) engine->load({chunk(k, ids({20, 21, 22, 23}))}, 0);
+    for (std::uint32_t k = 1; k <= 4; ++k) engine->load({chunk(k, blocks_from(20 + 4 * k))}, 0);
     for (std::uint64_t k = 10; k < 14; ++k) engine->store(key(k), 0, ids({1, 2, 3, 4}), 0);
     ASSERT_TRUE(engine->close(20s));
     EXPECT_EQ(engine->stats().at("jobs_in_flight"), 0U);

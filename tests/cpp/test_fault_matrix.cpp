@@ -16,6 +16,7 @@ namespace lmkv {
 namespace {
 
 using namespace std::chrono_literals;
+using test::blocks_from;
 using test::Cell;
 using test::digest_of;
 using test::End;
@@ -54,11 +55,6 @@ class FaultMatrix : public ::testing::TestWithParam<Parameter>, protected test::
   }
 
   static ChunkKey key(std::uint32_t k) { return digest_of<ChunkKey>(k + 1); }
-  static std::vector<BlockId> blocks_from(std::uint32_t first) {
-    std::vector<BlockId> blocks;
-    for (std::uint32_t i = 0; i < kBlocksPerChunk; ++i) blocks.push_back(BlockId{first + i});
-    return blocks;
-  }
   static std::vector<BlockId> source(std::uint32_t k) { return blocks_from(k * kBlocksPerChunk); }
   static std::vector<BlockId> target(std::uint32_t k) {
     return blocks_from(kTargets + k * kBlocksPerChunk);

@@ -12,6 +12,7 @@ namespace lmkv {
 namespace {
 
 using namespace std::chrono_literals;
+using test::blocks_from;
 using test::ids;
 using test::kBlocksPerChunk;
 using test::key;
@@ -132,7 +133,7 @@ TEST_P(LoadLimits, AShortLoadIsNotKeptWaitingByALongOne) {
   });
   disk->hold(OperationKind::kRead);
   std::vector<LoadChunk> many;
-  for (std::uint64_t k = 10; k < 30; ++k) many.push_back(chunk(k, ids({20, 21, 22, 23})));
+  for (std::uint32_t k = 10; k < 30; ++k) many.push_back(chunk(k, blocks_from(4 * k)));
   engine->load(std::move(many), 0);
   engine->load({chunk(1, ids({30, 31, 32, 33})), chunk(2, ids({34, 35, 36, 37}))}, 0);
   disk->release();

@@ -16,6 +16,7 @@ namespace lmkv {
 namespace {
 
 using namespace std::chrono_literals;
+using test::blocks_from;
 using test::ids;
 using test::key;
 
@@ -190,10 +191,12 @@ TEST_P(RootsTest, ReadsOfOneThatHangsLeaveSlabsForTheOther) {
   start();
   disk->hold(OperationKind::kRead);
   std::vector<LoadChunk> many;
-  for (const std::uint64_t k : first) many.push_back(chunk(k, ids({40, 41, 42, 43})));
+  for (std::uint32_t i = 0; i < first.size(); ++i) {
+    many.push_back(chunk(first[i], blocks_from(40 + 4 * i)));
+  }
   engine->load(std::move(many), 0);
   EXPECT_LE(stat("slabs_in_use"), 4U);
-  engine->load({chunk(second, ids({50, 51, 52, 53}))}, 0);
+  engine->load({chunk(second, ids({30, 31, 32, 33}))}, 0);
   EXPECT_TRUE(eventually([this] { return stat("chunks_loaded") == 1; }));
   disk->release();
   finish();
@@ -207,7 +210,9 @@ TEST_P(RootsTest, StoresGoOnWhileAnotherRootHangsWithLoadsQueued) {
   start();
   disk->hold(OperationKind::kRead);
   std::vector<LoadChunk> many;
-  for (const std::uint64_t k : first) many.push_back(chunk(k, ids({40, 41, 42, 43})));
+  for (std::uint32_t i = 0; i < first.size(); ++i) {
+    many.push_back(chunk(first[i], blocks_from(40 + 4 * i)));
+  }
   engine->load(std::move(many), 0);
   EXPECT_TRUE(engine->store(key(keys_of(1, 1)[0]), 0, ids({0, 1, 2, 3}), 0))
       << "they wait for their disk, not for a slab";
@@ -233,7 +238,7 @@ TEST_P(RootsTest, AStoreThatIsDroppedUsesUpNoTrial) {
   ASSERT_EQ(stat("stores_out_of_service"), 1U);
   failing = false;
   device->hold();  // both slabs are in use
-  for (std::size_t i = 0; i < 2; ++i) engine->load({chunk(keys[i], ids({40, 41, 42, 43}))}, 0);
+  for (std::uint32_t i = 0; i < 2; ++i) engine->load({chunk(keys[i], blocks_from(40 + 4 * i))}, 0);
   EXPECT_TRUE(eventually([this] { return device->held() == 2; }));
   std::this_thread::sleep_for(2100ms);  // a trial is due
   EXPECT_FALSE(engine->store(key(keys[5]), 0, ids({0, 1, 2, 3}), 0));
