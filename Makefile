@@ -3,7 +3,7 @@
 #   VLLM='vllm==0.33.0' another vLLM than the default; VLLM=none leaves it alone
 #   ARGS='...'          passed on: `make demo ARGS=--headless`, `make test ARGS='-k doctor'`
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint format docs wheel fuzz gpu-check clean
+.PHONY: help build demo test lint format docs wheel fuzz bench bench-gate gpu-check clean
 export PYTHON VLLM
 ARGS ?=
 
@@ -40,6 +40,15 @@ wheel: ## a manylinux wheel with all it needs inside, into dist/; PYTHONS='pytho
 fuzz: ## the fuzz targets (tests/fuzz) for five minutes, or ARGS=3600 seconds
 	@scripts/setup.sh build fuzz
 	@scripts/fuzz.sh $(or $(ARGS),300)
+
+bench: ## every measurement, beside peers, and the page of it (half an hour); ARGS=--full for more
+	@scripts/setup.sh build engine
+	@.venv/bin/python benchmarks/run.py $(ARGS)
+	@.venv/bin/python benchmarks/report.py
+
+bench-gate: ## what matters most, three times, against benchmarks/gate.json (about 5 minutes)
+	@scripts/setup.sh build engine
+	@.venv/bin/python benchmarks/gate.py $(ARGS)
 
 gpu-check: ## the tests that need a CUDA device
 	@scripts/gpu-check.sh $(ARGS)

@@ -11,7 +11,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # for what tests of several folders share
-NOT_COPIED = shutil.ignore_patterns(".*", "build", "dist", "site", "*.egg-info", "*.so")
 
 Run = Callable[..., str]
 
@@ -34,13 +33,27 @@ def run_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def dist(run_elsewhere: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `scripts/wheel.sh` makes of this tree, in a copy without .venv, as in an image's build.
+def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an image's build gets of the clone: all but what .dockerignore keeps out."""
+    from docker.utils import exclude_paths
+
+    patterns = (ROOT / ".dockerignore").read_text().splitlines()
+    patterns = [line for line in patterns if line and not line.startswith("#")]
+    target = tmp_path_factory.mktemp("context")
+    for name in exclude_paths(str(ROOT), patterns):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture(scope="session")
+def dist(context: Path, run_elsewhere: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `scripts/wheel.sh` makes of an image's context, without .venv, as in that build.
 
     The wheel is built from the sdist, so that what the sdist lacks is noticed.
     """
-    folder = tmp_path_factory.mktemp("tree")
-    copy = shutil.copytree(ROOT, folder / "lmkv", ignore=NOT_COPIED)
+    copy = shutil.copytree(context, tmp_path_factory.mktemp("tree") / "lmkv")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # its python3 is ours
     run_elsewhere(copy / "scripts" / "wheel.sh", cwd=copy, PATH=path)
     return copy / "dist"
