@@ -43,8 +43,8 @@ fuzz: ## the fuzz targets (tests/fuzz) for five minutes, or ARGS=3600 seconds
 
 bench: ## every measurement, beside peers, and the page of it (half an hour); ARGS=--full for more
 	@scripts/setup.sh build engine
-	@.venv/bin/python benchmarks/run.py $(ARGS)
-	@.venv/bin/python benchmarks/report.py
+	@.venv/bin/python benchmarks/run.py $(ARGS); measured=$$?; \
+	.venv/bin/python benchmarks/report.py && exit $$measured
 
 bench-gate: ## what matters most, three times, against benchmarks/gate.json (about 5 minutes)
 	@scripts/setup.sh build engine

@@ -2,11 +2,12 @@
 
     python benchmarks/break_even.py --path DIR [--documents 3] [--tokens 64 ... 4096] [--json -]
 
-Three engines (vLLM on the CPU, SmolLM2-135M) take turns over prompts of fresh random tokens of
-every length: one without lmkv computes a prompt (``cold``), one with lmkv computes and stores it,
-and another with lmkv, which has never seen it, loads it from the directory (``disk_hit``), past the
-page cache. It is told to load whatever is there (``load_policy`` ``always``): left to itself it
-would not load what is not worth it. Medians of each length, with their range. ``break_even_tokens``
+Two engines (vLLM on the CPU, SmolLM2-135M) take turns over prompts of fresh random tokens of every
+length: one computes and stores a prompt, and another, which has never seen it, loads it from the
+directory (``disk_hit``), with the page cache emptied of it, and computes as many other tokens while
+the connector is taken out of it (``cold``). It is told to load whatever is there (``load_policy``
+``always``): left to itself it would not load what is not worth it. Medians of each length, with
+their range. ``break_even_tokens``
 is the shortest of the lengths from which on every median of a hit is below that of computing; null
 is none.
 """
@@ -21,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from command_line import folder_in, keep_standard_output, parser_of, write_result
+from page_cache import drop_pages
 from ttft_engine import TtftEngine
+from vllm_engine import BLOCK_TOKENS
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 WARM_UP_TOKENS = 300
@@ -40,9 +43,9 @@ def measure(
     settings = {
         "path": str(folder), "host_memory": "1GiB", "free_space_floor": 0, "load_policy": "always",
     }  # fmt: skip
-    engines = [TtftEngine(longest, how) for how in (None, settings, settings)]
+    engines = [TtftEngine(longest, settings) for _ in range(2)]
     try:
-        plain, first, second = engines
+        first, second = engines
         for engine in engines:
             engine.wait_until_ready()
         warm_up = fresh(WARM_UP_TOKENS)
@@ -52,10 +55,16 @@ def measure(
         for _ in range(documents):
             for length in source.sample(lengths, len(lengths)):
                 prompt = fresh(length)
-                row: dict[str, float] = {"tokens": length, "cold": plain.ttft(prompt)}
+                row: dict[str, float] = {"tokens": length}
                 first.ttft(prompt)
+                drop_pages(folder)
+                second.set_connector(is_in=False)
+                row["cold"] = second.ttft(fresh(length))
+                second.set_connector(is_in=True)
                 loaded = second.batch([prompt], 1)
                 row["disk_hit"], row["cached"] = loaded["ttft"][0], loaded["cached"][0]
+                if row["cached"] < length - BLOCK_TOKENS:
+                    raise RuntimeError(f"of {length} tokens only {row['cached']} were loaded")
                 rows.append(row)
                 print(f"{row}", file=sys.stderr, flush=True)
         return rows

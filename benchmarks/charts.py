@@ -123,15 +123,14 @@ def ttft(result: Result) -> Figure:
     """Milliseconds to the first token, of every document."""
     figure, (axes,) = _figure()
     names = {
-        "cold": "computed",
-        "miss": "miss",
+        "stored": "computed and stored",
         "disk_hit": "disk hit",
         "memory_hit": "memory hit",
         "prefix_cache_hit": "vLLM's own hit",
     }
     for number, kind in enumerate(names):
         seconds = [document[kind] for document in result["documents"]]
-        colour = THEIRS if kind in {"cold", "prefix_cache_hit"} else OURS
+        colour = THEIRS if kind == "prefix_cache_hit" else OURS
         axes.plot(seconds, [number] * len(seconds), "o", color=colour, alpha=0.4)
         axes.plot(result[f"{kind}_ms"] / 1e3, number, "D", color=colour, markersize=9)
     axes.set_yticks(range(len(names)), list(names.values()))
@@ -176,6 +175,8 @@ def break_even(result: Result) -> Figure:
         axes.errorbar(
             tokens, seconds, yerr=[low, high], fmt="o-", color=colour, label=label, capsize=2
         )
+    if result["break_even_tokens"]:
+        axes.axvline(result["break_even_tokens"], color=LIMIT, linestyle="--", label="break-even")
     axes.set_xscale("log", base=2)
     axes.set_xticks(tokens, [f"{count}" for count in tokens])
     axes.set_yscale("log")
@@ -197,7 +198,7 @@ def interference(result: Result) -> Figure:
             (kind, {"storing": "stored", "loading": "loaded"}[kind], OURS, "--"),
         ):
             values = result[name]["percentiles_ms"]
-            shares = [(number + 1) / len(values) for number in range(len(values))]
+            shares = [(number + 1) / 100 for number in range(len(values))]  # 100: the maximum
             axes.plot(values, shares, style, color=colour, label=f"prompts beside it {label}")
         axes.set_xscale("log")
         axes.set_xlabel("ms between tokens")
@@ -208,7 +209,7 @@ def interference(result: Result) -> Figure:
 
 
 def derived() -> Figure:
-    """How many times as fast as computing loading is at most, on GPU nodes: nothing measured."""
+    """How many times as fast as computing loading would be on GPU nodes: nothing measured."""
     figure, (axes,) = _figure()
     names = [node.name.replace(", ", "\n") for node in NODES]
     width = 0.8 / len(DISKS)
@@ -223,7 +224,7 @@ def derived() -> Figure:
     axes.axhline(1.0, color=LIMIT, linestyle="--", label="computed")
     axes.set_xticks(range(len(names)), names, fontsize="small")
     axes.set_yscale("log")
-    axes.set_ylabel("times as fast, at most")
+    axes.set_ylabel("times as fast, derived")
     _legend(figure, axes)
     return figure
 

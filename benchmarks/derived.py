@@ -1,10 +1,11 @@
 """What the limits of GPU nodes say of loading and computing: derived, until it is measured there.
 
 Computing a token of a prompt takes at least two floating-point operations for each parameter of the
-model; its attention comes on top and is left out, which favours computing. Half the peak rate of
-the GPU's data sheet (dense, bfloat16) is assumed: few engines reach that. Loading a token takes its
-bytes of KV (2 x layers x KV heads x head size x 2 bytes, from the models' configurations) at the
-rate of the disk, or at that of the PCIe link if that is lower. Nothing of lmkv's own is in it.
+model; its attention comes on top and is left out. Half the peak rate of the GPU's data sheet
+(NVIDIA's L4, A100 and H100 SXM, dense, bfloat16) is assumed. Loading a token takes its bytes of KV
+(2 x layers x KV heads x head size x 2 bytes, from config.json of meta-llama/Llama-3.1-8B and -70B)
+at the rate of the disk, or at that of the PCIe link if that is lower. Nothing of lmkv's own is in
+it.
 """
 
 from __future__ import annotations

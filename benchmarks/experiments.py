@@ -67,7 +67,7 @@ EXPERIMENTS = (
         "break_even",
         "prompts of every length, computed and loaded",
         _script("break_even.py"),
-        quick=("--documents", "3"),
+        quick=("--documents", "5"),
         full=("--documents", "9"),
     ),
     Experiment(
@@ -87,8 +87,8 @@ EXPERIMENTS = (
         "workloads",
         "shared documents and conversations, with lmkv and without, to the last answer",
         _script("workloads.py"),
-        quick=("--repetitions", "3"),
-        full=("--repetitions", "5"),
+        quick=("--repetitions", "5"),
+        full=("--repetitions", "9"),
     ),
     Experiment(
         "scale",

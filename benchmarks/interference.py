@@ -109,7 +109,7 @@ def summary(windows: list[Window], counters: dict[str, float]) -> dict[str, Any]
     for kind in KINDS:
         row = _row(windows, kind, "steps")
         steps = pooled(windows, kind, "steps")
-        row["percentiles_ms"] = [percentile(steps, share / 100) for share in range(1, 100)]
+        row["percentiles_ms"] = [percentile(steps, share / 100) for share in range(1, 101)]
         for name in ("decode_steps", "cpu_steps"):
             row[name] = _row(windows, kind, name)
         if kind in COMPARED_WITH:

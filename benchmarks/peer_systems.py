@@ -30,6 +30,7 @@ class System:
     packages: tuple[str, ...] = ()  # name==version, where they are not in this environment
     environment: Mapping[str, str] = field(default_factory=dict)
     note: str = ""  # to "it stores nothing"
+    checks: str = ""  # what is found damaged when it is loaded
 
     def interpreter(self) -> Interpreter | None:
         """What runs its engines; None is this process's own. It is installed if it is not yet.
@@ -47,13 +48,14 @@ def python_with(packages: tuple[str, ...]) -> Path:
     """
     folder = ENVIRONMENTS / packages[0].replace("==", "-")
     python, done = folder / "bin" / "python", folder / "installed"
-    if not done.exists():
+    wanted = "\n".join([sys.version, sysconfig.get_path("purelib"), *packages])
+    if not done.exists() or done.read_text(encoding="utf-8") != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         config = {"base": str(folder), "platbase": str(folder)}
         own = Path(sysconfig.get_path("purelib", vars=config))
         (own / "this_one.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
         subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
-        done.touch()
+        done.write_text(wanted, encoding="utf-8")
     return python
 
 
@@ -131,7 +133,7 @@ _LMCACHE_ENVIRONMENT = {
 _LMCACHE_MP = ("LMCacheMPConnector", "lmcache.integration.vllm.lmcache_mp_connector")
 
 SYSTEMS = {
-    "lmkv": System("lmkv", _lmkv, CONNECTOR),
+    "lmkv": System("lmkv", _lmkv, CONNECTOR, checks="checksums of all bytes"),
     "example": System(
         "vLLM's ExampleConnector",
         _example,
@@ -149,7 +151,7 @@ SYSTEMS = {
         "LMCache 0.5.6, in process",
         _lmcache_in_process, ("LMCacheConnectorV1", f"{KV}.lmcache_connector"),
         _LMCACHE_PACKAGES, _LMCACHE_ENVIRONMENT,
-        ': its log says "No supported cpu connector found."',
+        " (its gpu_connector has none for a CPU)",
     ),
     "offloading": System(
         "vLLM's OffloadingConnector with its fs tier (llm-d's, formerly)",

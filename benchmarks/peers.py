@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import random
 import statistics
 import subprocess
@@ -37,13 +36,14 @@ from pathlib import Path
 from typing import Any
 
 from command_line import folder_in, keep_standard_output, parser_of, write_result
+from page_cache import drop_pages
 from peer_systems import SYSTEMS
 from ttft_engine import EngineError, TtftEngine
+from vllm_engine import BLOCK_TOKENS
 
 MOST_COMPUTED = 256 + 64  # of a document that is loaded: the largest chunk, two blocks
 WARM_UP_TOKENS = 300  # more than the largest chunk
 QUIET_SECONDS = 1.0
-KV_BLOCKS = 100  # of an engine's cache: as many engines as there are have to fit
 
 
 def wait_until_written(folder: Path) -> None:
@@ -59,20 +59,9 @@ def wait_until_written(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def drop_pages(folder: Path) -> int:
-    """The page cache forgets all files in ``folder``; how many bytes they have."""
-    size = 0
-    for file in folder.rglob("*"):
-        if not file.is_file():
-            continue
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            size += os.fstat(descriptor).st_size
-        finally:
-            os.close(descriptor)
-    return size
+def kv_blocks_for(tokens: int) -> int:
+    """Of an engine's cache: one request of so many, as many engines as there are have to fit."""
+    return -(-tokens // BLOCK_TOKENS) + 10
 
 
 class Pair:
@@ -89,7 +78,7 @@ class Pair:
             engine = TtftEngine(
                 max_model_len,
                 system.settings(self._folder),
-                kv_blocks=max(KV_BLOCKS, max_model_len // 32 + 10),
+                kv_blocks=kv_blocks_for(max_model_len),
                 connector=system.connector,
                 interpreter=interpreter,
             )
@@ -148,23 +137,24 @@ class Pair:
 
 
 def start_pairs(
-    names: Sequence[str], folder: Path, length: int, warm_up: list[int], reasons: dict[str, str]
-) -> dict[str, Pair]:
-    """Of each system that can be measured here; why others cannot goes into ``reasons``."""
-    pairs: dict[str, Pair] = {}
+    names: Sequence[str],
+    folder: Path,
+    length: int,
+    warm_up: list[int],
+    pairs: dict[str, Pair],
+    reasons: dict[str, str],
+) -> None:
+    """Into ``pairs`` each system that can be measured here; why others cannot into ``reasons``."""
     for name in names:
         try:
-            pair = Pair(name, folder, length)
-        except subprocess.CalledProcessError as error:
-            reasons[name] = f"it could not be installed: exit status {error.returncode}"
+            pairs[name] = Pair(name, folder, length)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reasons[name] = f"it could not be installed: {error}"
             continue
-        if reason := pair.start(warm_up):
+        if reason := pairs[name].start(warm_up):
             reasons[name] = reason
-            pair.close()
-        else:
-            pairs[name] = pair
+            pairs.pop(name).close()
         print(f"{name}: {reasons.get(name, 'started')}", file=sys.stderr, flush=True)
-    return pairs
 
 
 def measure(
@@ -181,13 +171,13 @@ def measure(
     length = tokens + 64
     reasons: dict[str, str] = {}
     pairs: dict[str, Pair] = {}
-    plain = TtftEngine(length, None)
+    plain = TtftEngine(length, None, kv_blocks=kv_blocks_for(length))
     try:
         plain.wait_until_ready()
         # What is done for the first time is not measured: computing, storing, loading.
         warm_up = fresh(WARM_UP_TOKENS)
         plain.ttft(warm_up)
-        pairs = start_pairs(names, folder, length, warm_up, reasons)
+        start_pairs(names, folder, length, warm_up, pairs, reasons)
         rows = []
         for number in range(documents):
             prompt = fresh(tokens)
@@ -226,15 +216,26 @@ def why_not(name: str, rows: list[dict[str, Any]]) -> str:
 def summary(rows: list[dict[str, Any]], reasons: dict[str, str]) -> dict[str, Any]:
     """The JSON of what ``measure`` found."""
     systems: dict[str, dict[str, Any]] = {
-        name: {"title": SYSTEMS[name].title, "failed": reason} for name, reason in reasons.items()
+        name: described(name) | {"failed": reason} for name, reason in reasons.items()
     }
     for name in rows[0]:
         if name != "plain":
-            systems[name] = {"title": SYSTEMS[name].title} | of_system(name, rows)
+            systems[name] = described(name) | of_system(name, rows)
     return {
         "plain": {"cold_ms": statistics.median(row["plain"]["cold"] * 1e3 for row in rows)},
         "systems": {name: systems[name] for name in SYSTEMS if name in systems},
         "documents": rows,
+    }
+
+
+def described(name: str) -> dict[str, Any]:
+    """What it is."""
+    system = SYSTEMS[name]
+    return {
+        "title": system.title,
+        "checks": system.checks,
+        "packages": [*system.packages],
+        "settings": system.settings(Path("DIR")),
     }
 
 

@@ -36,9 +36,9 @@ of redrawn runs). The JSON of all of it is in `benchmarks/results`.
 """
 DERIVED = """## On GPU nodes
 
-The same script measures there. What limits say until then (`benchmarks/derived.py` has their
-sources): computing at half the peak rate of the GPUs, loading at the rate of the disk or of PCIe.
-No number here was measured, and none has anything of lmkv's own in it.
+No GPU was measured yet. What limits say until one is (`benchmarks/derived.py` has their sources):
+computing at half the peak rate of the GPUs, without attention, and loading at the rate of the disk
+or of PCIe. None of these numbers was measured, and none has anything of lmkv's own in it.
 
 ![On GPU nodes, derived](assets/benchmarks/derived.svg)
 """
@@ -117,61 +117,73 @@ def step_table(result: Result) -> Table:
 def ttft_table(result: Result) -> Table:
     """Of each kind of hit: how long, and against what."""
     against = {
-        "miss": ("miss_vs_cold", "that of the same engine without lmkv"),
+        "miss": ("miss_vs_cold", "the one above"),
+        "slow_disk": ("slow_disk_vs_slow_cold", "the same engine without lmkv"),
         "memory_hit": ("memory_hit_vs_prefix_cache_hit", "a hit in vLLM's own cache"),
         "disk_hit": ("disk_hit_vs_bound", "fio's time for its bytes and two own hits"),
-        "slow_disk": ("slow_disk_vs_slow_cold", "that of the same engine without lmkv"),
     }
+    short, long = result["pair_tokens"], result["tokens"]
     names = {
-        "cold": "computed, without lmkv",
-        "miss": "computed and stored",
-        "prefix_cache_hit": "a hit in vLLM's own cache",
-        "memory_hit": "a hit in lmkv's host memory",
-        "disk_hit": "a hit on the disk, in another engine",
-        "slow_disk": "a hit on a disk that answers half a minute late",
+        "cold": (short, "computed, without lmkv"),
+        "miss": (short, "computed and stored"),
+        "slow_disk": (short, "computed beside a disk that answers half a minute late"),
+        "stored": (long, "computed and stored"),
+        "prefix_cache_hit": (long, "a hit in vLLM's own cache"),
+        "memory_hit": (long, "a hit in lmkv's host memory"),
+        "disk_hit": (long, "a hit on the disk, in another engine"),
     }
     rows = []
-    for kind, name in names.items():
+    for kind, (tokens, name) in names.items():
         compared = target = ""
         if kind in against:
             key, other = against[kind]
             compared = f"{ratio(result['ratios'][key], result['ranges'][key])} of {other}"
             target = f"{result['targets'][key]:.2f}"
-        seconds = f"{result[f'{kind}_ms']:,.0f} ms" if f"{kind}_ms" in result else ""
-        rows.append((name, seconds, compared, target))
-    return ("", "time to first token", "compared", "at most"), rows
+        rows.append((f"{tokens:,}", name, f"{result[f'{kind}_ms']:,.0f} ms", compared, target))
+    for one in result["slow_disk_trials"]:
+        of = f"{one:.2f} of the same engine without lmkv"
+        rows.append((f"{short:,}", "the same, where it tries that disk", "", of, ""))
+    return ("tokens", "", "time to first token", "compared", "at most"), rows
 
 
 def break_even_table(result: Result) -> Table:
     """Of each length: computed, loaded, and how many times as fast that is."""
     rows = [
         (
-            f"{row['tokens']}", f"{row['cold_ms']:,.0f} ms", f"{row['disk_hit_ms']:,.0f} ms",
+            f"{row['tokens']}",
+            *(
+                f"{row[f'{kind}_ms']:,.0f} ms"
+                f" ({row[f'{kind}_range_ms'][0]:,.0f} to {row[f'{kind}_range_ms'][1]:,.0f})"
+                for kind in ("cold", "disk_hit")
+            ),
             f"{row['cold_ms'] / row['disk_hit_ms']:.1f}",
         )
         for row in result["by_tokens"]
     ]  # fmt: skip
+    shortest = result["break_even_tokens"]
+    rows.append((f"loading pays from {shortest} on" if shortest else "it never pays", "", "", ""))
     return ("tokens", "computed", "loaded from the disk", "times as fast"), rows
 
 
 def peers_table(result: Result) -> Table:
     """Of each system: what storing costs, and how long a hit takes; or why there is no number."""
-    rows = [("plain vLLM", f"{result['plain']['cold_ms']:,.0f} ms", "1", "", "", "")]
+    rows = [("plain vLLM", "", f"{result['plain']['cold_ms']:,.0f} ms", "", "", "", "", "")]
     for one in result["systems"].values():
         if "failed" in one:
-            rows.append((one["title"], one["failed"], "", "", "", ""))
+            rows.append((one["title"], "", one["failed"], "", "", "", "", ""))
             continue
         hit = ratio(one["hit_ratio"], one["hit_ratio_range"]) if "hit_ratio" in one else ""
         rows.append(
             (
-                one["title"],
+                one["title"], one["checks"],
                 f"{one['store_ms']:,.0f} ms", ratio(one["store_ratio"], one["store_ratio_range"]),
                 f"{one['hit_ms']:,.0f} ms", hit, f"{one['computed_tokens']}",
+                f"{one['same_answers']:.0%}",
             )
         )  # fmt: skip
     return (
-        "", "computed and stored", "of plain vLLM", "loaded by another engine", "of lmkv",
-        "tokens computed at a hit",
+        "", "checks", "computed and stored", "of the same engine without it",
+        "loaded by another engine", "of lmkv", "tokens computed at a hit", "same first tokens",
     ), rows  # fmt: skip
 
 

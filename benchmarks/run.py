@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--again", action="store_true", help="what is known already, too")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--quick", action="store_true", help="as CI does: the default")
+    how.add_argument("--quick", action="store_true", help="five repetitions of most: the default")
     how.add_argument("--full", action="store_true")
     arguments = parser.parse_args()
 

@@ -18,6 +18,7 @@ from typing import Any
 from vllm_engine import CONNECTOR, Connector, counters_of, engine_processes, make_engine
 
 START_SECONDS = 300.0
+ANSWER_SECONDS = 600.0
 END_SECONDS = 30.0
 
 
@@ -79,9 +80,10 @@ class TtftEngine:
         self._ask("forget")
 
     def set_connector(self, *, is_in: bool) -> None:
-        """Take the connector out of the idle engine, which is vLLM without one then, or put it
-        back. Two engines of one kind differ by a tenth by how their memory happens to lie; so what
-        a connector costs is measured within one.
+        """Take the connector out of the idle engine, which goes on as vLLM without one, if in the
+        layout of the KV cache that the connector has chosen; or put it back. Two engines of one
+        kind differ by a tenth by how their memory happens to lie; so what a connector costs is
+        measured within one.
         """
         self._ask("set_connector", is_in)
 
@@ -97,6 +99,8 @@ class TtftEngine:
     def _ask(self, *request: Any) -> Any:
         with contextlib.suppress(BrokenPipeError):  # then there is nothing to receive, either
             self._connection.send(request)
+        if not self._connection.poll(ANSWER_SECONDS):
+            raise EngineError(f"it did not answer in {ANSWER_SECONDS:.0f} s")
         return self._receive()
 
     def _receive(self) -> Any:

@@ -6,7 +6,6 @@
 #include <mutex>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include "common/background_thread.hpp"
 #include "device/device.hpp"
@@ -16,20 +15,13 @@
 namespace lmkv {
 namespace {
 
-// Somebody waits for a scatter, and one thread does not use all that memory can do. Gathers are to
-// be in nobody's way: one thread does them.
-constexpr unsigned kScatterThreads = 1;  // beside the one that gathers, too
-
 class HostDevice final : public Device {
  public:
   explicit HostDevice(SegmentTable table) : table_(std::move(table)) {}
   ~HostDevice() override { HostDevice::stop(); }
 
   void start() override {
-    threads_.emplace_back([this] { run(true); });
-    for (unsigned i = 0; i < kScatterThreads; ++i) {
-      threads_.emplace_back([this] { run(false); });
-    }
+    thread_ = std::thread([this] { run(); });
   }
 
   void stop() override {
@@ -38,8 +30,7 @@ class HostDevice final : public Device {
       stopping_ = true;
     }
     wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-    threads_.clear();
+    if (thread_.joinable()) thread_.join();
   }
 
   // An engine on the CPU has no stream (0): its forward pass is over when it submits.
@@ -79,15 +70,14 @@ class HostDevice final : public Device {
     wake_.notify_all();
   }
 
-  void run(bool gathers_too) {
+  void run() {
     become_background_thread("lmkv-copy");
     std::unique_lock lock(mutex_);
     for (;;) {
-      wake_.wait(lock, [&] {
-        return !scatters_.empty() || (gathers_too && !gathers_.empty()) ||
-               (stopping_ && unfinished_ == 0);
+      wake_.wait(lock, [this] {
+        return !scatters_.empty() || !gathers_.empty() || (stopping_ && unfinished_ == 0);
       });
-      std::deque<Transfer>& queue = !scatters_.empty() || !gathers_too ? scatters_ : gathers_;
+      std::deque<Transfer>& queue = scatters_.empty() ? gathers_ : scatters_;
       if (queue.empty()) return;
       const Transfer transfer = std::move(queue.front());
       queue.pop_front();
@@ -96,7 +86,6 @@ class HostDevice final : public Device {
       transfer.done(Status::ok());
       lock.lock();
       --unfinished_;
-      if (stopping_ && unfinished_ == 0) wake_.notify_all();
     }
   }
 
@@ -107,7 +96,7 @@ class HostDevice final : public Device {
   std::deque<Transfer> gathers_;
   std::size_t unfinished_ = 0;  // transfers, those that wait for a fence included
   bool stopping_ = false;
-  std::vector<std::thread> threads_;  // last: they use all of the above
+  std::thread thread_;  // last: it uses all of the above
 };
 
 }  // namespace

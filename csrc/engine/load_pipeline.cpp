@@ -251,25 +251,21 @@ void LoadPipeline::end(const std::shared_ptr<ChunkLoad>& load, const Status& sta
 
   Job& job = *load->job;
   bool is_last = false;
-  std::uint64_t bytes = 0;
   {
     const std::lock_guard lock(job.mutex);
     if (job.stages[load->index] == Stage::kEnded) return;  // was given up
     job.stages[load->index] = Stage::kEnded;
-    bytes = job.bytes[load->index];
+    // Counted before the job can be seen to be complete, by whichever chunk ends last.
+    bytes_left_.fetch_sub(job.bytes[load->index], std::memory_order_relaxed);
     if (status.is_ok()) {
+      context_.stats.chunks_loaded.fetch_add(1, std::memory_order_relaxed);
       if (load->from_memory) job.memory_chunks.push_back(load->index);
     } else {
+      count_failed(status);
       job.failed_chunks.push_back(load->index);
       if (job.error.empty()) job.error = status.message();
     }
     is_last = --job.chunks_left == 0;
-  }
-  bytes_left_.fetch_sub(bytes, std::memory_order_relaxed);
-  if (status.is_ok()) {
-    context_.stats.chunks_loaded.fetch_add(1, std::memory_order_relaxed);
-  } else {
-    count_failed(status);
   }
   if (is_last) finish(job);
 }

@@ -52,7 +52,7 @@ def test_what_is_out_of_bounds_or_not_measured_fails(
 def test_a_bound_that_is_none_is_no_gate(tmp_path: Path) -> None:
     done = gate(tmp_path, {"known.p50_us": {"at_mots": 1, "target": 1}})
     assert done.returncode == 2
-    assert "known.p50_us has no bound" in done.stderr
+    assert "known.p50_us has not one bound and a target" in done.stderr
 
 
 def test_every_bound_of_the_gate_is_of_something_that_is_run(

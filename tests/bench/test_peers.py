@@ -26,5 +26,6 @@ def test_each_system_stores_and_loads_the_same_document(tmp_path: Path) -> None:
         assert one["hit_ms"] > 0
     assert result["systems"]["lmkv"]["hit_ratio"] == 1
     # vLLM's own offloading has no worker for the CPU: a reason, and no number.
-    assert result["systems"]["offloading"].keys() == {"title", "failed"}
-    assert "CUDA" in result["systems"]["offloading"]["failed"]
+    other = result["systems"]["offloading"]
+    assert "CUDA" in other["failed"]
+    assert "hit_ms" not in other

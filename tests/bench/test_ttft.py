@@ -22,8 +22,9 @@ def test_every_kind_of_hit_is_what_it_says_and_nothing_is_left(tmp_path: Path) -
         assert row["bytes"] > 4 * 11_000_000
         assert row["bound"] == pytest.approx(row["fio"] + 2 * row["prefix_cache_hit"])
         for hit in ("prefix_cache_hit", "memory_hit", "disk_hit"):
-            assert 0 < row[hit] < row["cold"]
-    assert len(result["pairs"]) == 2
+            assert 0 < row[hit] < row["stored"]
+    assert [row["is_trial"] for row in result["pairs"]] == [1, 0]  # the next is half a minute later
+    assert len(result["slow_disk_trials"]) == 1
     for row in result["pairs"]:
         assert row["slow_disk"] < 20  # and not until that disk has answered
     for name, ratio in result["ratios"].items():
