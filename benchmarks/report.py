@@ -32,7 +32,8 @@ What `python benchmarks/run.py --path DIR` measured on {processor}:
 {cores} cores, {memory_gib} GiB of memory, {gpu}, {filesystem}, {kernel}; {packages}.
 Machines like this one are shared, and their disks drift: what is compared takes turns within one
 run. Ratios are medians, and in brackets is the range of all that was seen (of a decode's: of 90 %
-of redrawn runs). The JSON of all of it is in `benchmarks/results`.
+of redrawn runs): one whose range holds 1 shows no difference. The JSON of all of it is in
+`benchmarks/results`.
 """
 DERIVED = """## On GPU nodes
 
@@ -161,7 +162,7 @@ def break_even_table(result: Result) -> Table:
         for row in result["by_tokens"]
     ]  # fmt: skip
     shortest = result["break_even_tokens"]
-    rows.append((f"loading pays from {shortest} on" if shortest else "it never pays", "", "", ""))
+    rows.append((f"{shortest or 'none'}", "", "from here on loading is quicker", ""))
     return ("tokens", "computed", "loaded from the disk", "times as fast"), rows
 
 
