@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import compose
+import pybind11
 import pytest
 from dockerfile_parse import DockerfileParser
 
@@ -130,7 +131,10 @@ def test_the_host_stage_that_has_no_nvcc_builds_without_cuda(context: Path, tmp_
     """The wheel itself is built of the context by the tests of wheels, with nvcc if it is there."""
     tools = Path(sys.executable).parent
     done = subprocess.run(
-        [tools / "cmake", "-S", context, "-B", tmp_path, f"-DPython_EXECUTABLE={sys.executable}"],
+        [
+            tools / "cmake", "-S", context, "-B", tmp_path,
+            f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        ],
         env=os.environ | {"PATH": f"{tools}:/usr/bin:/bin"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
