@@ -7,9 +7,8 @@ length: one computes and stores a prompt, and another, which has never seen it, 
 directory (``disk_hit``), with the page cache emptied of it, and computes as many other tokens while
 the connector is taken out of it (``cold``). It is told to load whatever is there (``load_policy``
 ``always``): left to itself it would not load what is not worth it. Medians of each length, with
-their range. ``break_even_tokens``
-is the shortest of the lengths from which on every median of a hit is below that of computing; null
-is none.
+their range. ``break_even_tokens`` is the shortest of the lengths from which on every median of a
+hit is below that of computing; null is none.
 """
 
 from __future__ import annotations

@@ -318,11 +318,12 @@ std::set<Root*> LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Sta
     }
     if (ended == 0) return roots;
     if (job->error.empty()) job->error = status.message();
+    // Counted before the job can be seen to be complete, as in end().
+    bytes_left_.fetch_sub(bytes, std::memory_order_relaxed);
+    for (std::size_t i = 0; i < ended; ++i) count_failed(status);
     job->chunks_left -= ended;
     is_last = job->chunks_left == 0;
   }
-  bytes_left_.fetch_sub(bytes, std::memory_order_relaxed);
-  for (std::size_t i = 0; i < ended; ++i) count_failed(status);
   std::vector<std::shared_ptr<ChunkLoad>> unread;
   {
     const std::lock_guard lock(mutex_);
