@@ -49,6 +49,7 @@ ENGINES = ("io_uring", "threads")
 MOST_RSS_GROWTH_MIB = 16.0
 STORES_THAT_ENDED = ("chunks_stored", "stores_already_present", "stores_failed", "gathers_failed")
 FLAT = ("fds", "threads", "slabs_in_use")
+PASSING_THREADS = ("iou-", "lmkv-pages")
 KINDS = (  # of faults
     "eio", "enospc", "edquot", "estale", "erofs", "eagain", "eintr", "short", "truncate", "corrupt",
     "delay", "reorder", "hang",
@@ -279,11 +280,15 @@ def random_spec(dice: random.Random) -> str:
 
 
 def gauges(engines: Sequence[Engine]) -> dict[str, float]:
-    """What is held: memory, descriptors, threads but for the kernel's I/O workers, slabs."""
+    """What is held: memory, descriptors, threads, slabs.
+
+    Threads but for those that end by themselves: the kernel's I/O workers, and the one that brings
+    a slab pool's pages, which is gone once all slabs have been in use.
+    """
     threads = 0
     for task in Path("/proc/self/task").iterdir():
         try:
-            threads += not (task / "comm").read_text().startswith("iou-")
+            threads += not (task / "comm").read_text().startswith(PASSING_THREADS)
         except OSError:  # it has just ended
             continue
     pages = int(Path("/proc/self/statm").read_text().split()[1])
