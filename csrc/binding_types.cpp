@@ -25,17 +25,6 @@ Digest<Tag> digest_from(const std::string& bytes, std::string_view what) {
   return digest;
 }
 
-NamespaceDigest namespace_from(const std::string& bytes) {
-  return digest_from<struct NamespaceDigestTag>(bytes, "a namespace");
-}
-
-std::vector<ChunkKey> keys_from(const std::vector<std::string>& keys) {
-  std::vector<ChunkKey> converted;
-  converted.reserve(keys.size());
-  std::transform(keys.begin(), keys.end(), std::back_inserter(converted), key_from);
-  return converted;
-}
-
 std::vector<BlockId> blocks_from(const std::vector<std::uint32_t>& ids) {
   std::vector<BlockId> blocks(ids.size());
   std::transform(ids.begin(), ids.end(), blocks.begin(),
@@ -73,11 +62,6 @@ SharedChoice shared_from(const std::string& name) {
                                  {{{"auto", SharedChoice::kAuto},
                                    {"yes", SharedChoice::kShared},
                                    {"no", SharedChoice::kLocal}}});
-}
-
-Access access_from(const std::string& name) {
-  return one_of<Access, 2>(name, "file_mode",
-                           {{{"private", Access::kPrivate}, {"group", Access::kGroup}}});
 }
 
 TransferMode transfer_mode_from(const std::string& name, std::string_view setting) {
@@ -135,6 +119,22 @@ ChunkKey key_from(const std::string& bytes) {
   return digest_from<struct ChunkKeyTag>(bytes, "a chunk's key");
 }
 
+std::vector<ChunkKey> keys_from(const std::vector<std::string>& keys) {
+  std::vector<ChunkKey> converted;
+  converted.reserve(keys.size());
+  std::transform(keys.begin(), keys.end(), std::back_inserter(converted), key_from);
+  return converted;
+}
+
+NamespaceDigest namespace_from(const std::string& bytes) {
+  return digest_from<struct NamespaceDigestTag>(bytes, "a namespace");
+}
+
+Access access_from(const std::string& name) {
+  return one_of<Access, 2>(name, "file_mode",
+                           {{{"private", Access::kPrivate}, {"group", Access::kGroup}}});
+}
+
 RootReport report_root(const std::string& root, const std::string& io_engine,
                        const std::string& direct_io, const std::string& shared,
                        const std::string& file_mode) {
@@ -178,7 +178,8 @@ EngineOptions make_options(const RootsArgument& root, const std::string& namespa
                            std::size_t store_depth, const TransferOptions& transfer,
                            std::uint64_t capacity, double free_space_floor, double load_timeout,
                            const std::string& shared, const std::string& file_mode,
-                           const std::string& eviction, double max_age) {
+                           const std::string& eviction, double max_age,
+                           const std::string& arena_directory) {
   EngineOptions options;
   options.roots = roots_from(root);
   options.namespace_digest = namespace_from(namespace_digest);
@@ -210,6 +211,7 @@ EngineOptions make_options(const RootsArgument& root, const std::string& namespa
   options.housekeeping.max_age = std::chrono::seconds(static_cast<std::int64_t>(max_age));
   options.shared = shared_from(shared);
   options.access = access_from(file_mode);
+  options.arena_directory = arena_directory;
   return options;
 }
 

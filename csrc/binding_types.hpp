@@ -26,8 +26,12 @@ class ConfigError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Of 32 bytes; throws ConfigError.
+// Of 32 bytes; throw ConfigError.
 ChunkKey key_from(const std::string& bytes);
+std::vector<ChunkKey> keys_from(const std::vector<std::string>& keys);
+NamespaceDigest namespace_from(const std::string& bytes);
+// "private" or "group"; throws ConfigError.
+Access access_from(const std::string& name);
 
 struct RootReport {
   std::string filesystem;
@@ -63,7 +67,8 @@ EngineOptions make_options(const RootsArgument& root, const std::string& namespa
                            std::size_t store_depth, const TransferOptions& transfer,
                            std::uint64_t capacity, double free_space_floor, double load_timeout,
                            const std::string& shared, const std::string& file_mode,
-                           const std::string& eviction, double max_age);
+                           const std::string& eviction, double max_age,
+                           const std::string& arena_directory);
 std::unique_ptr<Engine> make_engine(const EngineOptions& options);
 // Without faults where there are none.
 std::unique_ptr<Engine> make_measured_engine(const EngineOptions& options,

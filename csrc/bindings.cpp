@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "binding_arena.hpp"
 #include "binding_policy.hpp"
 #include "binding_tree.hpp"
 #include "binding_types.hpp"
@@ -76,7 +77,7 @@ void bind_engine(py::module_& m) {
            "transfer"_a = transfer, "capacity"_a = defaults.capacity,
            "free_space_floor"_a = defaults.free_space_floor, "load_timeout"_a = 0.0,
            "shared"_a = "auto", "file_mode"_a = "private", "eviction"_a = "reuse",
-           "max_age"_a = 0.0);
+           "max_age"_a = 0.0, "arena_directory"_a = "");
 
   py::native_enum<CompletionKind>(m, "CompletionKind", "enum.Enum")
       .value("GATHERED", CompletionKind::kGathered)
@@ -196,6 +197,43 @@ void bind_policy(py::module_& m) {
   m.attr("USE_TICK_SECONDS") = kUseTick.count();
 }
 
+void bind_arena(py::module_& m) {
+  // Its destructor unmaps: without the GIL.
+  py::class_<ArenaView>(m, "ArenaView", py::release_gil_before_calling_cpp_dtor())
+      .def(py::init(&make_arena_view), py::kw_only(), "directory"_a, "slab_bytes"_a, "file_mode"_a,
+           "namespace"_a, "ranks"_a, py::call_guard<py::gil_scoped_release>())
+      .def("leading", &leading_in_arena, "keys"_a)
+      .def("__contains__", &is_in_arena, "key"_a);
+
+  py::class_<ArenaReport::Member>(m, "ArenaMember")
+      .def_readonly("pid", &ArenaReport::Member::pid)
+      .def_readonly("is_alive", &ArenaReport::Member::is_alive);
+  py::class_<ArenaCounts>(m, "ArenaCounts")
+      .def_readonly("total", &ArenaCounts::total)
+      .def_readonly("unused", &ArenaCounts::unused)
+      .def_readonly("bare", &ArenaCounts::bare)
+      .def_readonly("filling", &ArenaCounts::filling)
+      .def_readonly("ready", &ArenaCounts::ready)
+      .def_readonly("held", &ArenaCounts::held)
+      .def_readonly("orphaned", &ArenaCounts::orphaned);
+  py::class_<ArenaReport>(m, "ArenaReport")
+      .def_readonly("path", &ArenaReport::path)
+      .def_readonly("bytes", &ArenaReport::bytes)
+      .def_readonly("bytes_taken", &ArenaReport::bytes_taken)
+      .def_readonly("slab_bytes", &ArenaReport::slab_bytes)
+      .def_readonly("slots", &ArenaReport::slots)
+      .def_readonly("members", &ArenaReport::members)
+      .def_readonly("repairs", &ArenaReport::repairs)
+      .def_readonly("fault", &ArenaReport::fault);
+  m.def("arena_report", &arena_report, "directory"_a, "slab_bytes"_a, "file_mode"_a = "private",
+        py::call_guard<py::gil_scoped_release>());
+  py::class_<ArenaFreed>(m, "ArenaFreed")
+      .def_readonly("bytes", &ArenaFreed::bytes)
+      .def_readonly("removed", &ArenaFreed::removed);
+  m.def("empty_arena", &free_arena, "directory"_a, "slab_bytes"_a, "file_mode"_a = "private",
+        py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 }  // namespace lmkv::python
 
@@ -207,10 +245,14 @@ PYBIND11_MODULE(_C, m) {
   const py::object device_error =
       py::register_exception<lmkv::DeviceError>(m, "DeviceError", PyExc_RuntimeError);
   device_error.attr("__module__") = "lmkv";
+  const py::object arena_error =
+      py::register_exception<lmkv::ArenaError>(m, "ArenaError", PyExc_RuntimeError);
+  arena_error.attr("__module__") = "lmkv";
   lmkv::python::bind_build(m);
   lmkv::python::bind_engine(m);
   lmkv::python::bind_bench(m);
   lmkv::python::bind_directory(m);
   lmkv::python::bind_tree(m);
   lmkv::python::bind_policy(m);
+  lmkv::python::bind_arena(m);
 }

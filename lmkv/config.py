@@ -10,7 +10,7 @@ import os.path
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmkv.errors import ConfigError
 
@@ -30,6 +30,7 @@ LONGEST_AGE = 10 * 366 * 86_400
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?\s*", re.IGNORECASE)
 _AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*")
+_SHARED = "shared:"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%?\s*")
 _TRUE = frozenset({"true", "1", "yes", "on"})
@@ -50,6 +51,25 @@ def parse_size(value: object) -> int:
     number, unit = match.group(1), (match.group(2) or "B").upper()
     base = 1024 if "I" in unit else 1000
     return int(float(number) * base ** "BKMGT".index(unit[0]))
+
+
+class HostMemory(NamedTuple):
+    """``bytes``, of each worker alone; or of an arena that all engines of the node share."""
+
+    bytes: int
+    is_shared: bool = False
+
+    def __str__(self) -> str:
+        return f"{_SHARED if self.is_shared else ''}{format_size(self.bytes)}"
+
+
+def parse_host_memory(value: object) -> HostMemory:
+    """As ``parse_size``, or text such as ``"shared:64GiB"``."""
+    if isinstance(value, HostMemory):
+        return value
+    if isinstance(value, str) and value.strip().startswith(_SHARED):
+        return HostMemory(parse_size(value.strip().removeprefix(_SHARED)), is_shared=True)
+    return HostMemory(parse_size(value))
 
 
 def parse_age(value: object) -> float:
@@ -182,13 +202,21 @@ class Config:
         unit="tokens",
         default=256,
     )
-    host_memory: int = _setting(
-        parse_size,
+    host_memory: HostMemory = _setting(
+        parse_host_memory,
         "Host memory of each worker (rank) for chunks on their way to and from the disk; what "
         "is not in flight keeps recent chunks, so that they are loaded without the disk. With a "
-        "GPU it is taken at the start, without one as it is used and 256 MiB ahead.",
+        "GPU it is taken at the start, without one as it is used and 256 MiB ahead. "
+        '`"shared:64GiB"`: so much for all engines of this user on this node together, each of '
+        "which finds there what any of them stored or loaded; what is there stays when they end "
+        "(`docs/node-memory.md`).",
         unit="bytes",
-        default=2 << 30,
+        default=HostMemory(2 << 30),
+    )
+    arena_directory: str = _setting(
+        _parse_path,
+        "Where host memory that is shared lies: a tmpfs or hugetlbfs that all those engines see.",
+        default="/dev/shm",
     )
     capacity: int = _setting(
         parse_size,
@@ -296,7 +324,6 @@ class Config:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("chunk_tokens", 1, 1 << 20),
-            ("host_memory", 1 << 20, 1 << 50),
             ("capacity", 0, 1 << 60),
             ("free_space_floor", 0, 90),
             ("io_threads", 1, 64),
@@ -306,6 +333,10 @@ class Config:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name}: must be between {low} and {high}, not {value}")
+        if not 1 << 20 <= self.host_memory.bytes <= 1 << 50:
+            raise ConfigError(
+                f"host_memory: must be between {1 << 20} and {1 << 50}, not {self.host_memory.bytes}"
+            )
         if len(self.namespace) > 256 or not self.namespace.isprintable():
             raise ConfigError("namespace: must be at most 256 printable characters")
 
@@ -383,6 +414,8 @@ def _default_text(spec: "Field[Any]") -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, HostMemory):
+        return str(value)
     return ", ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
 
 

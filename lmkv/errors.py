@@ -1,5 +1,5 @@
 """The exceptions that lmkv raises. Those of the C++ core are the same classes."""
 
-from lmkv._C import ConfigError, DeviceError
+from lmkv._C import ArenaError, ConfigError, DeviceError
 
-__all__ = ["ConfigError", "DeviceError"]
+__all__ = ["ArenaError", "ConfigError", "DeviceError"]

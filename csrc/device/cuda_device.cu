@@ -67,7 +67,7 @@ class CudaDevice final : public Device {
 
   [[nodiscard]] std::string pin(std::byte* begin, std::size_t bytes) override {
     const OnDevice device(ordinal_);
-    const int node = numa_node();
+    const int node = find_numa_node();
     if (prefer_numa_node(begin, bytes, node)) numa_ = "node " + std::to_string(node);
     cudaError_t error = device.error();
     if (error == cudaSuccess) {
@@ -90,6 +90,12 @@ class CudaDevice final : public Device {
   void unpin(std::byte* begin) override {
     const OnDevice device(ordinal_);
     if (cudaHostUnregister(begin) != cudaSuccess) static_cast<void>(cudaGetLastError());
+  }
+
+  [[nodiscard]] bool pins_memory() const override { return true; }
+  [[nodiscard]] int numa_node() const override {
+    const OnDevice device(ordinal_);
+    return find_numa_node();
   }
 
   [[nodiscard]] std::string failure() const override { return health_.failure(); }
@@ -136,7 +142,7 @@ class CudaDevice final : public Device {
   }
 
   // -1 where it is not known.
-  [[nodiscard]] int numa_node() const {
+  [[nodiscard]] int find_numa_node() const {
     char bus_id[32] = {};
     if (cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, ordinal_) != cudaSuccess) {
       static_cast<void>(cudaGetLastError());

@@ -72,6 +72,10 @@ class Device {
   // transfers work either way. Undone by `unpin`.
   [[nodiscard]] virtual std::string pin(std::byte* begin, std::size_t bytes) = 0;
   virtual void unpin(std::byte* begin) = 0;
+  // Whether pin() needs all of the memory to be there.
+  [[nodiscard]] virtual bool pins_memory() const { return false; }
+  // The NUMA node that it is near to; -1 where that is not known or all are as near.
+  [[nodiscard]] virtual int numa_node() const { return -1; }
 
   // Why the device is lost for good, or "". From then on every transfer fails with these words, so
   // none need be submitted. Any thread; never blocks.

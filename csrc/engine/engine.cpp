@@ -37,6 +37,7 @@ void Engine::touch(const std::vector<UsedChunk>& chunks, UseTime used_at) {
 
 std::vector<Completion> Engine::poll() {
   loads_.give_up_late();
+  loads_.start_arrived();
   trials_.begin_due();
   return context_.jobs.poll();
 }
@@ -97,6 +98,9 @@ std::map<std::string, std::string> Engine::info() const {
   all.merge(context_.roots->info());
   all["device_failure"] = context_.device->failure();
   all["pin_error"] = context_.pool->pin_error();
+  all["host_memory"] = context_.pool->info();
+  all["arena_error"] = context_.arena_error;
+  all["arena_slab_bytes"] = std::to_string(context_.pool->shared_slab_bytes());
   all["block_bytes"] = std::to_string(context_.table.block_bytes());
   all["segments"] = std::to_string(context_.table.segments().size());
   return all;

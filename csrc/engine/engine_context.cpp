@@ -4,14 +4,30 @@
 #include <string>
 #include <utility>
 
+#include "arena/arena_pool.hpp"
+
 namespace lmkv {
 
 EngineContext::EngineContext(const EngineOptions& with, EngineParts parts)
     : options(with), table(with.segments), device(std::move(parts.device)) {
-  const std::size_t slab_bytes = slab_bytes_of(options);
-  pool = std::make_unique<SlabPool>(slab_bytes, options.host_memory / slab_bytes, *device);
+  pool = make_pool();
   device->start();
   roots = std::make_unique<Roots>(options, std::move(parts.roots), pool->memory());
+}
+
+// Without the arena that was asked for an engine works as well, for itself.
+std::unique_ptr<SlabPool> EngineContext::make_pool() {
+  const std::size_t slab_bytes = slab_bytes_of(options);
+  if (!options.arena_directory.empty()) {
+    const ArenaPlace place{options.arena_directory, slab_bytes, options.access};
+    try {
+      return std::make_unique<ArenaPool>(place, options.host_memory, options.namespace_digest,
+                                         options.rank, *device);
+    } catch (const ArenaError& error) {
+      arena_error = error.what();
+    }
+  }
+  return std::make_unique<PrivateSlabPool>(slab_bytes, options.host_memory / slab_bytes, *device);
 }
 
 ChunkIdentity EngineContext::identity(const ChunkKey& key, std::uint64_t token_begin,
@@ -41,9 +57,11 @@ void EngineContext::check_blocks(const std::vector<BlockId>& blocks) const {
   }
 }
 
-std::optional<SharedSlab> EngineContext::find_in_memory(const ChunkIdentity& wanted) {
-  std::optional<SharedSlab> found = pool->find(wanted.key);
-  if (found && verify_header(found->bytes(), wanted) != ChunkFault::kNone) found.reset();
+SlabPool::Found EngineContext::find_in_memory(const ChunkIdentity& wanted) {
+  SlabPool::Found found = pool->find(wanted.key);
+  if (found.chunk && verify_header(found.chunk->bytes(), wanted) != ChunkFault::kNone) {
+    found.chunk.reset();
+  }
   return found;
 }
 

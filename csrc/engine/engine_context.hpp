@@ -4,7 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <optional>
+#include <string>
 
 #include "common/busy_time.hpp"
 #include "device/device.hpp"
@@ -28,7 +28,7 @@ struct EngineContext {
   void check_blocks(const std::vector<BlockId>& blocks) const;
 
   // A chunk that is in a slab, sealed, in the shape that is asked for.
-  [[nodiscard]] std::optional<SharedSlab> find_in_memory(const ChunkIdentity& wanted);
+  [[nodiscard]] SlabPool::Found find_in_memory(const ChunkIdentity& wanted);
 
   const EngineOptions options;
   const SegmentTable table;
@@ -39,8 +39,12 @@ struct EngineContext {
   JobBoard jobs;
   std::atomic<bool> closed{false};
   std::unique_ptr<Device> device;
+  std::string arena_error;  // why there is no arena where one was asked for
   std::unique_ptr<SlabPool> pool;
   std::unique_ptr<Roots> roots;
+
+ private:
+  std::unique_ptr<SlabPool> make_pool();
 };
 
 }  // namespace lmkv

@@ -11,6 +11,13 @@
 
 namespace lmkv {
 
+namespace {
+
+// How long a chunk is waited for that another brings: longer than a disk takes that works.
+constexpr auto kArrival = std::chrono::seconds(1);
+
+}  // namespace
+
 struct LoadPipeline::Job {
   JobId id{};
   std::shared_ptr<const Fence> after;
@@ -121,16 +128,28 @@ void LoadPipeline::start(std::shared_ptr<ChunkLoad> load) {
   if (const std::string lost = context_.device->failure(); !lost.empty()) {
     return end(load, Status::device(lost));
   }
-  load->verified = context_.find_in_memory(load->identity);
+  SlabPool::Found found = context_.find_in_memory(load->identity);
   if (load->root != nullptr && !load->root->loads.is_out()) {
     load->root->files().touch(load->root->paths.chunk(load->identity.key),
                               use_stamp(load->job->used_at, load->identity.token_begin));
   }
-  if (load->verified) {
-    load->from_memory = true;
-    context_.stats.memory_hits.fetch_add(1, std::memory_order_relaxed);
-    return scatter(std::move(load));
+  if (found.chunk) return start_found(std::move(load), std::move(*found.chunk));
+  if (found.is_arriving) {
+    const std::lock_guard lock(mutex_);
+    awaited_.push_back({std::move(load), Clock::now() + kArrival});
+    return;
   }
+  start_reading(std::move(load));
+}
+
+void LoadPipeline::start_found(std::shared_ptr<ChunkLoad> load, SharedSlab chunk) {
+  load->verified = std::move(chunk);
+  load->from_memory = true;
+  context_.stats.memory_hits.fetch_add(1, std::memory_order_relaxed);
+  scatter(std::move(load));
+}
+
+void LoadPipeline::start_reading(std::shared_ptr<ChunkLoad> load) {
   if (load->root == nullptr || !load->root->loads.admits()) {
     return end(load, Status::out_of_service());
   }
@@ -139,6 +158,26 @@ void LoadPipeline::start(std::shared_ptr<ChunkLoad> load) {
     queue_of(*load->root).waiting.push(load->job->number(), load);
   }
   start_waiting();
+}
+
+void LoadPipeline::start_arrived(Clock::time_point now) {
+  std::vector<Awaited> awaited;
+  {
+    const std::lock_guard lock(mutex_);
+    awaited.swap(awaited_);
+  }
+  for (Awaited& each : awaited) {
+    SlabPool::Found found = context_.find_in_memory(each.load->identity);
+    if (found.chunk) {
+      context_.stats.chunks_awaited.fetch_add(1, std::memory_order_relaxed);
+      start_found(std::move(each.load), std::move(*found.chunk));
+    } else if (!found.is_arriving || now >= each.until) {
+      start_reading(std::move(each.load));
+    } else {
+      const std::lock_guard lock(mutex_);
+      awaited_.push_back(std::move(each));
+    }
+  }
 }
 
 bool LoadPipeline::is_waiting() const {
@@ -156,9 +195,10 @@ void LoadPipeline::start_waiting() {
       const std::lock_guard lock(mutex_);
       RootQueue* const queue = next_readable();
       if (queue == nullptr) return;
-      slab = context_.pool->try_acquire();
+      load = queue->waiting.front();
+      slab = context_.pool->try_acquire(load->identity.key);
       if (!slab) return;
-      load = queue->waiting.pop();
+      queue->waiting.pop();
       ++queue->reading;
     }
     read(std::move(load), std::move(*slab));
@@ -327,6 +367,7 @@ std::set<Root*> LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Sta
   std::vector<std::shared_ptr<ChunkLoad>> unread;
   {
     const std::lock_guard lock(mutex_);
+    std::erase_if(awaited_, [&](const Awaited& each) { return each.load->job == job; });
     for (const Root* root : roots) {
       for (std::shared_ptr<ChunkLoad>& load : queue_of(*root).waiting.remove(job->number())) {
         unread.push_back(std::move(load));

@@ -35,6 +35,10 @@ class LoadPipeline {
   // Gives up the jobs whose time is over.
   void give_up_late(Clock::time_point now = Clock::now());
 
+  // Starts what was waiting for another load, or another engine, to bring it: that has come, or
+  // takes too long.
+  void start_arrived(Clock::time_point now = Clock::now());
+
   // Any thread: whether chunks wait for a slab, and for nothing else.
   [[nodiscard]] bool is_waiting() const;
   // Any thread: a slab may have come free.
@@ -51,6 +55,8 @@ class LoadPipeline {
   std::vector<std::shared_ptr<ChunkLoad>> make_loads(std::vector<LoadChunk> chunks,
                                                      const std::shared_ptr<Job>& job) const;
   void start(std::shared_ptr<ChunkLoad> load);
+  void start_found(std::shared_ptr<ChunkLoad> load, SharedSlab chunk);
+  void start_reading(std::shared_ptr<ChunkLoad> load);
   void read(std::shared_ptr<ChunkLoad> load, Slab slab);
   void verify(std::shared_ptr<ChunkLoad> load, const Status& read_status);
   void note_health(const ChunkLoad& load, const Status& status);
@@ -89,6 +95,12 @@ class LoadPipeline {
   std::size_t next_queue_ = 0;  // whose turn it is
   std::unordered_map<std::uint64_t, std::shared_ptr<Job>> jobs_;
   Clock::time_point next_deadline_ = Clock::time_point::max();
+  // What is on its way to memory by another's hand, and until when that is waited for.
+  struct Awaited {
+    std::shared_ptr<ChunkLoad> load;
+    Clock::time_point until;
+  };
+  std::vector<Awaited> awaited_;
   // A root that was reading for a job that was cancelled. One for each root at most.
   struct Watch {
     Root* root;

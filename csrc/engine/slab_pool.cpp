@@ -31,7 +31,7 @@ SharedSlab::~SharedSlab() {
 
 std::span<std::byte> SharedSlab::bytes() const { return pool_->bytes_of(index_); }
 
-SlabPool::SlabPool(std::size_t slab_bytes, std::size_t count, Device& device)
+PrivateSlabPool::PrivateSlabPool(std::size_t slab_bytes, std::size_t count, Device& device)
     : slab_bytes_(slab_bytes),
       device_(device),
       memory_bytes_(slab_bytes * count),
@@ -57,18 +57,18 @@ SlabPool::SlabPool(std::size_t slab_bytes, std::size_t count, Device& device)
   }
 }
 
-SlabPool::~SlabPool() {
+PrivateSlabPool::~PrivateSlabPool() {
   assert(counts().in_use == 0);
   pages_.reset();
   if (pin_error_.empty()) device_.unpin(memory_);
   ::munmap(mapping_, mapped_bytes_);
 }
 
-std::span<std::byte> SlabPool::bytes_of(std::size_t index) const {
+std::span<std::byte> PrivateSlabPool::bytes_of(std::size_t index) const {
   return {memory_ + index * slab_bytes_, slab_bytes_};
 }
 
-std::optional<Slab> SlabPool::try_acquire() {
+std::optional<Slab> PrivateSlabPool::acquire(const ChunkKey*) {
   std::optional<std::size_t> index;
   bool is_fresh = false;
   {
@@ -80,10 +80,10 @@ std::optional<Slab> SlabPool::try_acquire() {
     used_ = std::max(used_, *index + 1);
   }
   if (is_fresh && pages_) pages_->reach((*index + 1) * slab_bytes_ + kBytesAhead);
-  return Slab(this, *index);
+  return make_slab(*index);
 }
 
-std::optional<std::size_t> SlabPool::take_unused() {
+std::optional<std::size_t> PrivateSlabPool::take_unused() {
   if (!free_.empty()) {
     const std::size_t index = free_.back();
     free_.pop_back();
@@ -97,27 +97,27 @@ std::optional<std::size_t> SlabPool::take_unused() {
   return index;
 }
 
-SharedSlab SlabPool::publish(Slab slab, const ChunkKey& key) {
-  slab.pool_ = nullptr;  // its use goes over to the shared handle
+SharedSlab PrivateSlabPool::publish(Slab slab, const ChunkKey& key) {
+  const std::size_t index = take_over(slab);
   const std::lock_guard lock(mutex_);
-  if (by_key_.emplace(key, slab.index_).second) entries_[slab.index_].key = key;
-  return {this, slab.index_};
+  if (by_key_.emplace(key, index).second) entries_[index].key = key;
+  return make_shared_slab(index);
 }
 
-std::optional<SharedSlab> SlabPool::find(const ChunkKey& key) {
+SlabPool::Found PrivateSlabPool::find(const ChunkKey& key) {
   const std::lock_guard lock(mutex_);
   const auto found = by_key_.find(key);
-  if (found == by_key_.end()) return std::nullopt;
+  if (found == by_key_.end()) return {};
   Entry& entry = entries_[found->second];
   if (entry.in_lru) {
     lru_.erase(*entry.in_lru);
     entry.in_lru.reset();
   }
   ++entry.users;
-  return SharedSlab(this, found->second);
+  return {make_shared_slab(found->second), false};
 }
 
-void SlabPool::release(std::size_t index) {
+void PrivateSlabPool::release(std::size_t index) {
   const std::lock_guard lock(mutex_);
   Entry& entry = entries_[index];
   if (--entry.users > 0) return;
@@ -128,7 +128,7 @@ void SlabPool::release(std::size_t index) {
   }
 }
 
-SlabCounts SlabPool::counts() const {
+SlabCounts PrivateSlabPool::counts() const {
   const std::lock_guard lock(mutex_);
   SlabCounts counts{entries_.size(), free_.size(), 0, lru_.size()};
   counts.in_use = counts.total - counts.free - counts.cached;

@@ -80,39 +80,81 @@ struct SlabCounts {
 // held for nanoseconds.
 class SlabPool {
  public:
-  // `count` slabs of `slab_bytes` (whole pages), pinned by `device`: a GPU's takes all the memory
-  // now, the host's as it is used, and 256 MiB ahead of that. Throws std::bad_alloc.
-  SlabPool(std::size_t slab_bytes, std::size_t count, Device& device);
+  SlabPool() = default;
   SlabPool(const SlabPool&) = delete;
   SlabPool& operator=(const SlabPool&) = delete;
   // Every handle is gone by then.
-  ~SlabPool();
+  virtual ~SlabPool() = default;
 
-  // A free slab, or that of the least recently used cached chunk.
-  [[nodiscard]] std::optional<Slab> try_acquire();
+  // A free slab, or that of the least recently used cached chunk. With the chunk that will be read
+  // into it, whoever looks for that finds out that it is on its way.
+  [[nodiscard]] std::optional<Slab> try_acquire() { return acquire(nullptr); }
+  [[nodiscard]] std::optional<Slab> try_acquire(const ChunkKey& wanted) { return acquire(&wanted); }
 
   // Makes the chunk in `slab` findable. If the key is there already, the older one stays.
-  [[nodiscard]] SharedSlab publish(Slab slab, const ChunkKey& key);
-  [[nodiscard]] std::optional<SharedSlab> find(const ChunkKey& key);
+  [[nodiscard]] virtual SharedSlab publish(Slab slab, const ChunkKey& key) = 0;
 
-  [[nodiscard]] SlabCounts counts() const;
-  [[nodiscard]] SlabMemory memory() const { return {memory_, memory_bytes_, slab_bytes_}; }
+  struct Found {
+    std::optional<SharedSlab> chunk;
+    bool is_arriving = false;  // somebody reads or gathers it just now: worth a moment
+  };
+  [[nodiscard]] virtual Found find(const ChunkKey& key) = 0;
+
+  [[nodiscard]] virtual SlabCounts counts() const = 0;
+  [[nodiscard]] virtual SlabMemory memory() const = 0;
+  // Of an arena; 0 for slabs of one engine alone.
+  [[nodiscard]] virtual std::size_t shared_slab_bytes() const { return 0; }
+  // What it is, for people.
+  [[nodiscard]] virtual std::string info() const = 0;
+  // Why the device could not pin it; "" if it could.
   [[nodiscard]] const std::string& pin_error() const { return pin_error_; }
+
+ protected:
+  [[nodiscard]] Slab make_slab(std::size_t index) { return {this, index}; }
+  [[nodiscard]] SharedSlab make_shared_slab(std::size_t index) { return {this, index}; }
+  // The handle's use goes over to the caller.
+  [[nodiscard]] static std::size_t take_over(Slab& slab) {
+    slab.pool_ = nullptr;
+    return slab.index_;
+  }
+
+  std::string pin_error_;
 
  private:
   friend class Slab;
   friend class SharedSlab;
 
+  [[nodiscard]] virtual std::optional<Slab> acquire(const ChunkKey* wanted) = 0;
+  [[nodiscard]] virtual std::span<std::byte> bytes_of(std::size_t index) const = 0;
+  virtual void release(std::size_t index) = 0;
+};
+
+// Of one engine's own.
+class PrivateSlabPool final : public SlabPool {
+ public:
+  // `count` slabs of `slab_bytes` (whole pages), pinned by `device`: a GPU's takes all the memory
+  // now, the host's as it is used, and 256 MiB ahead of that. Throws std::bad_alloc.
+  PrivateSlabPool(std::size_t slab_bytes, std::size_t count, Device& device);
+  ~PrivateSlabPool() override;
+
+  [[nodiscard]] SharedSlab publish(Slab slab, const ChunkKey& key) override;
+  [[nodiscard]] Found find(const ChunkKey& key) override;
+  [[nodiscard]] SlabCounts counts() const override;
+  [[nodiscard]] SlabMemory memory() const override { return {memory_, memory_bytes_, slab_bytes_}; }
+  [[nodiscard]] std::string info() const override { return "of this engine alone"; }
+
+ private:
   struct Entry {
     std::optional<ChunkKey> key;                             // set while findable
     std::uint32_t users = 0;                                 // handles
     std::optional<std::list<std::size_t>::iterator> in_lru;  // set while cached
   };
 
+  [[nodiscard]] std::optional<Slab> acquire(const ChunkKey* wanted) override;
   // An index that nobody uses, and its state reset; caller holds mutex_.
   [[nodiscard]] std::optional<std::size_t> take_unused();
-  [[nodiscard]] std::span<std::byte> bytes_of(std::size_t index) const;
-  void release(std::size_t index);
+  [[nodiscard]] std::span<std::byte> bytes_of(std::size_t index) const override;
+  void release(std::size_t index) override;
 
   const std::size_t slab_bytes_;
   Device& device_;
@@ -120,7 +162,6 @@ class SlabPool {
   std::size_t memory_bytes_;
   std::size_t mapped_bytes_;
   void* mapping_ = nullptr;
-  std::string pin_error_;
   std::unique_ptr<PageSupply> pages_;  // may be none
 
   mutable std::mutex mutex_;

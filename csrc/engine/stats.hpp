@@ -22,6 +22,7 @@ struct Stats {
   Counter chunks_loaded{0};       // into the KV cache, from memory or the directory
   Counter bytes_loaded{0};        // read from the directory and verified
   Counter memory_hits{0};         // chunks loaded that were still in a slab
+  Counter chunks_awaited{0};      // of these: another load or engine was bringing them
   Counter loads_cancelled{0};     // chunks not loaded: nobody waited for them any more
   Counter loads_failed{0};        // chunks not loaded, for any other reason
   Counter loads_timed_out{0};     // of these: given up after load_timeout
@@ -42,6 +43,7 @@ struct Stats {
             {"chunks_loaded", chunks_loaded},
             {"bytes_loaded", bytes_loaded},
             {"memory_hits", memory_hits},
+            {"chunks_awaited", chunks_awaited},
             {"loads_cancelled", loads_cancelled},
             {"loads_failed", loads_failed},
             {"loads_refused", loads_refused},

@@ -57,7 +57,7 @@ std::optional<JobId> StorePipeline::begin(const ChunkKey& key, std::uint64_t tok
   job->used_ns = use_stamp(used_at, token_begin);
   job->root = context_.roots->of(key);
   if (!may_begin(*job)) return std::nullopt;
-  job->sealed = context_.find_in_memory(job->identity);
+  job->sealed = context_.find_in_memory(job->identity).chunk;
   if (!job->sealed) {
     if (!loads_.is_waiting()) job->filling = context_.pool->try_acquire();
     if (!job->filling) {

@@ -13,7 +13,7 @@ TransferBench::TransferBench(const std::string& device, const std::vector<Segmen
                              const TransferOptions& options, std::size_t host_bytes)
     : block_bytes_(SegmentTable(segments).block_bytes()),
       device_(make_device(device, SegmentTable(segments), options)),
-      pool_(std::make_unique<SlabPool>(round_up_to_page(host_bytes), 1, *device_)) {
+      pool_(std::make_unique<PrivateSlabPool>(round_up_to_page(host_bytes), 1, *device_)) {
   device_->start();
   slab_ = pool_->try_acquire();
 }

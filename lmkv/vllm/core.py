@@ -19,7 +19,8 @@ def core_settings(config: Config) -> dict[str, Any]:
     depths = depths_of(config.path)
     return {
         "root": list(config.path),
-        "host_memory": config.host_memory,
+        "host_memory": config.host_memory.bytes,
+        "arena_directory": config.arena_directory if config.host_memory.is_shared else "",
         "io_engine": config.io_engine,
         "direct_io": config.direct_io,
         "io_threads": config.io_threads,

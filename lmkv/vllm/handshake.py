@@ -51,6 +51,12 @@ class Handshake:
         """Of the rank that has the fewest."""
         return min(hello.slabs for hello in self._hellos.values())
 
+    @property
+    def arena_slab_bytes(self) -> int:
+        """Of the arena that all ranks share; 0 where there is none, or not one for all."""
+        sizes = {hello.arena_slab_bytes for hello in self._hellos.values()}
+        return sizes.pop() if len(sizes) == 1 else 0
+
     def note_roots(self, out: Mapping[int, RootsOut]) -> None:
         """Directories went out of service, or came back; by rank."""
         self._roots_out.update(out)

@@ -2,11 +2,12 @@
 
 import itertools
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from lmkv._C import Directory, LookupService
+from lmkv.vllm.memory import Memory
 
 KEY_BYTES = 32
 
@@ -89,16 +90,14 @@ class Lookup:
         directory: Directory,
         blocks_per_chunk: int,
         tails: bool,
-        in_memory: Container[bytes] = (),
+        memory: Memory | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``in_memory``: keys of chunks that are on their way to the directory, and can be loaded
-        before they are there.
-        """
+        """``memory``: what can be loaded whether or not it is in the directory yet."""
         self._service = LookupService(directory)
         self._blocks_per_chunk = blocks_per_chunk
         self._tails = tails
-        self._in_memory = in_memory
+        self._memory = memory or Memory()
         self._clock = clock
         self._absent: dict[bytes, float] = {}
         self._patience = WAIT_SECONDS
@@ -126,14 +125,16 @@ class Lookup:
             # Longest first: a longer tail holds all that a shorter one does.
             ends = range(min(limit, end + per_chunk - 1), max(end, first_block), -1)
             tails = chunk_keys([block_hashes[tail_end - 1] for tail_end in ends])
-            present = self.present(tails)
-            if present is None:
-                return None
-            for tail, tail_end in zip(tails, ends, strict=True):
-                if tail in present or (tail in self._in_memory and not self.is_absent(tail)):
-                    keys.append(tail)
-                    end = tail_end
-                    break
+            longest = self._first_in_memory(tails)
+            # With memory that is shared, a longer one is not worth asking the filesystem for.
+            if longest == len(tails) or not self._memory.is_shared:
+                present = self.present(tails[:longest])
+                if present is None:
+                    return None
+                longest = tails.index(present[0]) if present else longest
+            if longest < len(tails):
+                keys.append(tails[longest])
+                end = ends[longest]
         return Run(keys, begin, end, per_chunk)
 
     def present(self, keys: Sequence[bytes]) -> list[bytes] | None:
@@ -146,16 +147,23 @@ class Lookup:
 
     def _leading(self, keys: list[bytes]) -> int | None:
         """How many of ``keys`` are there one after the other; None if that is not known yet."""
-        length = 0
+        length = self._memory.leading(keys)
         while length < len(keys):
             found = self._ask(self._service.lookup, keys[length:] if length else keys)
             if found is None:
                 return None
             length += found
-            if length == len(keys) or keys[length] not in self._in_memory:
+            if length == len(keys) or keys[length] not in self._memory:
                 break
             length += 1
         return length
+
+    def _first_in_memory(self, tails: Sequence[bytes]) -> int:
+        """Its index; their number if none is."""
+        for index, tail in enumerate(tails):
+            if tail in self._memory and not self.is_absent(tail):
+                return index
+        return len(tails)
 
     def _ask(self, question: Callable[[list[bytes], float], T], keys: list[bytes]) -> T:
         begin = time.monotonic()

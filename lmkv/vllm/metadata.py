@@ -32,6 +32,7 @@ class Hello(KVConnectorHandshakeMetadata):
     refusal: str = ""
     roots_out: RootsOut = field(default_factory=RootsOut)
     slabs: int = 0  # chunks that its host memory has room for
+    arena_slab_bytes: int = 0  # of the arena that it shares with other engines; 0: it does not
 
 
 @dataclass(slots=True)

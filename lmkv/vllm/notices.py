@@ -18,7 +18,7 @@ def started(
     logger.info(
         "lmkv: %s, namespace %s, io engine %s (%s), direct I/O %s (%s), shared %s (%s), "
         "file mode %s, chunks of %d tokens "
-        "(%d bytes), host memory %s for each of %d ranks, device %s, gather "
+        "(%d bytes), host memory %s (%s), %d ranks, device %s, gather "
         "by %s (%s), scatter by %s (%s)",
         ", ".join(config.path),
         namespace,
@@ -31,7 +31,8 @@ def started(
         config.file_mode,
         config.chunk_tokens,
         chunk_bytes,
-        format_size(config.host_memory),
+        config.host_memory,
+        info["host_memory"],
         ranks,
         info["device"],
         info["gather"],
@@ -39,6 +40,11 @@ def started(
         info["scatter"],
         info["scatter_reason"],
     )
+
+
+def no_arena(rank: int, reason: str) -> None:
+    """Host memory was to be shared, and is not."""
+    logger.warning("lmkv: rank %d: host memory is not shared with other engines: %s", rank, reason)
 
 
 def random_seed(algorithm: str) -> None:

@@ -22,8 +22,9 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request
 
-from lmkv._C import Directory
+from lmkv._C import ArenaView, Directory
 from lmkv.config import Config
+from lmkv.errors import ArenaError
 from lmkv.vllm import identity
 from lmkv.vllm.activity import ActivityLog
 from lmkv.vllm.events import Events
@@ -32,6 +33,7 @@ from lmkv.vllm.groups import Groups, Windows
 from lmkv.vllm.handshake import Handshake
 from lmkv.vllm.loads import Found, Loads, Outcome
 from lmkv.vllm.lookup import Lookup
+from lmkv.vllm.memory import Memory
 from lmkv.vllm.metadata import NOTHING, Hello, RootsOut, StepMetadata, StepReport, Store
 from lmkv.vllm.meter import Meter
 from lmkv.vllm.metrics import LMKVStats
@@ -155,19 +157,35 @@ class SchedulerSide:
             draft_tokens=self._vllm_config.num_speculative_tokens,
             events=self._events,
         )
-        self._lookup = Lookup(
-            self._directory, per_chunk, self._config.store_tail, self._stores.in_memory
-        )
+        memory = Memory(self._stores.in_memory, self._arena())
+        self._lookup = Lookup(self._directory, per_chunk, self._config.store_tail, memory)
         finder = Finder(
             self._lookup,
-            Windows(self._groups, self._lookup, self._stores.in_memory),
+            Windows(self._groups, self._lookup, memory),
             self._groups,
             self._stores,
             self._events,
             self._meter,
             self._block_tokens,
         )
-        self._waiting.start(finder, self._stores)
+        self._waiting.start(finder, self._stores, memory)
+
+    def _arena(self) -> ArenaView | None:
+        """Host memory that the ranks share with other engines, if they do."""
+        slab_bytes = self._handshake.arena_slab_bytes
+        if not slab_bytes:
+            return None
+        try:
+            return ArenaView(
+                directory=self._config.arena_directory,
+                slab_bytes=slab_bytes,
+                file_mode=self._config.file_mode,
+                namespace=self._handshake.namespace,
+                ranks=self._ranks,
+            )
+        except ArenaError as error:  # the ranks may be on other hosts
+            logger.warning("lmkv: what other engines have in host memory is not found: %s", error)
+            return None
 
     def _note_roots(self) -> None:
         """Ask nothing of a directory that any rank cannot load from: it may hang, and a prefix is

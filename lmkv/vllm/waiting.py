@@ -10,6 +10,7 @@ from lmkv.vllm.control import Controls
 from lmkv.vllm.finder import Finder
 from lmkv.vllm.loads import Found, Loads
 from lmkv.vllm.lookup import Run
+from lmkv.vllm.memory import Memory
 from lmkv.vllm.meter import Meter
 from lmkv.vllm.pace import Decision, Pace, Verdict
 from lmkv.vllm.prefills import Prefills
@@ -51,6 +52,7 @@ class Waiting:
         self._stores_on = may_store
         self._finder: Finder | None = None
         self._stores: StorePlanner | None = None
+        self._memory = Memory()
         self._controls = Controls()
         self._found: dict[str, Found] = {}
         # Requests whose loads were given up because they took too long: one try is enough.
@@ -60,10 +62,11 @@ class Waiting:
         self._lookups_left = LOOKUPS_PER_STEP
         self._is_off = False
 
-    def start(self, finder: Finder, stores: StorePlanner) -> None:
+    def start(self, finder: Finder, stores: StorePlanner, memory: Memory) -> None:
         """Look for chunks from now on."""
         self._finder = finder
         self._stores = stores
+        self._memory = memory
 
     def stop(self) -> None:
         """All requests pass by from now on."""
@@ -144,7 +147,7 @@ class Waiting:
         return self._pace.decide(
             run,
             found.first_block,
-            in_memory=self._stores.in_memory if self._stores is not None else (),
+            in_memory=self._memory,
             ahead=self._loads.tokens_under_way,
             backlog=self._prefills.backlog(),
             held=now - self._held_since.get(request.request_id, now),

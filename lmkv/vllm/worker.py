@@ -152,7 +152,10 @@ class WorkerSide:
             config,
             roots_out=self._roots.update(info),
             slabs=self._engine.stats()["slabs_total"],
+            arena_slab_bytes=int(info["arena_slab_bytes"]),
         )
+        if info["arena_error"]:
+            notices.no_arena(self._rank, info["arena_error"])
         notices.slow(config, info, self._rank)
         if self._rank:
             return

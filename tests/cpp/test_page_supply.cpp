@@ -94,7 +94,7 @@ TEST_F(PageSupplyTest, ItEndsInTheMiddleOfItsWork) {
 TEST_F(PageSupplyTest, ASlabPoolHasPagesAheadOfItsUseAndNotMuchMore) {
   constexpr std::size_t kMiB = 1 << 20;
   constexpr std::size_t kAhead = 256 * kMiB;
-  SlabPool large(32 * kMiB, 12, *device);
+  PrivateSlabPool large(32 * kMiB, 12, *device);
   EXPECT_TRUE(becomes_resident(large.memory(), kAhead));
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   EXPECT_EQ(resident(large.memory()), kAhead);

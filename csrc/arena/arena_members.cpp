@@ -1,0 +1,119 @@
+#include "arena/arena_members.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <ctime>
+#include <fstream>
+#include <limits>
+#include <string>
+
+#include "arena/arena_lock.hpp"
+
+namespace lmkv {
+namespace {
+
+// Where the members' bytes begin: behind any file's end, where locks may be as well.
+constexpr off_t kFirstByte = off_t{1} << 60;
+
+// How long the arena's lock is waited for, at the beginning and at the end.
+constexpr auto kWelcome = std::chrono::seconds(5);
+constexpr auto kFarewell = std::chrono::milliseconds(100);
+
+struct flock lock_of(std::uint8_t member, short type) {
+  struct flock lock{};
+  lock.l_type = type;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = kFirstByte + member;
+  lock.l_len = 1;
+  return lock;
+}
+
+bool try_lock(const ArenaFile& file, std::uint8_t member) {
+  struct flock lock = lock_of(member, F_WRLCK);
+  if (::fcntl(file.fd(), F_OFD_SETLK, &lock) == 0) return true;
+  if (errno == EAGAIN || errno == EACCES) return false;
+  throw ArenaError(file.path() + ": a lock: " + std::strerror(errno));
+}
+
+// Clock ticks after the boot: field 22 of proc_pid_stat(5). The name before it may have blanks.
+std::uint64_t own_start_time() {
+  std::ifstream file("/proc/self/stat");
+  file.ignore(std::numeric_limits<std::streamsize>::max(), ')');
+  std::string skipped;
+  for (int field = 3; field < 22; ++field) file >> skipped;
+  std::uint64_t ticks = 0;
+  file >> ticks;
+  return ticks;
+}
+
+// Its number; empty if the arena was taken away just now.
+std::optional<std::uint8_t> join(const ArenaFile& file) {
+  ArenaSlots<> slots = file.slots();
+  const auto lock = ArenaLock::take(slots, kWelcome);
+  if (!lock) throw ArenaError(file.path() + ": a process that is stopped has its lock");
+  ArenaControl& control = slots.control();
+  if (control.retired.load(std::memory_order_acquire) != 0) return std::nullopt;
+  const std::uint64_t start_time = own_start_time();
+  for (std::size_t i = 0; i < kArenaMembers; ++i) {
+    const auto number = static_cast<std::uint8_t>(i);
+    if (!try_lock(file, number)) continue;
+    ArenaMember& member = control.members[number];
+    if (member.joined.load(std::memory_order_relaxed) != 0) slots.reap(number, arena_now());
+    member.pid.store(static_cast<std::uint32_t>(::getpid()), std::memory_order_relaxed);
+    member.start_time.store(start_time, std::memory_order_relaxed);
+    member.joined.store(1, std::memory_order_release);
+    return number;
+  }
+  throw ArenaError(file.path() + ": " + std::to_string(kArenaMembers) + " engines use it already");
+}
+
+}  // namespace
+
+std::uint64_t arena_now() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<std::uint64_t>(now.tv_sec);
+}
+
+bool is_alive_elsewhere(const ArenaFile& file, std::uint8_t member) {
+  struct flock lock = lock_of(member, F_WRLCK);
+  // What cannot be asked is taken for alive: its slots stay its own.
+  return ::fcntl(file.fd(), F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
+}
+
+JoinedArena::JoinedArena(const ArenaPlace& place, std::uint64_t bytes)
+    : JoinedArena(take_seat(place, bytes)) {}
+
+JoinedArena::JoinedArena(const ArenaPlace& place) : JoinedArena(take_seat(place, 0)) {}
+
+JoinedArena::~JoinedArena() {
+  if (!file_.is_open()) return;
+  ArenaSlots<> slots = file_.slots();
+  // Without it the others find out by themselves.
+  if (const auto lock = ArenaLock::take(slots, kFarewell)) slots.reap(number_, arena_now());
+}
+
+JoinedArena::Seat JoinedArena::take_seat(const ArenaPlace& place, std::uint64_t bytes) {
+  for (;;) {
+    std::optional<ArenaFile> file = bytes != 0 ? ArenaFile::open_or_create(place, bytes)
+                                               : ArenaFile::open_existing(place);
+    if (!file) throw ArenaError(place.path() + ": is not there");
+    if (const auto number = join(*file)) return {std::move(*file), *number};
+  }
+}
+
+void bury_dead(const ArenaFile& file, std::optional<std::uint8_t> self, std::uint64_t now) {
+  ArenaSlots<> slots = file.slots();
+  for (std::size_t i = 0; i < kArenaMembers; ++i) {
+    const auto number = static_cast<std::uint8_t>(i);
+    if (number == self) continue;
+    if (slots.control().members[number].joined.load(std::memory_order_acquire) == 0) continue;
+    if (!is_alive_elsewhere(file, number)) slots.reap(number, now);
+  }
+}
+
+}  // namespace lmkv

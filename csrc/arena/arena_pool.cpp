@@ -1,0 +1,216 @@
+#include "arena/arena_pool.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "arena/arena_lock.hpp"
+#include "common/background_thread.hpp"
+
+namespace lmkv {
+namespace {
+
+constexpr std::uint64_t kBytesAhead = 256 << 20;  // pages before they are used, of all members
+constexpr auto kHousekeeping = std::chrono::seconds(1);
+constexpr auto kFullPause = std::chrono::seconds(10);  // the filesystem has no more room
+
+SlotName name_without_key(const NamespaceDigest& name_space, std::uint32_t rank) {
+  SlotName name;
+  std::memcpy(name.namespace_words.data(), name_space.bytes.data(), NamespaceDigest::kBytes);
+  name.rank = rank;
+  return name;
+}
+
+}  // namespace
+
+ArenaPool::ArenaPool(const ArenaPlace& place, std::uint64_t bytes,
+                     const NamespaceDigest& name_space, std::uint32_t rank, Device& device)
+    : device_(device),
+      name_(name_without_key(name_space, rank)),
+      arena_(place, bytes),
+      slots_(arena_.file().slots()),
+      node_(static_cast<std::uint32_t>(std::max(0, device.numa_node())) %
+            arena_.file().header().node_count),
+      slots_ahead_(static_cast<std::uint32_t>(
+          std::clamp<std::uint64_t>(kBytesAhead / place.slab_bytes, kFewestArenaSlots,
+                                    slots_.count()))),
+      uses_(slots_.count()) {
+  const std::span<std::byte> slabs = arena_.file().slabs();
+  ::madvise(slabs.data(), slabs.size(), MADV_DONTFORK);  // or a child keeps the memory
+  ::madvise(slabs.data(), slabs.size(), MADV_HUGEPAGE);
+  const std::uint32_t at_once = device_.pins_memory() ? slots_.count() : kFewestArenaSlots;
+  while (slots_with_pages() < at_once) {
+    const int failed = bring_pages();
+    if (failed == 0) continue;
+    if (slots_with_pages() >= kFewestArenaSlots) break;
+    throw ArenaError(arena_.file().path() + ": no memory: " +
+                     (failed > 0 ? std::strerror(failed) : "its lock is held"));
+  }
+  pin_error_ = device_.pin(slabs.data(), slabs.size());
+  house_ = std::thread([this] { keep_house(); });
+}
+
+ArenaPool::~ArenaPool() {
+  assert(in_use_ == 0);
+  {
+    const std::lock_guard lock(house_mutex_);
+    ends_ = true;
+  }
+  house_wakes_.notify_one();
+  house_.join();
+  if (pin_error_.empty()) device_.unpin(arena_.file().slabs().data());
+  const std::lock_guard lock(mutex_);
+  if (const auto held = ArenaLock::take(slots_)) give_back_kept();
+}
+
+// ---- Slabs
+
+std::span<std::byte> ArenaPool::bytes_of(std::size_t index) const {
+  return arena_.file().slab(static_cast<std::uint32_t>(index));
+}
+
+SlotName ArenaPool::name_of(const ChunkKey& key) const {
+  SlotName name = name_;
+  std::memcpy(name.key_words.data(), key.bytes.data(), ChunkKey::kBytes);
+  return name;
+}
+
+std::optional<Slab> ArenaPool::acquire(const ChunkKey* wanted) {
+  std::optional<std::uint32_t> slot;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto held = ArenaLock::take(slots_);
+    if (!held) return std::nullopt;
+    give_back_kept();
+    const std::optional<SlotName> name = wanted ? std::optional(name_of(*wanted)) : std::nullopt;
+    slot = slots_.take(arena_.number(), node_, arena_now(), name ? &*name : nullptr);
+    if (slot) {
+      uses_[*slot] = {1, false};
+      ++in_use_;
+    }
+  }
+  if (is_short_of_pages()) {
+    const std::lock_guard lock(house_mutex_);
+    wants_pages_ = true;
+    house_wakes_.notify_one();
+  }
+  if (!slot) return std::nullopt;
+  return make_slab(*slot);
+}
+
+SharedSlab ArenaPool::publish(Slab slab, const ChunkKey& key) {
+  const std::size_t index = take_over(slab);
+  const std::lock_guard lock(mutex_);
+  const auto held = ArenaLock::take(slots_);
+  // Without it the chunk is nobody's but the caller's.
+  if (held) {
+    const auto slot = static_cast<std::uint32_t>(index);
+    uses_[index].is_published = slots_.publish(arena_.number(), slot, name_of(key));
+  }
+  return make_shared_slab(index);
+}
+
+SlabPool::Found ArenaPool::find(const ChunkKey& key) {
+  const std::lock_guard lock(mutex_);
+  const auto held = ArenaLock::take(slots_);
+  if (!held) return {};
+  const auto found = slots_.find(arena_.number(), name_of(key));
+  if (found.state == SlotState::kFilling) return {std::nullopt, true};
+  if (found.state != SlotState::kReady) return {};
+  Use& use = uses_[found.slot];
+  use.is_published = true;
+  if (use.handles++ == 0) ++in_use_;
+  return {make_shared_slab(found.slot), false};
+}
+
+void ArenaPool::release(std::size_t index) {
+  const std::lock_guard lock(mutex_);
+  Use& use = uses_[index];
+  if (--use.handles > 0) return;
+  --in_use_;
+  const auto slot = static_cast<std::uint32_t>(index);
+  if (use.is_published) return slots_.release(arena_.number(), slot);
+  kept_.push_back(slot);
+  if (const auto held = ArenaLock::take(slots_)) give_back_kept();
+}
+
+void ArenaPool::give_back_kept() {
+  for (const std::uint32_t slot : kept_) slots_.give_back(slot);
+  kept_.clear();
+}
+
+SlabCounts ArenaPool::counts() const {
+  SlabCounts counts;
+  counts.total = slots_.count();
+  const std::lock_guard lock(mutex_);
+  counts.in_use = in_use_;
+  counts.free = std::min<std::size_t>(slots_.unused_with_pages(), counts.total - in_use_);
+  counts.cached = counts.total - counts.free - counts.in_use;
+  return counts;
+}
+
+SlabMemory ArenaPool::memory() const {
+  const std::span<std::byte> slabs = arena_.file().slabs();
+  return {slabs.data(), slabs.size(), arena_.file().header().slab_bytes};
+}
+
+std::string ArenaPool::info() const { return "shared: " + arena_.file().path(); }
+
+// ---- Housekeeping
+
+std::uint32_t ArenaPool::slots_with_pages() const { return slots_.count() - slots_.bare(); }
+
+bool ArenaPool::is_short_of_pages() const {
+  return slots_.unused_with_pages() < slots_ahead_ && slots_.bare() > 0;
+}
+
+int ArenaPool::bring_pages() {
+  std::optional<std::uint32_t> slot;
+  if (const auto held = ArenaLock::take(slots_)) {
+    slot = slots_.take_bare(arena_.number(), node_, arena_now());
+  }
+  if (!slot) return -1;
+  const int failed = arena_.file().give_pages(*slot);
+  const std::lock_guard lock(mutex_);
+  kept_.push_back(*slot);
+  // Without it the slot is given back later, and as one without pages: it is asked for them again.
+  if (const auto held = ArenaLock::take(slots_)) {
+    if (failed == 0) slots_.set_pages(*slot, true);
+    give_back_kept();
+  }
+  return failed;
+}
+
+void ArenaPool::keep_house() {
+  using Clock = std::chrono::steady_clock;
+  become_background_thread("lmkv-arena");
+  Clock::time_point next = Clock::now() + kHousekeeping;
+  Clock::time_point may_grow = Clock::now();
+  std::unique_lock lock(house_mutex_);
+  while (!ends_) {
+    wants_pages_ = false;
+    lock.unlock();
+    if (Clock::now() >= next) {
+      next = Clock::now() + kHousekeeping;
+      const std::lock_guard own(mutex_);
+      if (const auto held = ArenaLock::take(slots_)) {
+        give_back_kept();
+        bury_dead(arena_.file(), arena_.number(), arena_now());
+        slots_.readmit(arena_now());
+      }
+    }
+    const bool may = Clock::now() >= may_grow && is_short_of_pages();
+    const int failed = may ? bring_pages() : 0;
+    if (failed > 0) may_grow = Clock::now() + kFullPause;
+    lock.lock();
+    if (may && failed == 0) continue;
+    house_wakes_.wait_until(lock, next, [this] { return ends_ || wants_pages_; });
+  }
+}
+
+}  // namespace lmkv

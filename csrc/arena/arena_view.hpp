@@ -1,0 +1,63 @@
+// An arena from outside: what is in it, for schedulers and for people, without being a member.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "arena/arena_file.hpp"
+#include "common/types.hpp"
+
+namespace lmkv {
+
+// For one namespace, of which a chunk counts as there when every rank below `ranks` has it. One
+// thread. Never waits for more than a fraction of a millisecond.
+class ArenaView {
+ public:
+  // The arena that is there. Throws ArenaError.
+  ArenaView(const ArenaPlace& place, const NamespaceDigest& name_space, std::uint32_t ranks);
+
+  // How many of `keys` are there one after the other.
+  [[nodiscard]] std::size_t leading(const std::vector<ChunkKey>& keys);
+  // Which of them are.
+  [[nodiscard]] std::vector<bool> present(const std::vector<ChunkKey>& keys);
+
+ private:
+  [[nodiscard]] bool has(const ChunkKey& key);  // with the lock
+
+  const ArenaFile file_;
+  ArenaSlots<> slots_;
+  SlotName name_;  // but for key and rank
+  const std::uint32_t ranks_;
+};
+
+struct ArenaReport {
+  struct Member {
+    std::uint32_t pid = 0;
+    bool is_alive = false;
+  };
+  std::string path;
+  std::uint64_t bytes = 0;        // of all slabs
+  std::uint64_t bytes_taken = 0;  // of these, that memory is there for
+  std::uint64_t slab_bytes = 0;
+  ArenaCounts slots;
+  std::vector<Member> members;
+  std::uint64_t repairs = 0;
+  std::string fault;  // ArenaSlots::fault(); "" if all is well
+};
+
+// Empty where there is none. Throws ArenaError for what cannot be read.
+[[nodiscard]] std::optional<ArenaReport> report_arena(const ArenaPlace& place);
+
+struct ArenaFreed {
+  std::uint64_t bytes = 0;
+  bool removed = false;  // the arena too: nobody used it
+};
+
+// Gives back the memory of all chunks that nobody reads just now; their files stay. Throws
+// ArenaError.
+[[nodiscard]] ArenaFreed empty_arena(const ArenaPlace& place);
+
+}  // namespace lmkv

@@ -1,0 +1,195 @@
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "arena/arena_file.hpp"
+#include "arena/arena_lock.hpp"
+#include "support.hpp"
+
+namespace lmkv {
+namespace {
+
+constexpr std::size_t kSlabBytes = 2 * kPageBytes;
+
+class ArenaFileTest : public ::testing::Test {
+ protected:
+  [[nodiscard]] std::string reason(const ArenaPlace& wanted) const {
+    try {
+      const ArenaFile file = ArenaFile::open_or_create(wanted, 100 * kSlabBytes);
+    } catch (const ArenaError& error) {
+      return error.what();
+    }
+    return "";
+  }
+  // Overwrites `bytes` of the arena's file.
+  void write_at(std::size_t offset, const std::string& bytes) const {
+    std::fstream file(place.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(offset));
+    file << bytes;
+  }
+
+  test::TemporaryDirectory folder{"/dev/shm"};
+  ArenaPlace place{folder.path(), kSlabBytes};
+};
+
+TEST_F(ArenaFileTest, WhatOneMakesAnotherOpens) {
+  const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes);
+  const ArenaFile found = ArenaFile::open_or_create(place, 7 * kSlabBytes);
+  EXPECT_TRUE(made.is_new());
+  EXPECT_FALSE(found.is_new());
+  EXPECT_EQ(found.header().slot_count, 100U);
+  ASSERT_EQ(made.give_pages(3), 0);
+  made.slab(3)[17] = std::byte{42};
+  EXPECT_EQ(found.slab(3)[17], std::byte{42});
+  EXPECT_NE(found.slab(3).data(), made.slab(3).data());
+}
+
+TEST_F(ArenaFileTest, ThereIsNoneUnlessSomebodyMakesIt) {
+  EXPECT_FALSE(ArenaFile::open_existing(place));
+}
+
+TEST_F(ArenaFileTest, NobodyElseMayUseIt) {
+  const mode_t before = ::umask(0);
+  const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes);
+  ::umask(before);
+  struct stat found{};
+  ASSERT_EQ(::stat(place.path().c_str(), &found), 0);
+  EXPECT_EQ(found.st_mode & 0777, 0600U);
+}
+
+TEST_F(ArenaFileTest, AGroupMayWhereItIsSaidTo) {
+  place.access = Access::kGroup;
+  const mode_t before = ::umask(077);
+  const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes);
+  ::umask(before);
+  struct stat found{};
+  ASSERT_EQ(::stat(place.path().c_str(), &found), 0);
+  EXPECT_EQ(found.st_mode & 0777, 0660U);
+}
+
+TEST_F(ArenaFileTest, OneThatOthersMayUseIsRefused) {
+  { const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes); }
+  ASSERT_EQ(::chmod(place.path().c_str(), 0666), 0);
+  EXPECT_NE(reason(place).find("others may use it"), std::string::npos);
+}
+
+TEST_F(ArenaFileTest, SomebodyElsesIsRefused) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root to give a file away";
+  { const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes); }
+  ASSERT_EQ(::chown(place.path().c_str(), 12345, 12345), 0);
+  EXPECT_NE(reason(place).find("somebody else's"), std::string::npos);
+}
+
+TEST_F(ArenaFileTest, ALinkIsNotFollowed) {
+  const std::string elsewhere = folder / "elsewhere";
+  { const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes); }
+  ASSERT_EQ(::rename(place.path().c_str(), elsewhere.c_str()), 0);
+  ASSERT_EQ(::symlink(elsewhere.c_str(), place.path().c_str()), 0);
+  EXPECT_NE(reason(place), "");
+}
+
+TEST_F(ArenaFileTest, AnotherLayoutIsRefusedAndLeftAsItIs) {
+  { const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes); }
+  const std::uint32_t next = kArenaLayout + 1;
+  write_at(offsetof(ArenaHeader, layout), std::string(reinterpret_cast<const char*>(&next), 4));
+  EXPECT_NE(reason(place).find("another version"), std::string::npos);
+  EXPECT_NE(reason(place).find("another version"), std::string::npos);
+}
+
+// Whatever a header says that does not fit the file: it is never read by it.
+TEST_F(ArenaFileTest, AHeaderThatDoesNotFitIsRefused) {
+  { const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes); }
+  std::ifstream file(place.path(), std::ios::binary);
+  std::string header(sizeof(ArenaHeader), '\0');
+  file.read(header.data(), static_cast<std::streamsize>(header.size()));
+  for (std::size_t at = 0; at < header.size(); ++at) {
+    for (const int flip : {0x01, 0x80}) {
+      std::string changed = header;
+      changed[at] = static_cast<char>(changed[at] ^ flip);
+      write_at(0, changed);
+      EXPECT_NE(reason(place), "") << "byte " << at;
+    }
+  }
+  write_at(0, header);
+  EXPECT_EQ(reason(place), "");
+}
+
+TEST_F(ArenaFileTest, AFileThatWasCutIsRefused) {
+  { const ArenaFile made = ArenaFile::open_or_create(place, 2000 * kSlabBytes); }
+  for (const std::uint64_t bytes : {0UL, 4096UL, 3UL << 20}) {
+    std::filesystem::resize_file(place.path(), bytes);
+    EXPECT_NE(reason(place), "") << bytes;
+  }
+}
+
+TEST_F(ArenaFileTest, ADirectoryOnADiskIsRefused) {
+  const test::TemporaryDirectory disk;
+  place.directory = disk.path();
+  EXPECT_NE(reason(place).find("neither tmpfs nor hugetlbfs"), std::string::npos);
+  EXPECT_TRUE(std::filesystem::is_empty(disk.path()));
+}
+
+TEST_F(ArenaFileTest, ADirectoryThatIsNotThereIsRefused) {
+  place.directory = folder / "missing";
+  EXPECT_NE(reason(place).find("No such file"), std::string::npos);
+}
+
+TEST_F(ArenaFileTest, OneThatWasTakenAwayIsMadeAnew) {
+  const ArenaFile old = ArenaFile::open_or_create(place, 100 * kSlabBytes);
+  old.slots().control().retired = 1;
+  std::filesystem::remove(place.path());
+  EXPECT_TRUE(ArenaFile::open_or_create(place, 100 * kSlabBytes).is_new());
+}
+
+TEST_F(ArenaFileTest, MemoryThatIsDroppedIsGone) {
+  const ArenaFile arena = ArenaFile::open_or_create(place, 2000 * kSlabBytes);
+  const auto used = [&] {
+    struct stat found{};
+    EXPECT_EQ(::fstat(arena.fd(), &found), 0);
+    return static_cast<std::size_t>(found.st_blocks) * 512;
+  };
+  const std::size_t before = used();
+  for (std::uint32_t slot = 0; slot < 1000; ++slot) ASSERT_EQ(arena.give_pages(slot), 0);
+  EXPECT_GE(used(), before + 1000 * kSlabBytes);
+  for (std::uint32_t slot = 0; slot < 1000; ++slot) ASSERT_EQ(arena.drop_pages(slot), 0);
+  EXPECT_LT(used(), before + 8 * kSlabBytes);
+}
+
+// ---- The lock
+
+TEST_F(ArenaFileTest, ALockThatAnotherHoldsIsNotWaitedForLong) {
+  const ArenaFile arena = ArenaFile::open_or_create(place, 100 * kSlabBytes);
+  ArenaSlots<> slots = arena.slots();
+  const auto held = ArenaLock::take(slots);
+  ASSERT_TRUE(held);
+  const auto begin = std::chrono::steady_clock::now();
+  std::thread([&] { EXPECT_FALSE(ArenaLock::take(slots)); }).join();
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(1));
+}
+
+TEST_F(ArenaFileTest, ALockIsFreeAgainAfterItsHolder) {
+  const ArenaFile arena = ArenaFile::open_or_create(place, 100 * kSlabBytes);
+  ArenaSlots<> slots = arena.slots();
+  { ASSERT_TRUE(ArenaLock::take(slots)); }
+  std::thread([&] { EXPECT_TRUE(ArenaLock::take(slots)); }).join();
+  EXPECT_EQ(slots.control().repairs, 0U);
+}
+
+TEST_F(ArenaFileTest, WhoeverComesAfterAThreadThatDiedWithTheLockRepairs) {
+  const ArenaFile arena = ArenaFile::open_or_create(place, 100 * kSlabBytes);
+  ArenaSlots<> slots = arena.slots();
+  std::thread([&] {
+    ASSERT_EQ(::pthread_mutex_lock(&slots.control().mutex), 0);
+    slots.control().cached.first = 17;  // in the middle of something
+  }).join();
+  EXPECT_TRUE(ArenaLock::take(slots));
+  EXPECT_EQ(slots.control().repairs, 1U);
+  EXPECT_STREQ(slots.fault(), "");
+}
+
+}  // namespace
+}  // namespace lmkv
