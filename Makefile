@@ -41,12 +41,12 @@ fuzz: ## the fuzz targets (tests/fuzz) for five minutes, or ARGS=3600 seconds
 	@scripts/setup.sh build fuzz
 	@scripts/fuzz.sh $(or $(ARGS),300)
 
-bench: ## every measurement, beside peers, and the page of it (half an hour); ARGS=--full for more
+bench: ## every measurement, beside peers, and the page of it (about 25 minutes); ARGS=--full for more
 	@scripts/setup.sh build engine
 	@.venv/bin/python benchmarks/run.py $(ARGS); measured=$$?; \
 	.venv/bin/python benchmarks/report.py && exit $$measured
 
-bench-gate: ## what matters most, three times, against benchmarks/gate.json (about 5 minutes)
+bench-gate: ## what matters most, three times, against benchmarks/gate.json (about 6 minutes)
 	@scripts/setup.sh build engine
 	@.venv/bin/python benchmarks/gate.py $(ARGS)
 

@@ -5,7 +5,8 @@
 Each engine is a process that stores and loads chunks as fast as it can, in an arena that is much
 too small for all of them, and checks every byte that it loads. Every moment one of them is killed
 (SIGKILL) and another begins. In the end the arena must be whole: no slot that is held or filled by
-nobody, every orphan used again after its time, every chunk what its name says. Exit status 1 if not.
+nobody, every orphan used again after its time, every chunk what its name says. Exit status 1 if it
+is not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from command_line import folder_in, parser_of, write_result
 
@@ -98,7 +99,7 @@ def engine_over(root: str, arena: str, cache: PagedCache) -> Engine:
     return engine
 
 
-def work(root: str, arena: str, seed: int) -> None:
+def work(root: str, arena: str, seed: int) -> NoReturn:
     """Until it is killed: stores and loads; a line of JSON now and then. 3: a wrong byte."""
     dice = random.Random(seed)
     cache = PagedCache()
@@ -259,7 +260,7 @@ def after_the_storm(root: str, arena: str, failures: list[str]) -> ArenaReport:
 def main() -> None:
     """See the module."""
     if sys.argv[1:2] == ["--worker"]:
-        return work(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        work(sys.argv[2], sys.argv[3], int(sys.argv[4]))
     parser = parser_of("Kills engines that share host memory.")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--engines", type=int, default=4)
@@ -270,9 +271,7 @@ def main() -> None:
         folder_in(arguments.path, "storm") as root,
         tempfile.TemporaryDirectory(dir="/dev/shm", prefix="lmkv-storm-") as arena,
     ):
-        result = storm(
-            os.fspath(root), arena, arguments.minutes, arguments.engines, arguments.seed
-        )
+        result = storm(os.fspath(root), arena, arguments.minutes, arguments.engines, arguments.seed)
     write_result(result, arguments.json or "-")
     if result["failures"]:
         sys.exit("error: " + "; ".join(result["failures"][:5]))

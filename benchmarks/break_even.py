@@ -13,6 +13,7 @@ hit is below that of computing; null is none.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 import sys
@@ -42,8 +43,11 @@ def measure(
     settings = {
         "path": str(folder), "host_memory": "1GiB", "free_space_floor": 0, "load_policy": "always",
     }  # fmt: skip
-    engines = [TtftEngine(longest, settings) for _ in range(2)]
-    try:
+    with contextlib.ExitStack() as started:
+        engines = [
+            started.enter_context(contextlib.closing(TtftEngine(longest, settings)))
+            for _ in range(2)
+        ]
         first, second = engines
         for engine in engines:
             engine.wait_until_ready()
@@ -67,9 +71,6 @@ def measure(
                 rows.append(row)
                 print(f"{row}", file=sys.stderr, flush=True)
         return rows
-    finally:
-        for engine in engines:
-            engine.close()
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
@@ -88,7 +89,12 @@ def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
         if one["disk_hit_ms"] >= one["cold_ms"]:
             break
         break_even = one["tokens"]
-    return {"break_even_tokens": break_even, "by_tokens": by_tokens, "documents": rows}
+    return {
+        "break_even_tokens": break_even,
+        "by_tokens": by_tokens,
+        "repetitions": len(rows) // len(by_tokens),
+        "documents": rows,
+    }
 
 
 def main() -> None:

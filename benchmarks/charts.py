@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 __all__ = [
-    "Figure", "break_even", "derived", "interference", "io", "peers", "save", "steps", "transfer",
-    "ttft", "workloads",
+    "Figure", "break_even", "derived", "drawn_from", "interference", "io", "peers", "save", "steps",
+    "transfer", "ttft", "workloads",
 ]  # fmt: skip
 
 OURS, THEIRS, LIMIT, DERIVED = "#0f766e", "#94a3b8", "#b45309", "#c4b5fd"
@@ -21,10 +23,19 @@ WIDTH, HEIGHT = 7.2, 3.0
 Result = Mapping[str, Any]
 
 
-def save(figure: Figure, file: Path) -> None:
-    """As SVG; of the same numbers always the same bytes."""
+def drawn_from(result: Result | None) -> str:
+    """What a chart of ``result`` has as its dc:identifier: a digest of that, and of what draws."""
+    digest = hashlib.sha256(json.dumps(result, sort_keys=True).encode())
+    for name in ("charts.py", "derived.py"):
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()
+
+
+def save(figure: Figure, file: Path, result: Result | None = None) -> None:
+    """As SVG; of the same numbers always the same bytes. ``result``: which it was drawn from."""
+    about = {"Date": None, "Creator": None, "Identifier": drawn_from(result)}
     with mpl.rc_context({"svg.hashsalt": "lmkv", "svg.fonttype": "none"}):
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(file, format="svg", metadata=about)
 
 
 def _figure(columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -41,6 +52,15 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
 
 
+def _spread(values: Sequence[float], ranges: Sequence[Sequence[float]]) -> list[list[float]]:
+    """How far each range goes below its value, and above."""
+    pairs = list(zip(values, ranges, strict=True))
+    return [
+        [max(0.0, value - low) for value, (low, _) in pairs],
+        [max(0.0, high - value) for value, (_, high) in pairs],
+    ]
+
+
 def _bars(
     axes: Axes,
     names: Sequence[str],
@@ -50,13 +70,7 @@ def _bars(
     width = 0.8 / len(groups)
     for number, (label, (colour, values, ranges)) in enumerate(groups.items()):
         at = [i + (number - (len(groups) - 1) / 2) * width for i in range(len(names))]
-        spread = None
-        if ranges is not None:
-            pairs = list(zip(values, ranges, strict=True))
-            spread = [
-                [max(0.0, value - low) for value, (low, _) in pairs],
-                [max(0.0, high - value) for value, (_, high) in pairs],
-            ]
+        spread = None if ranges is None else _spread(values, ranges)
         axes.bar(at, values, width * 0.92, color=colour, label=label, yerr=spread, capsize=2)
     axes.set_xticks(range(len(names)), names)
 
@@ -87,7 +101,10 @@ def transfer(result: Result) -> Figure:
     rows = result["by_fragment"]
     sizes = [row["fragment_bytes"] / 1024 for row in rows]
     for way, colour in (("gather", OURS), ("scatter", "#2563eb")):
-        axes.plot(sizes, [row[f"{way}_ratio"] for row in rows], "o-", color=colour, label=way)
+        ratios = [row[f"{way}_ratio"] for row in rows]
+        ranges = [row.get(f"{way}_ratio_range", [row[f"{way}_ratio"]] * 2) for row in rows]
+        spread = _spread(ratios, ranges)
+        axes.errorbar(sizes, ratios, yerr=spread, fmt="o-", color=colour, label=way, capsize=2)
     axes.axhline(1.0, color=LIMIT, linestyle="--", label="one copy")
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
@@ -168,13 +185,11 @@ def break_even(result: Result) -> Figure:
         ("disk_hit", "loaded from the disk", OURS),
     ):
         seconds = [row[f"{kind}_ms"] / 1e3 for row in rows]
-        low, high = (
-            [abs(row[f"{kind}_range_ms"][end] - row[f"{kind}_ms"]) / 1e3 for row in rows]
-            for end in (0, 1)
-        )
+        ranges = [[end / 1e3 for end in row[f"{kind}_range_ms"]] for row in rows]
         axes.errorbar(
-            tokens, seconds, yerr=[low, high], fmt="o-", color=colour, label=label, capsize=2
-        )
+            tokens, seconds, yerr=_spread(seconds, ranges), fmt="o-", color=colour, label=label,
+            capsize=2,
+        )  # fmt: skip
     if result["break_even_tokens"]:
         axes.axvline(result["break_even_tokens"], color=LIMIT, linestyle="--", label="break-even")
     axes.set_xscale("log", base=2)

@@ -1,4 +1,8 @@
-"""What ``run.py`` measures: the command of each experiment, and how much of it is done."""
+"""What ``run.py`` measures: the command of each experiment, and how much of it is done.
+
+A quick run of all is to take less than 25 minutes on two cores, and has at least five repetitions
+of whatever it reports a median of: it is made quick by smaller documents, not by fewer.
+"""
 
 from __future__ import annotations
 
@@ -60,34 +64,39 @@ EXPERIMENTS = (
         "ttft",
         "time to first token: cold, on a miss, and on hits of each kind",
         _script("ttft.py"),
-        quick=("--documents", "5"),
+        quick=("--documents", "5", "--pairs", "3"),
         full=("--documents", "15"),
     ),
     Experiment(
         "break_even",
         "prompts of every length, computed and loaded",
         _script("break_even.py"),
-        quick=("--documents", "5"),
+        quick=("--documents", "5", "--tokens", "64", "128", "256", "512", "1024", "2048"),
         full=("--documents", "9"),
     ),
     Experiment(
         "peers",
         "documents that one engine stores and another loads, with lmkv and with its peers",
         _script("peers.py"),
-        quick=("--documents", "5"),
+        quick=("--documents", "5", "--tokens", "1250"),
         full=("--documents", "9"),
     ),
     Experiment(
         "interference",
         "a decode beside prompts that are computed, stored and loaded",
         _script("interference.py"),
-        quick=("--repetitions", "5"),
+        quick=("--repetitions", "5", "--windows", "20", "--window-tokens", "15"),
     ),
     Experiment(
         "workloads",
         "shared documents and conversations, with lmkv and without, to the last answer",
         _script("workloads.py"),
-        quick=("--repetitions", "5"),
+        quick=(
+            "--repetitions", "5",
+            # Half of everything, and a question less.
+            "--kv-tokens", "2048", "--document-tokens", "512", "--question-tokens", "32",
+            "--questions", "4", "--turn-tokens", "150", "--answer-tokens", "8",
+        ),
         full=("--repetitions", "9"),
     ),
     Experiment(
@@ -97,4 +106,4 @@ EXPERIMENTS = (
         quick=("--files", "100000"),
         full=("--files", "1000000"),
     ),
-)
+)  # fmt: skip

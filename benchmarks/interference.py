@@ -171,6 +171,7 @@ def main() -> None:
         finally:
             engine.close()
     result = summary(windows, counters)
+    result["repetitions"] = arguments.repetitions
     result["about"] = {
         "cores": cores,
         "model_threads": threads,

@@ -74,15 +74,17 @@ class Pair:
         system = SYSTEMS[name]
         self._note = system.note
         interpreter = system.interpreter()
-        for _ in range(2):
-            engine = TtftEngine(
-                max_model_len,
-                system.settings(self._folder),
-                kv_blocks=kv_blocks_for(max_model_len),
-                connector=system.connector,
-                interpreter=interpreter,
-            )
-            self._engines.append(engine)
+        with contextlib.ExitStack() as started:
+            for _ in range(2):
+                engine = TtftEngine(
+                    max_model_len,
+                    system.settings(self._folder),
+                    kv_blocks=kv_blocks_for(max_model_len),
+                    connector=system.connector,
+                    interpreter=interpreter,
+                )
+                self._engines.append(started.enter_context(contextlib.closing(engine)))
+            self._started = started.pop_all()
 
     def start(self, warm_up: list[int]) -> str:
         """Until both have computed, stored and loaded once; why they cannot, or ""."""
@@ -132,8 +134,7 @@ class Pair:
 
     def close(self) -> None:
         """End both."""
-        for engine in self._engines:
-            engine.close()
+        self._started.close()
 
 
 def start_pairs(
@@ -200,8 +201,9 @@ def measure(
             row.pop(name, None)
         return rows, reasons
     finally:
-        for engine in (plain, *pairs.values()):
-            engine.close()
+        with contextlib.ExitStack() as ends:  # one that cannot be ended keeps no other
+            for engine in (plain, *pairs.values()):
+                ends.callback(engine.close)
 
 
 def why_not(name: str, rows: list[dict[str, Any]]) -> str:
@@ -224,6 +226,7 @@ def summary(rows: list[dict[str, Any]], reasons: dict[str, str]) -> dict[str, An
     return {
         "plain": {"cold_ms": statistics.median(row["plain"]["cold"] * 1e3 for row in rows)},
         "systems": {name: systems[name] for name in SYSTEMS if name in systems},
+        "repetitions": len(rows),
         "documents": rows,
     }
 

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import charts
-from derived import DISKS, NODES
+import tables
+import verdicts
 from experiments import EXPERIMENTS
+from tables import Result, Table, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
-Result = Mapping[str, Any]
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # its head, its rows
+LEAST_REPETITIONS = 5  # of a median
 
 HEAD = """# Benchmarks
 
@@ -32,8 +34,8 @@ What `python benchmarks/run.py --path DIR` measured on {processor}:
 {cores} cores, {memory_gib} GiB of memory, {gpu}, {filesystem}, {kernel}; {packages}.
 Machines like this one are shared, and their disks drift: what is compared takes turns within one
 run. Ratios are medians, and in brackets is the range of all that was seen (of a decode's: of 90 %
-of redrawn runs): one whose range holds 1 shows no difference. The JSON of all of it is in
-`benchmarks/results`.
+of redrawn runs): one whose range holds 1 shows no difference. Where lmkv is behind, or misses what
+is aimed at, it is said below the table. The JSON of all of it is in `benchmarks/results`.
 """
 DERIVED = """## On GPU nodes
 
@@ -46,237 +48,83 @@ or of PCIe. None of these numbers was measured, and none has anything of lmkv's 
 MISSING = "Not measured on this machine yet.\n"
 
 
-def ratio(value: float, spread: Sequence[float] | None = None) -> str:
-    """``1.02 (0.98 to 1.10)``."""
-    return f"{value:.2f}" + (f" ({spread[0]:.2f} to {spread[1]:.2f})" if spread else "")
-
-
-def io_table(result: Result) -> Table:
-    """Of each size of chunk: rates both ways, against fio's."""
-    rows = []
-    for size, row in result["by_chunk_mib"].items():
-        for way in ("store", "load"):
-            one = row[way]
-            low, high = one["gbps_range"]
-            rows.append(
-                (
-                    f"{size} MiB", way, f"{one['gbps']:.2f} ({low:.2f} to {high:.2f})",
-                    f"{one['fio_gbps']:.2f}", ratio(one["ratio"]), f"{one['cpu_s_per_gb']:.2f}",
-                )
-            )  # fmt: skip
-    return ("chunk", "", "GB/s", "fio, GB/s", "of fio", "CPU, core-s/GB"), rows
-
-
-def transfer_table(result: Result) -> Table:
-    """Of each size of fragment: how fast, against one copy of as much."""
-    rows = [
-        (
-            f"{row['fragment_bytes'] // 1024} KiB",
-            f"{row['gather_gbps']:.1f}", ratio(row["gather_ratio"]),
-            f"{row['scatter_gbps']:.1f}", ratio(row["scatter_ratio"]),
-        )
-        for row in result["by_fragment"]
-    ]  # fmt: skip
-    return ("fragment", "gather, GB/s", "of a copy", "scatter, GB/s", "of a copy"), rows
-
-
-def lookup_table(result: Result) -> Table:
-    """Of each state of the directory: what a prompt's lookup takes."""
-    states = {
-        "known": "the engine knows them",
-        "cold": "the engine has just started",
-        "dropped": "the kernel has forgotten their names, too",
-        "absent": "none is there",
-    }
-    rows = [
-        (why, f"{result[state]['p50_us']:,.0f}", f"{result[state]['p99_us']:,.0f}")
-        for state, why in states.items()
-        if result.get(state)
-    ]
-    return (f"{result['chunks']} chunks", "p50, µs", "p99, µs"), rows
-
-
-def step_table(result: Result) -> Table:
-    """Of each number of requests: both sides, beside a connector that does nothing."""
-    by = {(row["running"], row["kind"]): row for row in result["rows"]}
-    rows = []
-    for running in sorted({running for running, _ in by}):
-        idle, empty = by[running, "idle"], by[running, "empty"]
-        rows.append(
-            (
-                f"{running}",
-                f"{idle['scheduler_us']['p50']:.0f} µs", f"{empty['scheduler_us']['p50']:.0f} µs",
-                f"{idle['worker_us']['p50']:.0f} µs", f"{empty['worker_us']['p50']:.0f} µs",
-                f"{idle['step_us']['p50'] / 1e3:.1f} ms",
-            )
-        )  # fmt: skip
-    return (
-        "running requests", "scheduler's side", "nothing's", "worker's side", "nothing's", "a step",
-    ), rows  # fmt: skip
-
-
-def ttft_table(result: Result) -> Table:
-    """Of each kind of hit: how long, and against what."""
-    against = {
-        "miss": ("miss_vs_cold", "the one above"),
-        "slow_disk": ("slow_disk_vs_slow_cold", "the same engine without lmkv"),
-        "memory_hit": ("memory_hit_vs_prefix_cache_hit", "a hit in vLLM's own cache"),
-        "disk_hit": ("disk_hit_vs_bound", "fio's time for its bytes and two own hits"),
-    }
-    short, long = result["pair_tokens"], result["tokens"]
-    names = {
-        "cold": (short, "computed, without lmkv"),
-        "miss": (short, "computed and stored"),
-        "slow_disk": (short, "computed beside a disk that answers half a minute late"),
-        "stored": (long, "computed and stored"),
-        "prefix_cache_hit": (long, "a hit in vLLM's own cache"),
-        "memory_hit": (long, "a hit in lmkv's host memory"),
-        "disk_hit": (long, "a hit on the disk, in another engine"),
-    }
-    rows = []
-    for kind, (tokens, name) in names.items():
-        compared = target = ""
-        if kind in against:
-            key, other = against[kind]
-            compared = f"{ratio(result['ratios'][key], result['ranges'][key])} of {other}"
-            target = f"{result['targets'][key]:.2f}"
-        rows.append((f"{tokens:,}", name, f"{result[f'{kind}_ms']:,.0f} ms", compared, target))
-    for one in result["slow_disk_trials"]:
-        of = f"{one:.2f} of the same engine without lmkv"
-        rows.append((f"{short:,}", "the same, where it tries that disk", "", of, ""))
-    return ("tokens", "", "time to first token", "compared", "at most"), rows
-
-
-def break_even_table(result: Result) -> Table:
-    """Of each length: computed, loaded, and how many times as fast that is."""
-    rows = [
-        (
-            f"{row['tokens']}",
-            *(
-                f"{row[f'{kind}_ms']:,.0f} ms"
-                f" ({row[f'{kind}_range_ms'][0]:,.0f} to {row[f'{kind}_range_ms'][1]:,.0f})"
-                for kind in ("cold", "disk_hit")
-            ),
-            f"{row['cold_ms'] / row['disk_hit_ms']:.1f}",
-        )
-        for row in result["by_tokens"]
-    ]  # fmt: skip
-    shortest = result["break_even_tokens"]
-    rows.append((f"{shortest or 'none'}", "", "from here on loading is quicker", ""))
-    return ("tokens", "computed", "loaded from the disk", "times as fast"), rows
-
-
-def peers_table(result: Result) -> Table:
-    """Of each system: what storing costs, and how long a hit takes; or why there is no number."""
-    rows = [("plain vLLM", "", f"{result['plain']['cold_ms']:,.0f} ms", "", "", "", "", "")]
-    for one in result["systems"].values():
-        if "failed" in one:
-            rows.append((one["title"], "", one["failed"], "", "", "", "", ""))
-            continue
-        hit = ratio(one["hit_ratio"], one["hit_ratio_range"]) if "hit_ratio" in one else ""
-        rows.append(
-            (
-                one["title"], one["checks"],
-                f"{one['store_ms']:,.0f} ms", ratio(one["store_ratio"], one["store_ratio_range"]),
-                f"{one['hit_ms']:,.0f} ms", hit, f"{one['computed_tokens']}",
-                f"{one['same_answers']:.0%}",
-            )
-        )  # fmt: skip
-    return (
-        "", "checks", "computed and stored", "of the same engine without it",
-        "loaded by another engine", "of lmkv", "tokens computed at a hit", "same first tokens",
-    ), rows  # fmt: skip
-
-
-def interference_table(result: Result) -> Table:
-    """Of stores and loads: what they do to another request's tokens."""
-    rows = []
-    for kind, other in (("storing", "only computed"), ("loading", "cached by vLLM")):
-        row = result[kind]
-        rows.append(
-            (
-                f"prompts are {'stored' if kind == 'storing' else 'loaded'}, over {other}",
-                ratio(row["p50_ratio"], row["p50_ratio_range"]),
-                ratio(row["p99_ratio"], row["p99_ratio_range"]),
-            )
-        )
-    return ("time between tokens, while", "p50", "p99"), rows
-
-
-def workloads_table(result: Result) -> Table:
-    """Of each workload: how much sooner all was done."""
-    names = {"prefix_repetition": "shared documents", "multi_turn": "conversations"}
-    rows = [
-        (
-            name,
-            ratio(result[key]["speedup"], result[key]["speedup_range"]),
-            f"{result[key]['share_loaded']:.0%}",
-            f"{result[key]['same_answers']:.0%}",
-        )
-        for key, name in names.items()
-        if key in result
-    ]
-    return ("", "times as fast as plain vLLM", "of prompt tokens loaded", "same answers"), rows
-
-
-def scale_table(result: Result) -> Table:
-    """Of a large directory: what an engine does with it."""
-    rows = [
-        ("counting it all, when the kernel has forgotten it", f"{result['count_dropped_s']:.1f} s"),
-        ("counting it all again", f"{result['count_warm_s']:.1f} s"),
-        ("looking up a prompt of 512 chunks that are known", f"{result['lookup_s'] * 1e6:,.0f} µs"),
-        (f"evicting {result['evicted']:,}", f"{result['evict_s']:.1f} s"),
-        ("memory a chunk, while counting", f"{result['count_memory_per_file']:.0f} bytes"),
-    ]
-    return (f"{result['files']:,} chunks", ""), rows
-
-
-def derived_table() -> Table:
-    """Of each model on GPUs: what limits say of computing and loading."""
-    rows = [
-        (
-            node.name, f"{node.kv_bytes // 1024} KiB", f"{node.computed_per_s:,.0f}",
-            *(f"{node.loaded_per_s(gbps):,.0f}" for gbps in DISKS.values()),
-            f"{node.break_even_gbps:.1f} GB/s",
-        )
-        for node in NODES
-    ]  # fmt: skip
-    return (
-        "derived, not measured", "KV of a token", "tokens/s computed",
-        *(f"loaded: {disk}" for disk in DISKS), "loading pays from",
-    ), rows  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Section:
     """What the page says of an experiment."""
 
     title: str
     table: Callable[[Result], Table]
+    repetitions: Callable[[Result], int]  # the fewest that anything of it is a median of
     chart: Callable[[Result], charts.Figure] | None = None
+    verdict: Callable[[Result], Iterable[str]] = lambda _: ()
 
 
 SECTIONS = {
-    "ttft": Section("Time to first token", ttft_table, charts.ttft),
-    "break_even": Section("From which length on", break_even_table, charts.break_even),
-    "peers": Section("Beside peers", peers_table, charts.peers),
-    "workloads": Section("Whole workloads", workloads_table, charts.workloads),
-    "interference": Section(
-        "A decode beside stores and loads", interference_table, charts.interference
+    "ttft": Section(
+        "Time to first token",
+        tables.ttft,
+        lambda result: min(len(result["documents"]), len(result["pairs"])),
+        charts.ttft,
+        verdicts.ttft,
     ),
-    "step_overhead": Section("What a step costs", step_table, charts.steps),
-    "io": Section("The disk", io_table, charts.io),
-    "transfer": Section("Gather and scatter", transfer_table, charts.transfer),
-    "lookup": Section("Lookups", lookup_table),
-    "scale": Section("Very many chunks", scale_table),
+    "break_even": Section(
+        "From which length on",
+        tables.break_even,
+        lambda result: min(Counter(row["tokens"] for row in result["documents"]).values()),
+        charts.break_even,
+        verdicts.break_even,
+    ),
+    "peers": Section(
+        "Beside peers",
+        tables.peers,
+        lambda result: len(result["documents"]),
+        charts.peers,
+        verdicts.peers,
+    ),
+    "workloads": Section(
+        "Whole workloads",
+        tables.workloads,
+        lambda result: min(len(one["rows"]) for one in result.values()),
+        charts.workloads,
+        verdicts.workloads,
+    ),
+    "interference": Section(
+        "A decode beside stores and loads",
+        tables.interference,
+        lambda result: int(result["about"]["answers"]),
+        charts.interference,
+        verdicts.interference,
+    ),
+    "step_overhead": Section(
+        "What a step costs",
+        tables.steps,
+        lambda result: min(row["steps"] for row in result["rows"]),
+        charts.steps,
+        verdicts.steps,
+    ),
+    "io": Section(
+        "The disk",
+        tables.io,
+        lambda result: int(result.get("rounds", 0)),
+        charts.io,
+        verdicts.io,
+    ),
+    "transfer": Section(
+        "Gather and scatter",
+        tables.transfer,
+        lambda result: int(result["rounds"]),
+        charts.transfer,
+        verdicts.transfer,
+    ),
+    "lookup": Section(
+        "Lookups",
+        tables.lookup,
+        lambda result: min(row["lookups"] for row in result.values() if isinstance(row, dict)),
+    ),
+    "scale": Section(
+        "Very many chunks", tables.scale, lambda result: int(result.get("repetitions", 1))
+    ),
 }
-
-
-def markdown(table: Table) -> str:
-    """A table in Markdown."""
-    head, rows = table
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
-    return "\n".join(lines) + "\n"
 
 
 def read(results: Path) -> dict[str, dict[str, Any]]:
@@ -287,6 +135,14 @@ def read(results: Path) -> dict[str, dict[str, Any]]:
         if file.exists():
             found[experiment.name] = json.loads(file.read_text(encoding="utf-8"))
     return found
+
+
+def repetitions(count: int) -> str:
+    """What the page says of how often something was measured."""
+    if count >= LEAST_REPETITIONS:
+        return f"Medians of {count} repetitions or more."
+    how = {0: "It is not said of how many repetitions", 1: "Each was measured once"}
+    return f"**{how.get(count, f'Medians of {count} repetitions')}: too few to compare.**"
 
 
 def page(measured: Mapping[str, Mapping[str, Any]]) -> str:
@@ -304,8 +160,8 @@ def page(measured: Mapping[str, Mapping[str, Any]]) -> str:
     parts = [HEAD.format(**about, packages=packages)]
     abouts = {experiment.name: experiment.about for experiment in EXPERIMENTS}
     for name, section in SECTIONS.items():
-        about = abouts[name]
-        parts.append(f"## {section.title}\n\n{about[0].upper()}{about[1:]}.\n")
+        what = abouts[name]
+        parts.append(f"## {section.title}\n\n{what[0].upper()}{what[1:]}.\n")
         one = measured.get(name)
         if one is None:
             parts.append(MISSING)
@@ -316,9 +172,12 @@ def page(measured: Mapping[str, Mapping[str, Any]]) -> str:
         if section.chart is not None:
             parts.append(f"![{section.title}](assets/benchmarks/{name}.svg)\n")
         parts.append(markdown(section.table(one["result"])))
+        if said := [f"- {line}\n" for line in section.verdict(one["result"])]:
+            parts.append("".join(said))
         made = f"{str(one['begun'])[:10]}, {float(one['seconds']):,.0f} s"
-        parts.append(f"`{one['command']}`, {made}, commit {one['versions']['commit']}.\n")
-    parts.append(DERIVED + "\n" + markdown(derived_table()))
+        often = repetitions(section.repetitions(one["result"]))
+        parts.append(f"{often} `{one['command']}`, {made}, commit {one['versions']['commit']}.\n")
+    parts.append(DERIVED + "\n" + markdown(tables.derived()))
     return "\n".join(parts)
 
 
@@ -336,7 +195,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, section in SECTIONS.items():
         if section.chart is not None and "result" in measured.get(name, {}):
-            charts.save(section.chart(measured[name]["result"]), folder / f"{name}.svg")
+            result = measured[name]["result"]
+            charts.save(section.chart(result), folder / f"{name}.svg", result)
     charts.save(charts.derived(), folder / "derived.svg")
     arguments.page.write_text(text, encoding="utf-8")
 

@@ -8,7 +8,8 @@ experiment: the command, the machine, the versions, when and how long, and what 
 or why it failed; and NAME.log, what it printed. ``report.py`` makes a page of them.
 A run that was interrupted goes on where it was: what was measured of this commit, in this way and
 on this machine, is not measured again, unless the checkout has more than the commit, or ``--again``
-is given. An experiment that fails does not end the others; the exit status is then 1.
+is given. An experiment that fails does not end the others; the exit status is then 1. When this is
+ended (Ctrl-C, SIGTERM), so is all that it has started.
 
 Nothing else should run meanwhile. Before each experiment what is to be written is written, and, as
 root, the page cache is dropped.
@@ -27,6 +28,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import processes
 from experiments import EXPERIMENTS, Experiment
 from machine import machine, versions
 from rich.console import Console
@@ -83,13 +85,12 @@ class Runner:
         command = experiment.command(self._path, raw, is_full=self._is_full)
         try:
             with (self._results / f"{experiment.name}.log").open("wb") as output:
-                subprocess.run(
-                    command, stdout=output, stderr=output, cwd=self._path, check=True,
-                    timeout=LONGEST_SECONDS,
-                )  # fmt: skip
+                status = processes.run(
+                    command, output=output, cwd=self._path, timeout=LONGEST_SECONDS
+                )
+            if status:
+                return {"failed": f"exit status {status}"}
             return {"result": json.loads(raw.read_text(encoding="utf-8"))}
-        except subprocess.CalledProcessError as error:
-            return {"failed": f"exit status {error.returncode}"}
         except subprocess.TimeoutExpired:
             return {"failed": f"it took more than {LONGEST_SECONDS} s"}
         except (OSError, ValueError) as error:
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--again", action="store_true", help="what is known already, too")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--quick", action="store_true", help="five repetitions of most: the default")
+    how.add_argument("--quick", action="store_true", help="what is small, five times: the default")
     how.add_argument("--full", action="store_true")
     arguments = parser.parse_args()
 

@@ -1,8 +1,12 @@
 """A directory of very many chunks: what counting, evicting and looking up cost.
 
+    python benchmarks/scale.py --path DIR [--files 100000] [--repetitions 5] [--json -]
+
 Makes sparse chunk files with times of last use spread over a week, then starts engines over them:
-some far below their capacity, whose first scan counts everything; one at it, which has to evict a
-twentieth. No byte of a chunk is read or written: this is about names, inodes and memory alone.
+some far below their capacity, whose first scan counts everything; some at it, which have to evict a
+twentieth, each time made good before the next. No byte of a chunk is read or written: this is about
+names, inodes and memory alone. Times are medians, with their range; memory is the most that was
+seen.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ def fill(root: Path, files: int, seed: int) -> list[bytes]:
     chance = random.Random(seed)
     rank = root / "v1" / NAMESPACE.hex()[:16] / "r0"
     for number in range(1 << 12):
-        (rank / f"{number:03x}").mkdir(parents=True, mode=0o700)
+        (rank / f"{number:03x}").mkdir(parents=True, mode=0o700, exist_ok=True)
     now = time.time()
     keys = []
     for _ in range(files):
@@ -106,8 +110,8 @@ def drop_caches(root: Path) -> bool:
     return True
 
 
-def look_up(root: Path, keys: list[bytes]) -> float:
-    """Seconds, the median of 50 prompts whose chunks are all there."""
+def look_up(root: Path, keys: list[bytes]) -> list[float]:
+    """Seconds of each of 50 prompts whose chunks are all there."""
     service = LookupService(Directory(root=str(root), namespace=NAMESPACE, ranks=1))
     took = []
     for number in range(50):
@@ -116,37 +120,66 @@ def look_up(root: Path, keys: list[bytes]) -> float:
         while service.lookup(prompt, 1.0) is None:
             pass
         took.append(time.perf_counter() - begin)
-    return statistics.median(took)
+    return took
 
 
-def measure(path: Path, files: int, seed: int = 1) -> dict[str, Any]:
+def count(root: Path, files: int, repetitions: int) -> dict[str, Any]:
+    """Seconds of first scans, and the memory that they take."""
+    total, memory = files * CHUNK_BYTES, []
+    result: dict[str, Any] = {}
+    for name in ("dropped", "warm"):
+        took = []
+        for _ in range(repetitions):
+            if name == "dropped" and not drop_caches(root):
+                break
+            keeper = Keeper(root, 2 * total)
+            took.append(keeper.until("housekeeping_passes", 1))
+            stats = keeper.close()
+            memory.append(stats["memory"] / files)
+            if stats["store_bytes_used"] != total:
+                raise RuntimeError(f"{stats['store_bytes_used']} bytes were counted, not {total}")
+        result |= middle(f"count_{name}_s", took)
+    return result | {"count_memory_per_file": max(memory)}
+
+
+def evict(root: Path, files: int, repetitions: int, seed: int) -> dict[str, Any]:
+    """Seconds of evictions of a twentieth from a full directory, and the memory that they take."""
+    took, memory = [], []
+    stats: dict[str, int] = {}
+    for number in range(repetitions):
+        keeper = Keeper(root, files * CHUNK_BYTES)
+        took.append(keeper.until("chunks_evicted", files - int(0.95 * files)))
+        stats = keeper.close()
+        memory.append(stats["memory"] / files)
+        fill(root, stats["chunks_evicted"], seed + number)
+    return middle("evict_s", took) | {
+        "evicted": stats["chunks_evicted"],
+        "scans": stats["housekeeping_passes"],
+        "evict_memory_per_file": max(memory),
+    }
+
+
+def middle(name: str, values: list[float]) -> dict[str, Any]:
+    """The median and the range, under that name; nothing of nothing."""
+    if not values:
+        return {}
+    return {name: statistics.median(values), f"{name}_range": [min(values), max(values)]}
+
+
+def measure(path: Path, files: int, repetitions: int, seed: int = 1) -> dict[str, Any]:
     """The numbers, in seconds and bytes. Blocks for minutes with a million files."""
     root = path / f"lmkv-scale-{os.getpid()}"
-    total = files * CHUNK_BYTES
     try:
         begin = time.perf_counter()
         keys = fill(root, files, seed)
-        result: dict[str, Any] = {"files": files, "made_s": time.perf_counter() - begin}
-        for name in ("dropped", "warm"):
-            if name == "dropped" and not drop_caches(root):
-                continue
-            keeper = Keeper(root, 2 * total)
-            result[f"count_{name}_s"] = keeper.until("housekeeping_passes", 1)
-            stats = keeper.close()
-            result["count_memory_per_file"] = stats["memory"] / files
-            if stats["store_bytes_used"] != total:
-                raise RuntimeError(f"{stats['store_bytes_used']} bytes were counted, not {total}")
-        result["lookup_s"] = look_up(root, keys)
-        keeper = Keeper(root, total)  # full: a twentieth has to go
-        goal = files - int(0.95 * files)
-        result["evict_s"] = keeper.until("chunks_evicted", goal)
-        stats = keeper.close()
-        result |= {
-            "evicted": stats["chunks_evicted"],
-            "scans": stats["housekeeping_passes"],
-            "evict_memory_per_file": stats["memory"] / files,
+        return {
+            "files": files,
+            "repetitions": repetitions,
+            "made_s": time.perf_counter() - begin,
+            **count(root, files, repetitions),
+            **middle("lookup_s", look_up(root, keys)),
+            **evict(root, files, repetitions, seed + 1),
         }
-        return result
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
@@ -155,8 +188,9 @@ def main() -> None:
     """See the module."""
     parser = parser_of(__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
-    result = measure(arguments.path, arguments.files)
+    result = measure(arguments.path, arguments.files, arguments.repetitions)
     write_result(result, arguments.json or "-")
 
 

@@ -187,6 +187,7 @@ def main() -> None:
                     rows.append(pool.apply(measure_apart, (task,)))
                 print(in_words(rows[-1]), file=sys.stderr, flush=True)
     result: dict[str, Any] = {"rows": rows, "budgets_us": BUDGETS_US, "within": {}}
+    result["repetitions"] = min(row["steps"] for row in rows)
     for name, budget in BUDGETS_US.items():
         for kind in ("empty", "idle"):
             result[f"{name}_{kind}_us"] = {

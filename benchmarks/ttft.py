@@ -30,6 +30,7 @@ the pairs' own, with their range.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import statistics
@@ -79,12 +80,15 @@ class Bench:
         self._tokens = tokens
         settings = {"path": str(self._root), "host_memory": "1GiB", "free_space_floor": 0}
         self.engines: list[TtftEngine] = []
-        for faults in ("", "", SLOW):
-            self.engines.append(TtftEngine(tokens + 64, settings, faults=faults))
-            # One is enough to fill a machine; and the first must find the directory empty.
-            self.engines[-1].wait_until_ready()
-        for engine in self.engines:
-            engine.ttft(self._fresh(WARM_UP_TOKENS))
+        with contextlib.ExitStack() as started:
+            for faults in ("", "", SLOW):
+                engine = TtftEngine(tokens + 64, settings, faults=faults)
+                self.engines.append(started.enter_context(contextlib.closing(engine)))
+                # One is enough to fill a machine; and the first must find the directory empty.
+                engine.wait_until_ready()
+            for engine in self.engines:
+                engine.ttft(self._fresh(WARM_UP_TOKENS))
+            self._started = started.pop_all()
 
     def _fresh(self, length: int) -> list[int]:
         return [self._source.randrange(100, 40_000) for _ in range(length)]
@@ -131,8 +135,7 @@ class Bench:
 
     def close(self) -> None:
         """End the engines."""
-        for engine in self.engines:
-            engine.close()
+        self._started.close()
 
 
 def measure(folder: Path, documents: int, pairs: int, tokens: int) -> dict[str, Any]:
@@ -195,6 +198,7 @@ def main() -> None:
         found = measure(folder, arguments.documents, arguments.pairs, arguments.tokens)
     result = summary(found["documents"], found["pairs"])
     result["tokens"], result["pair_tokens"] = arguments.tokens, arguments.tokens // 4
+    result["repetitions"] = arguments.documents
     write_result({**result, **found}, arguments.json)
 
 

@@ -17,11 +17,12 @@ between two, and then rounding decides. Conversations go on with the plain engin
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,25 @@ Prompt = list[int]
 Batch = list[Prompt]
 
 MODEL_LEN = 2048
-ANSWER_TOKENS = 16
 AT_ONCE = 3
-DOCUMENTS, DOCUMENT_TOKENS, QUESTION_TOKENS, QUESTIONS = 6, 1024, 64, 5
-TURN_TOKENS = 300
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large ``multi_turn`` is, and the engines' KV cache."""
+    """How large the engines' KV cache and the workloads are."""
 
     kv_tokens: int = 4096
+    answer_tokens: int = 16
+    documents: int = 6
+    document_tokens: int = 1024
+    questions: int = 5  # about each document
+    question_tokens: int = 64
     conversations: int = 6
     turns: int = 4
+    turn_tokens: int = 300
 
 
-def prefix_repetition(seed: int) -> list[Batch]:
+def prefix_repetition(seed: int, size: Size) -> list[Batch]:
     """As ``vllm bench serve --dataset-name prefix_repetition`` makes them."""
     from transformers import AutoTokenizer
     from vllm.benchmarks.datasets import PrefixRepetitionRandomDataset
@@ -58,11 +62,11 @@ def prefix_repetition(seed: int) -> list[Batch]:
     tokenizer = AutoTokenizer.from_pretrained(prepare_smollm2())
     requests = PrefixRepetitionRandomDataset(random_seed=seed).sample(
         tokenizer,
-        DOCUMENTS * QUESTIONS,
-        prefix_len=DOCUMENT_TOKENS,
-        suffix_len=QUESTION_TOKENS,
-        num_prefixes=DOCUMENTS,
-        output_len=ANSWER_TOKENS,
+        size.documents * size.questions,
+        prefix_len=size.document_tokens,
+        suffix_len=size.question_tokens,
+        num_prefixes=size.documents,
+        output_len=size.answer_tokens,
     )
     texts = [request.prompt for request in requests]
     prompts = tokenizer(texts, add_special_tokens=False).input_ids
@@ -72,16 +76,19 @@ def prefix_repetition(seed: int) -> list[Batch]:
 class Pair:
     """An engine without lmkv and one with it, which do the same."""
 
-    def __init__(self, root: Path, kv_tokens: int) -> None:
+    def __init__(self, root: Path, size: Size) -> None:
         settings = {"path": str(root), "host_memory": "256MiB", "free_space_floor": 0}
         # One of them is vLLM's own null block.
-        blocks, length = kv_tokens // BLOCK_TOKENS + 1, min(MODEL_LEN, kv_tokens)
-        self._engines = {
-            "plain": TtftEngine(length, None, kv_blocks=blocks),
-            "lmkv": TtftEngine(length, settings, kv_blocks=blocks),
-        }
-        for engine in self._engines.values():
-            engine.wait_until_ready()
+        blocks, length = size.kv_tokens // BLOCK_TOKENS + 1, min(MODEL_LEN, size.kv_tokens)
+        self._engines: dict[str, TtftEngine] = {}
+        with contextlib.ExitStack() as started:
+            for name, its in (("plain", None), ("lmkv", settings)):
+                engine = TtftEngine(length, its, kv_blocks=blocks)
+                self._engines[name] = started.enter_context(contextlib.closing(engine))
+            for engine in self._engines.values():
+                engine.wait_until_ready()
+            self._started = started.pop_all()
+        self._answer_tokens = size.answer_tokens
         self._number = 0
         self.seconds = dict.fromkeys(self._engines, 0.0)
         self.ttft: dict[str, list[float]] = {name: [] for name in self._engines}
@@ -95,7 +102,7 @@ class Pair:
             names.reverse()
         answers = {}
         for name in names:
-            done = self._engines[name].batch(batch, ANSWER_TOKENS)
+            done = self._engines[name].batch(batch, self._answer_tokens)
             self.seconds[name] += done["seconds"]
             self.ttft[name] += done["ttft"]
             answers[name] = done["answers"]
@@ -109,13 +116,12 @@ class Pair:
 
     def close(self) -> None:
         """End both."""
-        for engine in self._engines.values():
-            engine.close()
+        self._started.close()
 
 
-def run_shared_documents(pair: Pair, seed: int, _: Size) -> int:
+def run_shared_documents(pair: Pair, seed: int, size: Size) -> int:
     """``prefix_repetition``; the tokens of all prompts."""
-    batches = prefix_repetition(seed)
+    batches = prefix_repetition(seed, size)
     for batch in batches:
         pair.answer(batch)
     return sum(len(prompt) for batch in batches for prompt in batch)
@@ -130,7 +136,7 @@ def run_conversations(pair: Pair, seed: int, size: Size) -> int:
         for first in range(0, size.conversations, AT_ONCE):
             group = range(first, min(first + AT_ONCE, size.conversations))
             for i in group:
-                said[i] += [dice.randrange(100, 40_000) for _ in range(TURN_TOKENS)]
+                said[i] += [dice.randrange(100, 40_000) for _ in range(size.turn_tokens)]
             batch = [list(said[i]) for i in group]
             tokens += sum(map(len, batch))
             for i, answer in zip(group, pair.answer(batch), strict=True):
@@ -143,7 +149,7 @@ WORKLOADS = {"prefix_repetition": run_shared_documents, "multi_turn": run_conver
 
 def measure(folder: Path, name: str, repetitions: int, size: Size) -> dict[str, Any]:
     """One workload, again and again, in fresh prompts."""
-    pair = Pair(folder / name, size.kv_tokens)
+    pair = Pair(folder / name, size)
     rows = []
     try:
         # What the first request of an engine waits for.
@@ -167,7 +173,8 @@ def measure(folder: Path, name: str, repetitions: int, size: Size) -> dict[str, 
         pair.close()
     same = sum(pair.same) / len(pair.same)
     ranges = {**middle(rows, "speedup"), **middle(rows, "share_loaded")}
-    return {"rows": rows, "same_answers": same, **ranges, "counters": counters}
+    about = {"size": asdict(size), "repetitions": repetitions}
+    return {**about, "rows": rows, "same_answers": same, **ranges, "counters": counters}
 
 
 def middle(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:

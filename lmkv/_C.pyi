@@ -556,9 +556,7 @@ class ArenaReport:
     fault: str
     """What is not as it must be; ``""`` if all is well."""
 
-def arena_report(
-    directory: str, slab_bytes: int, file_mode: str = "private"
-) -> ArenaReport | None:
+def arena_report(directory: str, slab_bytes: int, file_mode: str = "private") -> ArenaReport | None:
     """None where there is no arena. Raises ArenaError for one that cannot be read. May take a
     second.
     """

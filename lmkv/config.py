@@ -202,7 +202,7 @@ class Config:
         unit="tokens",
         default=256,
     )
-    host_memory: HostMemory = _setting(
+    host_memory: HostMemory = _setting(  # noqa: RUF009 - as immutable as the others
         parse_host_memory,
         "Host memory of each worker (rank) for chunks on their way to and from the disk; what "
         "is not in flight keeps recent chunks, so that they are loaded without the disk. With a "
@@ -324,6 +324,7 @@ class Config:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("chunk_tokens", 1, 1 << 20),
+            ("host_memory", 1 << 20, 1 << 50),
             ("capacity", 0, 1 << 60),
             ("free_space_floor", 0, 90),
             ("io_threads", 1, 64),
@@ -331,12 +332,10 @@ class Config:
             ("max_age", 0, LONGEST_AGE),
         ):
             value = getattr(self, name)
+            if isinstance(value, HostMemory):
+                value = value.bytes
             if not low <= value <= high:
                 raise ConfigError(f"{name}: must be between {low} and {high}, not {value}")
-        if not 1 << 20 <= self.host_memory.bytes <= 1 << 50:
-            raise ConfigError(
-                f"host_memory: must be between {1 << 20} and {1 << 50}, not {self.host_memory.bytes}"
-            )
         if len(self.namespace) > 256 or not self.namespace.isprintable():
             raise ConfigError("namespace: must be at most 256 printable characters")
 

@@ -3,7 +3,15 @@ import dataclasses
 import pytest
 
 from lmkv import ConfigError
-from lmkv.config import NOT_SETTINGS, Config, format_size, parse_size, settings_table
+from lmkv.config import (
+    NOT_SETTINGS,
+    Config,
+    HostMemory,
+    format_size,
+    parse_host_memory,
+    parse_size,
+    settings_table,
+)
 
 
 def test_defaults_apply_when_only_the_path_is_given():
@@ -11,7 +19,7 @@ def test_defaults_apply_when_only_the_path_is_given():
     assert config == Config(
         path=("/cache",),
         chunk_tokens=256,
-        host_memory=2 * 2**30,
+        host_memory=HostMemory(2 * 2**30),
         capacity=0,
         free_space_floor=5.0,
         io_engine="auto",
@@ -58,6 +66,26 @@ def test_sizes_are_read(value, size):
 def test_what_is_no_size_is_refused_and_shown(value):
     with pytest.raises(ConfigError, match="size"):
         parse_size(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "memory"),
+    [
+        ("2GiB", HostMemory(2 << 30)),
+        (1 << 30, HostMemory(1 << 30)),
+        ("shared:64GiB", HostMemory(64 << 30, is_shared=True)),
+        (" shared: 1.5 MiB ", HostMemory(3 << 19, is_shared=True)),
+    ],
+)
+def test_host_memory_is_read_and_reads_back(value, memory):
+    assert parse_host_memory(value) == memory
+    assert parse_host_memory(str(memory)) == memory
+
+
+@pytest.mark.parametrize("value", ["shared", "shared:", "sharde:1GiB", "shared:shared:1GiB"])
+def test_what_is_no_host_memory_is_refused(value):
+    with pytest.raises(ConfigError, match=r"host_memory: .*size"):
+        Config.from_sources({"path": "/c", "host_memory": value}, {})
 
 
 @pytest.mark.parametrize("size", [0, 1, 1023, 4096, 3 * 2**20, 2**40, 10**9])

@@ -12,7 +12,6 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <limits>
 #include <new>
 #include <utility>
 
@@ -23,6 +22,7 @@ namespace lmkv {
 namespace {
 
 constexpr std::uint64_t kHugePageBytes = 2 << 20;
+constexpr std::uint32_t kMostSlots = 1 << 30;  // twice as many buckets still have 32 bits
 
 std::uint64_t round_up(std::uint64_t bytes, std::uint64_t to) { return (bytes + to - 1) / to * to; }
 
@@ -38,8 +38,8 @@ ArenaHeader lay_out(std::uint64_t slab_bytes, std::uint64_t bytes, std::uint32_t
   header.layout = kArenaLayout;
   header.mutex_bytes = sizeof(pthread_mutex_t);
   header.slab_bytes = slab_bytes;
-  header.slot_count = static_cast<std::uint32_t>(
-      std::min<std::uint64_t>(bytes / slab_bytes, std::numeric_limits<std::int32_t>::max()));
+  header.slot_count =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>(bytes / slab_bytes, kMostSlots));
   header.bucket_count = std::bit_ceil(std::max<std::uint32_t>(header.slot_count, 2) * 2);
   header.node_count = nodes;
   header.slots_offset = kPageBytes + round_up_to_page(sizeof(ArenaControl));
@@ -91,12 +91,13 @@ void check_header(const ArenaHeader& header, std::uint64_t file_bytes, const Are
     throw error(path, "made by another version of lmkv (layout " + std::to_string(header.layout) +
                           ", not " + std::to_string(kArenaLayout) + ")");
   }
-  const bool fits = header.slot_count >= kFewestArenaSlots && header.node_count >= 1 &&
-                    header.node_count <= kMostArenaNodes && header.slab_bytes == place.slab_bytes;
-  const ArenaHeader wanted =
-      fits ? lay_out(header.slab_bytes, header.slot_count * header.slab_bytes, header.node_count,
-                     page_bytes)
-           : ArenaHeader{};
+  const bool fits = header.slot_count >= kFewestArenaSlots && header.slot_count <= kMostSlots &&
+                    header.node_count >= 1 && header.node_count <= kMostArenaNodes &&
+                    header.slab_bytes == place.slab_bytes;
+  const ArenaHeader wanted = fits
+                                 ? lay_out(header.slab_bytes, header.slot_count * header.slab_bytes,
+                                           header.node_count, page_bytes)
+                                 : ArenaHeader{};
   if (std::memcmp(&header, &wanted, sizeof header) != 0 || header.total_bytes != file_bytes) {
     throw error(path, "not an arena for slabs of " + std::to_string(place.slab_bytes) + " bytes");
   }
@@ -105,8 +106,8 @@ void check_header(const ArenaHeader& header, std::uint64_t file_bytes, const Are
 }  // namespace
 
 std::string ArenaPlace::path() const {
-  const std::string whose = access == Access::kGroup ? "g" + std::to_string(::getegid())
-                                                     : std::to_string(::geteuid());
+  const std::string whose =
+      access == Access::kGroup ? "g" + std::to_string(::getegid()) : std::to_string(::geteuid());
   return directory + "/lmkv-" + whose + "-" + std::to_string(slab_bytes) + ".arena";
 }
 
@@ -210,8 +211,8 @@ int ArenaFile::give_pages(std::uint32_t slot) const {
   const std::uint64_t at = header().slabs_offset + slot * header().slab_bytes;
   int failed = 0;
   do {
-    failed = ::posix_fallocate(fd(), static_cast<off_t>(at),
-                               static_cast<off_t>(header().slab_bytes));
+    failed =
+        ::posix_fallocate(fd(), static_cast<off_t>(at), static_cast<off_t>(header().slab_bytes));
   } while (failed == EINTR);
   return failed;
 }
@@ -219,8 +220,8 @@ int ArenaFile::give_pages(std::uint32_t slot) const {
 int ArenaFile::drop_pages(std::uint32_t slot) const {
   const std::uint64_t at = header().slabs_offset + slot * header().slab_bytes;
   const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-  const int result = ::fallocate(fd(), mode, static_cast<off_t>(at),
-                                 static_cast<off_t>(header().slab_bytes));
+  const int result =
+      ::fallocate(fd(), mode, static_cast<off_t>(at), static_cast<off_t>(header().slab_bytes));
   return result == 0 ? 0 : errno;
 }
 

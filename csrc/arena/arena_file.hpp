@@ -25,7 +25,8 @@ struct ArenaPlace {
   std::size_t slab_bytes = 0;
   Access access = Access::kPrivate;
 
-  // "<directory>/lmkv-<user>-<slab bytes>.arena", with "g<group>" for the user where a group shares.
+  // "<directory>/lmkv-<user>-<slab bytes>.arena", with "g<group>" for the user where a group
+  // shares.
   [[nodiscard]] std::string path() const;
 };
 

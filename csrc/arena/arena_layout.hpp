@@ -1,4 +1,5 @@
-// What lies in an arena: host memory that all engines of a node map, for chunks (docs/node-memory.md).
+// What lies in an arena: host memory that all engines of a node map, for chunks
+// (docs/node-memory.md).
 //
 //   0              ArenaHeader                what must match, written once before others see it
 //   4096           ArenaControl               lock, counters, members
@@ -22,8 +23,8 @@
 
 namespace lmkv {
 
-inline constexpr std::uint32_t kArenaLayout = 1;  // of all below; with another, nobody joins
-inline constexpr std::size_t kArenaMembers = 64;  // engines (ranks) that use one at a time
+inline constexpr std::uint32_t kArenaLayout = 1;       // of all below; with another, nobody joins
+inline constexpr std::size_t kArenaMembers = 64;       // engines (ranks) that use one at a time
 inline constexpr std::uint32_t kFewestArenaSlots = 2;  // one for a load and one for a store
 inline constexpr std::uint32_t kNoSlot = 0xffff'ffff;
 inline constexpr std::size_t kMostArenaNodes = 8;  // NUMA nodes that are told apart
@@ -85,9 +86,9 @@ enum class SlotState : std::uint8_t {
 // The one word that says what a slot is: a change of it is what takes effect.
 struct SlotWord {
   SlotState state = SlotState::kFree;
-  bool named = false;        // filling: `name` says with what, and it can be waited for
-  std::uint8_t owner = 0;    // filling: the member
-  bool has_pages = false;    // the file has memory for it: touching it raises no SIGBUS
+  bool named = false;      // filling: `name` says with what, and it can be waited for
+  std::uint8_t owner = 0;  // filling: the member
+  bool has_pages = false;  // the file has memory for it: touching it raises no SIGBUS
 
   [[nodiscard]] std::uint64_t pack() const {
     return static_cast<std::uint64_t>(state) | static_cast<std::uint64_t>(named) << 8 |

@@ -99,8 +99,8 @@ JoinedArena::~JoinedArena() {
 
 JoinedArena::Seat JoinedArena::take_seat(const ArenaPlace& place, std::uint64_t bytes) {
   for (;;) {
-    std::optional<ArenaFile> file = bytes != 0 ? ArenaFile::open_or_create(place, bytes)
-                                               : ArenaFile::open_existing(place);
+    std::optional<ArenaFile> file =
+        bytes != 0 ? ArenaFile::open_or_create(place, bytes) : ArenaFile::open_existing(place);
     if (!file) throw ArenaError(place.path() + ": is not there");
     if (const auto number = join(*file)) return {std::move(*file), *number};
   }

@@ -13,10 +13,11 @@ namespace lmkv {
 [[nodiscard]] std::uint64_t arena_now();
 
 // A member's place in an arena, until it goes. It is alive for as long as it has a lock on its byte
-// of the file (F_OFD_SETLK, fcntl(2)): the kernel takes the lock away when the last process that has
-// the file open by this description is gone, however it went, and tells members in other PID
-// namespaces (containers that share /dev/shm), where a pid says nothing. A child that was forked and
-// did not exec keeps its parent's place taken: memory is then kept too long, never lost too early.
+// of the file (F_OFD_SETLK, fcntl(2)): the kernel takes the lock away when the last process that
+// has the file open by this description is gone, however it went, and tells members in other PID
+// namespaces (containers that share /dev/shm), where a pid says nothing. A child that was forked
+// and did not exec keeps its parent's place taken: memory is then kept too long, never lost too
+// early.
 class JoinedArena {
  public:
   // The arena that is there, or a new one of about `bytes`. Throws ArenaError, also when all places

@@ -36,9 +36,8 @@ ArenaPool::ArenaPool(const ArenaPlace& place, std::uint64_t bytes,
       slots_(arena_.file().slots()),
       node_(static_cast<std::uint32_t>(std::max(0, device.numa_node())) %
             arena_.file().header().node_count),
-      slots_ahead_(static_cast<std::uint32_t>(
-          std::clamp<std::uint64_t>(kBytesAhead / place.slab_bytes, kFewestArenaSlots,
-                                    slots_.count()))),
+      slots_ahead_(static_cast<std::uint32_t>(std::clamp<std::uint64_t>(
+          kBytesAhead / place.slab_bytes, kFewestArenaSlots, slots_.count()))),
       uses_(slots_.count()) {
   const std::span<std::byte> slabs = arena_.file().slabs();
   ::madvise(slabs.data(), slabs.size(), MADV_DONTFORK);  // or a child keeps the memory
@@ -48,8 +47,8 @@ ArenaPool::ArenaPool(const ArenaPlace& place, std::uint64_t bytes,
     const int failed = bring_pages();
     if (failed == 0) continue;
     if (slots_with_pages() >= kFewestArenaSlots) break;
-    throw ArenaError(arena_.file().path() + ": no memory: " +
-                     (failed > 0 ? std::strerror(failed) : "its lock is held"));
+    throw ArenaError(arena_.file().path() +
+                     ": no memory: " + (failed > 0 ? std::strerror(failed) : "its lock is held"));
   }
   pin_error_ = device_.pin(slabs.data(), slabs.size());
   house_ = std::thread([this] { keep_house(); });

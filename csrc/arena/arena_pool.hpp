@@ -61,14 +61,14 @@ class ArenaPool final : public SlabPool {
   const std::uint32_t node_;
   const std::uint32_t slots_ahead_;
 
-  mutable std::mutex mutex_;  // the arena's lock is inside it
-  std::vector<Use> uses_;     // by slot; guarded by mutex_, as the next two
-  std::size_t in_use_ = 0;    // slots with handles
+  mutable std::mutex mutex_;         // the arena's lock is inside it
+  std::vector<Use> uses_;            // by slot; guarded by mutex_, as the next two
+  std::size_t in_use_ = 0;           // slots with handles
   std::vector<std::uint32_t> kept_;  // to be given back, when the arena's lock can be had
 
   std::mutex house_mutex_;
   std::condition_variable house_wakes_;
-  bool ends_ = false;         // guarded by house_mutex_, as the next
+  bool ends_ = false;  // guarded by house_mutex_, as the next
   bool wants_pages_ = false;
   std::thread house_;  // last: it uses all of the above
 };

@@ -157,4 +157,4 @@ class ArenaSlots {
 
 }  // namespace lmkv
 
-#include "arena/arena_slots.inl"
+#include "arena/arena_slots_impl.hpp"

@@ -25,8 +25,8 @@ struct EngineOptions {
   std::uint32_t block_tokens = 0;
   std::uint32_t blocks_per_chunk = 0;
   std::size_t host_memory = 0;  // bytes for slabs
-  // Where an arena is that all engines of the node have their slabs in, of about `host_memory` bytes
-  // if it has to be made (arena/arena_file.hpp); "": this engine has slabs of its own.
+  // Where an arena is that all engines of the node have their slabs in, of about `host_memory`
+  // bytes if it has to be made (arena/arena_file.hpp); "": this engine has slabs of its own.
   std::string arena_directory;
   std::string device = "host";
   TransferOptions transfer;

@@ -285,7 +285,7 @@ def measure(
         if each is not None:
             each(rows[-1])
     counted = [row for row in rows if row["chunk_mib"] >= COUNTED_FROM_MIB] or rows
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"rounds": rounds}
     for way in ("store", "load"):
         result[way] = min((row[way] for row in counted), key=itemgetter("ratio"))
     cpu = max(row["cpu_s_per_gb"] for row in counted)
@@ -333,10 +333,12 @@ def _measure_size(settings: Settings, mib: int, count: int, rounds: int) -> dict
     for name in ("store", "load"):
         rates = [(count - r.failed) * work.chunk_bytes / r.seconds / 1e9 for r in runs[name]]
         fio_rates = [work.bytes_total / took / 1e9 for took in fio_seconds[name]]
+        ratios = [a / b for a, b in zip(rates, fio_rates, strict=True)]
         row[name] = {
             "gbps": statistics.median(rates),
             "fio_gbps": statistics.median(fio_rates),
-            "ratio": statistics.median([a / b for a, b in zip(rates, fio_rates, strict=True)]),
+            "ratio": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
             "gbps_range": [min(rates), max(rates)],
             "fio_gbps_range": [min(fio_rates), max(fio_rates)],
             "cpu_s_per_gb": statistics.median(r.cpu_seconds for r in runs[name])

@@ -97,12 +97,14 @@ def measure_case(
         "pin_error": info["pin_error"],
     }
     for direction in DIRECTIONS:
-        pairs = zip(rates[direction], rates[f"copy_{direction}"], strict=True)
+        copies = rates[f"copy_{direction}"]
+        ratios = [a / b for a, b in zip(rates[direction], copies, strict=True)]
         row[f"{direction}_mode"] = info[direction]
         row[f"{direction}_gbps"] = statistics.median(rates[direction])
         row[f"{direction}_gbps_range"] = [min(rates[direction]), max(rates[direction])]
-        row[f"{direction}_copy_gbps"] = statistics.median(rates[f"copy_{direction}"])
-        row[f"{direction}_ratio"] = statistics.median([a / b for a, b in pairs])
+        row[f"{direction}_copy_gbps"] = statistics.median(copies)
+        row[f"{direction}_ratio"] = statistics.median(ratios)
+        row[f"{direction}_ratio_range"] = [min(ratios), max(ratios)]
     return row
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from programs import run as run_program
 
@@ -107,6 +111,31 @@ def test_one_that_fails_is_named_and_the_next_is_measured(tmp_path: Path) -> Non
     assert "transfer: measured" in done.stderr  # which needs no disk
     assert "exit status" in str(measured(tmp_path, "io")["failed"])
     assert (tmp_path / "results" / "io.log").stat().st_size > 0
+
+
+def test_what_is_measured_ends_with_who_measures(tmp_path: Path) -> None:
+    runner = ROOT / "benchmarks" / "run.py"
+    where = ["--path", tmp_path / "disk", "--results", tmp_path / "results"]
+    process = subprocess.Popen(
+        [sys.executable, runner, *where, "--only", "transfer"], stderr=subprocess.DEVNULL
+    )
+    experiment = child_of(process.pid, "transfer")
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert not experiment.is_running()
+    assert not (tmp_path / "results" / "transfer.json").exists()
+
+
+def child_of(pid: int, word: str) -> psutil.Process:
+    """The one whose command has that word, as soon as it is there."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in psutil.Process(pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if word in child.cmdline():
+                    return child
+        time.sleep(0.02)
+    raise AssertionError(f"no {word} was started")
 
 
 def test_one_page_is_about_one_machine_and_version(monkeypatch: pytest.MonkeyPatch) -> None:

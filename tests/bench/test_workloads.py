@@ -31,10 +31,11 @@ def test_vllms_own_dataset_is_cut_into_batches(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import workloads
 
-    batches = workloads.prefix_repetition(seed=1)
+    size = workloads.Size(questions=3)
+    batches = workloads.prefix_repetition(1, size)
     prompts = [prompt for batch in batches for prompt in batch]
     assert {len(batch) for batch in batches} == {workloads.AT_ONCE}
-    assert len(prompts) == workloads.DOCUMENTS * workloads.QUESTIONS
-    heads = {tuple(prompt[: workloads.DOCUMENT_TOKENS // 2]) for prompt in prompts}
-    assert len(heads) == workloads.DOCUMENTS
+    assert len(prompts) == size.documents * 3
+    heads = {tuple(prompt[: size.document_tokens // 2]) for prompt in prompts}
+    assert len(heads) == size.documents
     assert len({tuple(prompt) for prompt in prompts}) == len(prompts)

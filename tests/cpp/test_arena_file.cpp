@@ -72,28 +72,36 @@ TEST_F(ArenaFileTest, AGroupMayWhereItIsSaidTo) {
 }
 
 TEST_F(ArenaFileTest, OneThatOthersMayUseIsRefused) {
-  { const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes); }
+  {
+    const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes);
+  }
   ASSERT_EQ(::chmod(place.path().c_str(), 0666), 0);
   EXPECT_NE(reason(place).find("others may use it"), std::string::npos);
 }
 
 TEST_F(ArenaFileTest, SomebodyElsesIsRefused) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root to give a file away";
-  { const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes); }
+  {
+    const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes);
+  }
   ASSERT_EQ(::chown(place.path().c_str(), 12345, 12345), 0);
   EXPECT_NE(reason(place).find("somebody else's"), std::string::npos);
 }
 
 TEST_F(ArenaFileTest, ALinkIsNotFollowed) {
   const std::string elsewhere = folder / "elsewhere";
-  { const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes); }
+  {
+    const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes);
+  }
   ASSERT_EQ(::rename(place.path().c_str(), elsewhere.c_str()), 0);
   ASSERT_EQ(::symlink(elsewhere.c_str(), place.path().c_str()), 0);
   EXPECT_NE(reason(place), "");
 }
 
 TEST_F(ArenaFileTest, AnotherLayoutIsRefusedAndLeftAsItIs) {
-  { const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes); }
+  {
+    const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes);
+  }
   const std::uint32_t next = kArenaLayout + 1;
   write_at(offsetof(ArenaHeader, layout), std::string(reinterpret_cast<const char*>(&next), 4));
   EXPECT_NE(reason(place).find("another version"), std::string::npos);
@@ -102,7 +110,9 @@ TEST_F(ArenaFileTest, AnotherLayoutIsRefusedAndLeftAsItIs) {
 
 // Whatever a header says that does not fit the file: it is never read by it.
 TEST_F(ArenaFileTest, AHeaderThatDoesNotFitIsRefused) {
-  { const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes); }
+  {
+    const ArenaFile made = ArenaFile::open_or_create(place, 100 * kSlabBytes);
+  }
   std::ifstream file(place.path(), std::ios::binary);
   std::string header(sizeof(ArenaHeader), '\0');
   file.read(header.data(), static_cast<std::streamsize>(header.size()));
@@ -119,7 +129,9 @@ TEST_F(ArenaFileTest, AHeaderThatDoesNotFitIsRefused) {
 }
 
 TEST_F(ArenaFileTest, AFileThatWasCutIsRefused) {
-  { const ArenaFile made = ArenaFile::open_or_create(place, 2000 * kSlabBytes); }
+  {
+    const ArenaFile made = ArenaFile::open_or_create(place, 2000 * kSlabBytes);
+  }
   for (const std::uint64_t bytes : {0UL, 4096UL, 3UL << 20}) {
     std::filesystem::resize_file(place.path(), bytes);
     EXPECT_NE(reason(place), "") << bytes;
@@ -174,7 +186,9 @@ TEST_F(ArenaFileTest, ALockThatAnotherHoldsIsNotWaitedForLong) {
 TEST_F(ArenaFileTest, ALockIsFreeAgainAfterItsHolder) {
   const ArenaFile arena = ArenaFile::open_or_create(place, 100 * kSlabBytes);
   ArenaSlots<> slots = arena.slots();
-  { ASSERT_TRUE(ArenaLock::take(slots)); }
+  {
+    ASSERT_TRUE(ArenaLock::take(slots));
+  }
   std::thread([&] { EXPECT_TRUE(ArenaLock::take(slots)); }).join();
   EXPECT_EQ(slots.control().repairs, 0U);
 }

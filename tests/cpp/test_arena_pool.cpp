@@ -126,7 +126,9 @@ TEST_F(ArenaPoolTest, WhatAnotherReadsIsSaidToArrive) {
 }
 
 TEST_F(ArenaPoolTest, WhatADeadEngineReadIsFreeAgain) {
-  { const auto made = join(); }  // the child makes no threads but those of its own pool
+  {
+    const auto made = join();
+  }  // the child makes no threads but those of its own pool
   in_a_process_that_dies([&] {
     auto pool = join();
     store(*pool, 7);
@@ -139,7 +141,9 @@ TEST_F(ArenaPoolTest, WhatADeadEngineReadIsFreeAgain) {
 }
 
 TEST_F(ArenaPoolTest, WhatADeadEngineFilledIsKeptFromAllForAWhile) {
-  { const auto made = join(); }
+  {
+    const auto made = join();
+  }
   in_a_process_that_dies([&] {
     auto pool = join();
     auto slab = pool->try_acquire(key(7));

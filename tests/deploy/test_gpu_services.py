@@ -79,7 +79,7 @@ def test_vllm_and_lmkv_read_an_lmkv_engines_command(
     assert transfer.kv_load_failure_policy == "recompute"
     config = Config.from_sources(transfer.kv_connector_extra_config, service["environment"])
     assert config.path == ("/mnt/kv",)
-    assert config.host_memory == 3 << 30
+    assert config.host_memory.bytes == 3 << 30
 
 
 def test_plain_and_lmkv_engines_differ_by_the_connector_alone(

@@ -1,4 +1,4 @@
-"""Engines of one node that share their host memory: what one has, the others load without a disk."""
+"""Engines of one node that share host memory: what one has, others load without a disk."""
 
 import shutil
 import tempfile
