@@ -31,6 +31,7 @@ class ArenaPool final : public SlabPool {
   [[nodiscard]] SlabCounts counts() const override;
   [[nodiscard]] SlabMemory memory() const override;
   [[nodiscard]] std::size_t shared_slab_bytes() const override { return memory().slab_bytes; }
+  [[nodiscard]] std::size_t sharers() const override { return slots_.members(); }
   [[nodiscard]] std::string info() const override;
 
  private:

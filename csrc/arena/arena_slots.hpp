@@ -58,6 +58,10 @@ class ArenaSlots {
   [[nodiscard]] std::uint32_t count() const { return header_->slot_count; }
   // Without the lock, as they were a moment ago.
   [[nodiscard]] std::uint32_t unused_with_pages() const { return lengths(control_->unused); }
+  [[nodiscard]] std::size_t members() const {
+    return static_cast<std::size_t>(std::ranges::count_if(
+        control_->members, [](const ArenaMember& member) { return get(member.joined) != 0; }));
+  }
   [[nodiscard]] std::uint32_t bare() const { return lengths(control_->bare); }
   [[nodiscard]] SlotWord word(std::uint32_t slot) const {
     return SlotWord::unpack(slots_[slot].word.load(std::memory_order_acquire));

@@ -104,6 +104,8 @@ class SlabPool {
   [[nodiscard]] virtual SlabMemory memory() const = 0;
   // Of an arena; 0 for slabs of one engine alone.
   [[nodiscard]] virtual std::size_t shared_slab_bytes() const { return 0; }
+  // Engines that have their slabs here, this one among them.
+  [[nodiscard]] virtual std::size_t sharers() const { return 1; }
   // What it is, for people.
   [[nodiscard]] virtual std::string info() const = 0;
   // Why the device could not pin it; "" if it could.

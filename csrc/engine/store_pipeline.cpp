@@ -110,8 +110,11 @@ bool StorePipeline::has_share(const Root& root) const {
   for (const Root* each : context_.roots->usable()) {
     all += each->slabs_of_stores.load(std::memory_order_relaxed);
   }
-  return all < most_slabs_ &&
-         root.slabs_of_stores.load(std::memory_order_relaxed) < most_slabs_of_a_root_;
+  const auto of_each = [this](std::size_t slabs) {
+    return std::max<std::size_t>(1, slabs / context_.pool->sharers());
+  };
+  return all < of_each(most_slabs_) && root.slabs_of_stores.load(std::memory_order_relaxed) <
+                                           of_each(most_slabs_of_a_root_);
 }
 
 void StorePipeline::gathered(std::shared_ptr<Job> job, Status status) {
