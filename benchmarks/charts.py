@@ -143,6 +143,7 @@ def ttft(result: Result) -> Figure:
         "stored": "computed and stored",
         "disk_hit": "disk hit",
         "memory_hit": "memory hit",
+        "node_hit": "node memory hit",
         "prefix_cache_hit": "vLLM's own hit",
     }
     for number, kind in enumerate(names):

@@ -53,6 +53,13 @@ EXPERIMENTS = (
         quick=("--rounds", "5"),
         on_disk=False,
     ),
+    Experiment(
+        "memory",
+        "host memory that engines share: loads of it, in turn with memcpy of as many bytes",
+        _lmkv("memory"),
+        quick=("--rounds", "7"),
+        on_disk=False,
+    ),
     Experiment("lookup", "what a prompt's lookup takes: cold, known, absent", _lmkv("lookup")),
     Experiment(
         "step_overhead",

@@ -116,6 +116,12 @@ SECTIONS = {
         charts.transfer,
         verdicts.transfer,
     ),
+    "memory": Section(
+        "Memory that engines share",
+        tables.memory,
+        lambda result: int(result["rounds"]),
+        verdict=verdicts.memory,
+    ),
     "lookup": Section(
         "Lookups",
         tables.lookup,

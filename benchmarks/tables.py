@@ -60,6 +60,34 @@ def transfer(result: Result) -> Table:
     return ("fragment", "gather, GB/s", "of a copy", "scatter, GB/s", "of a copy"), rows
 
 
+def memory(result: Result) -> Table:
+    """Of each number of processes: loads and memcpy; then what attaching and looking up take."""
+    rows = [
+        (
+            f"{processes} loading at once, GB/s of each",
+            ratio(row["scatter_gbps"], row["scatter_gbps_range"], 1),
+            ratio(row["memcpy_gbps"], row["memcpy_gbps_range"], 1),
+            f"{ratio(row['ratio'], row['ratio_range'])} of memcpy",
+        )
+        for processes, row in result["by_processes"].items()
+    ]
+    attach, prompt = result["attach_ms"], result["lookup_512_us"]
+    absent = result["lookup_ns_per_key"]["absent"] / 1e3
+    rows += [
+        (
+            "an engine starts, ms", f"{attach['arena']:.1f}", f"{attach['own']:.1f}",
+            f"{ratio(attach['more'], attach['more_range'], 1)} more",
+        ),
+        ("a scheduler attaches, ms", f"{attach['view']:.2f}", "", ""),
+        ("512 chunks are looked up, µs", f"{prompt['p50']:.0f}", "", f"p99 {prompt['p99']:.0f}"),
+        ("one that is not there, µs", f"{absent:.1f}", "", ""),
+    ]  # fmt: skip
+    return (
+        f"processes, on {result['cores']} cores", "shared memory",
+        "memcpy, or an engine's own memory", "compared",
+    ), rows  # fmt: skip
+
+
 def lookup(result: Result) -> Table:
     """Of each state of the directory: what a prompt's lookup takes."""
     states = {
@@ -102,6 +130,7 @@ def ttft(result: Result) -> Table:
         "miss": ("miss_vs_cold", "the one above"),
         "slow_disk": ("slow_disk_vs_slow_cold", "the same engine without lmkv"),
         "memory_hit": ("memory_hit_vs_prefix_cache_hit", "a hit in vLLM's own cache"),
+        "node_hit": ("node_hit_vs_prefix_cache_hit", "a hit in vLLM's own cache"),
         "disk_hit": ("disk_hit_vs_bound", "fio's time for its bytes and two own hits"),
     }
     short, long = result["pair_tokens"], result["tokens"]
@@ -112,6 +141,7 @@ def ttft(result: Result) -> Table:
         "stored": (long, "computed and stored"),
         "prefix_cache_hit": (long, "a hit in vLLM's own cache"),
         "memory_hit": (long, "a hit in lmkv's host memory"),
+        "node_hit": (long, "a hit in the node's shared host memory, in another engine"),
         "disk_hit": (long, "a hit on the disk, in another engine"),
     }
     rows = []

@@ -16,6 +16,7 @@ KINDS = {
     "miss": "a miss",
     "cold": "computing",
     "memory_hit": "a hit in host memory",
+    "node_hit": "a hit in the node's memory",
     "prefix_cache_hit": "one in vLLM's own cache",
     "disk_hit": "a hit on the disk",
     "bound": "its bound",
@@ -32,12 +33,14 @@ def is_open(spread: Sequence[float]) -> bool:
 def ttft(result: Result) -> Iterator[str]:
     """What missed its target."""
     size = statistics.median(row["bytes"] for row in result["documents"]) / 1e6
+    copies = (
+        f"it copies the {size:,.0f} MB of such a document, of which a hit in vLLM's own cache "
+        "copies nothing; on a CPU that is the work of the model's own cores and memory, and "
+        "nothing hides it"
+    )
     reasons = {
-        "memory_hit_vs_prefix_cache_hit": (
-            f"it copies the {size:,.0f} MB of such a document, of which a hit in vLLM's own cache "
-            "copies nothing; on a CPU that is the work of the model's own cores and memory, and "
-            "nothing hides it"
-        ),
+        "memory_hit_vs_prefix_cache_hit": copies,
+        "node_hit_vs_prefix_cache_hit": copies,
         "disk_hit_vs_bound": "what is read is verified as well, and copied once more",
     }
     for name, target in result["targets"].items():
@@ -160,3 +163,23 @@ def transfer(result: Result) -> Iterator[str]:
             f"KiB with {least:.2f}: a copy is one run, which the processor reads ahead of itself; "
             "fragments lie at random, and each begins anew."
         )
+
+
+def memory(result: Result) -> Iterator[str]:
+    """Which loads are too far from memcpy, and what is not in the table."""
+    rows, cores, target = result["by_processes"], result["cores"], result["target"]
+    for processes, row in rows.items():
+        if row["ratio"] >= target:
+            continue
+        room = " (the range holds the target)" if row["ratio_range"][1] >= target else ""
+        yield (
+            f"Missed: with {processes} at once loads have {ratio(row['ratio'], row['ratio_range'])} "
+            f"of memcpy's rate, {target:.2f} is aimed at{room}."
+        )
+    if max(map(int, rows)) > cores:
+        yield f"Where more processes load than there are cores ({cores}), they take turns on them."
+    first = ", ".join(f"{row['first_scatter_gbps']:.1f}" for row in rows.values())
+    yield (
+        f"The first load of each process went at {first} GB/s: the kernel maps the chunks' pages "
+        "into a process when it first touches them. Seen once each, and not in the table."
+    )

@@ -129,21 +129,37 @@ def misplaced(directories: list[str], samples: dict[str, Sample]) -> dict[str, s
     return found
 
 
-def mount_text(path: str) -> str:
-    """What is mounted where ``path`` is, as in "server:/export on /mnt/kv"; "" if unknown."""
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """``source`` of a filesystem of this ``type`` on ``point``."""
+
+    source: str
+    type: str
+    point: str
+
+
+def mount_of(path: str) -> Mount | None:
+    """What is mounted where ``path`` is; None if unknown."""
     try:
         device = os.stat(path).st_dev
         with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
             lines = mounts.readlines()
     except OSError:
-        return ""
-    text = ""
+        return None
+    found = None
     for line in lines:
         ours, _, theirs = line.partition(" - ")
         fields = ours.split()
         if fields[2] == f"{os.major(device)}:{os.minor(device)}" and _is_below(path, fields[4]):
-            text = f"{theirs.split()[1]} on {fields[4]}"  # the last mount hides those before
-    return text
+            kind, source = theirs.split(" ")[:2]
+            found = Mount(source, kind, fields[4])  # the last mount hides those before
+    return found
+
+
+def mount_text(path: str) -> str:
+    """As in "server:/export on /mnt/kv"; "" if unknown."""
+    mount = mount_of(path)
+    return f"{mount.source} on {mount.point}" if mount else ""
 
 
 def _is_below(path: str, mount_point: str) -> bool:

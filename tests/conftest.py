@@ -4,7 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,11 @@ def bare_python(wheel: Path, run_elsewhere: Run, tmp_path_factory: pytest.TempPa
     python = environment / "bin" / "python"
     run_elsewhere(python, "-m", "pip", "install", wheel)
     return python
+
+
+@pytest.fixture
+def memory_folder() -> Iterator[Path]:
+    """A directory in memory, which goes with all that is in it."""
+    folder = Path(tempfile.mkdtemp(prefix="lmkv-test-", dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder)

@@ -18,6 +18,10 @@
 #include "arena/arena_lock.hpp"
 #include "device/numa.hpp"
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // Linux 5.14; glibc 2.35
+#endif
+
 namespace lmkv {
 namespace {
 
@@ -208,6 +212,11 @@ std::span<std::byte> ArenaFile::slab(std::uint32_t slot) const {
 }
 
 int ArenaFile::give_pages(std::uint32_t slot) const {
+  const std::span<std::byte> bytes = slab(slot);
+  // In huge pages where the filesystem has them, and mapped as well; a touch that would raise
+  // SIGBUS is EFAULT here.
+  if (::madvise(bytes.data(), bytes.size(), MADV_POPULATE_WRITE) == 0) return 0;
+  if (errno == EFAULT || errno == ENOMEM) return ENOSPC;
   const std::uint64_t at = header().slabs_offset + slot * header().slab_bytes;
   int failed = 0;
   do {

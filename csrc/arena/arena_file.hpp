@@ -56,7 +56,7 @@ class ArenaFile {
   [[nodiscard]] std::span<std::byte> slab(std::uint32_t slot) const;
 
   // Memory for a slot's slab, so that touching it cannot fail; or none for it any more. 0 or errno.
-  // Blocks: the kernel clears it.
+  // Blocks: the kernel clears it. What has memory is mapped without a fault for each page.
   [[nodiscard]] int give_pages(std::uint32_t slot) const;
   [[nodiscard]] int drop_pages(std::uint32_t slot) const;
 

@@ -38,7 +38,8 @@ ArenaPool::ArenaPool(const ArenaPlace& place, std::uint64_t bytes,
             arena_.file().header().node_count),
       slots_ahead_(static_cast<std::uint32_t>(std::clamp<std::uint64_t>(
           kBytesAhead / place.slab_bytes, kFewestArenaSlots, slots_.count()))),
-      uses_(slots_.count()) {
+      uses_(slots_.count()),
+      is_mapped_(slots_.count()) {
   const std::span<std::byte> slabs = arena_.file().slabs();
   ::madvise(slabs.data(), slabs.size(), MADV_DONTFORK);  // or a child keeps the memory
   ::madvise(slabs.data(), slabs.size(), MADV_HUGEPAGE);
@@ -175,6 +176,7 @@ int ArenaPool::bring_pages() {
   }
   if (!slot) return -1;
   const int failed = arena_.file().give_pages(*slot);
+  is_mapped_[*slot] = failed == 0;
   const std::lock_guard lock(mutex_);
   kept_.push_back(*slot);
   // Without it the slot is given back later, and as one without pages: it is asked for them again.
@@ -183,6 +185,18 @@ int ArenaPool::bring_pages() {
     give_back_kept();
   }
   return failed;
+}
+
+bool ArenaPool::map_one() {
+  for (std::uint32_t i = 0; i < slots_.count(); ++i) {
+    const std::uint32_t slot = next_to_map_;
+    next_to_map_ = (next_to_map_ + 1) % slots_.count();
+    if (is_mapped_[slot] || !slots_.word(slot).has_pages) continue;
+    is_mapped_[slot] = true;
+    // What goes away meanwhile gets its memory anew, as for any slot that has none.
+    return arena_.file().give_pages(slot) == 0;
+  }
+  return false;
 }
 
 void ArenaPool::keep_house() {
@@ -206,8 +220,9 @@ void ArenaPool::keep_house() {
     const bool may = Clock::now() >= may_grow && is_short_of_pages();
     const int failed = may ? bring_pages() : 0;
     if (failed > 0) may_grow = Clock::now() + kFullPause;
+    const bool is_busy = (may && failed == 0) || map_one();
     lock.lock();
-    if (may && failed == 0) continue;
+    if (is_busy) continue;
     house_wakes_.wait_until(lock, next, [this] { return ends_ || wants_pages_; });
   }
 }

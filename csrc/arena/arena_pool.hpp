@@ -53,6 +53,8 @@ class ArenaPool final : public SlabPool {
   // Memory for one more slot. 0; errno; or -1 when all have some, or the arena's lock is not to be
   // had.
   [[nodiscard]] int bring_pages();
+  // Maps a slot that another has brought: its first use needs no page faults. False when all are.
+  [[nodiscard]] bool map_one();
   void keep_house();
 
   Device& device_;
@@ -66,6 +68,9 @@ class ArenaPool final : public SlabPool {
   std::vector<Use> uses_;            // by slot; guarded by mutex_, as the next two
   std::size_t in_use_ = 0;           // slots with handles
   std::vector<std::uint32_t> kept_;  // to be given back, when the arena's lock can be had
+
+  std::vector<bool> is_mapped_;      // by slot; the constructor's, then house_'s
+  std::uint32_t next_to_map_ = 0;
 
   std::mutex house_mutex_;
   std::condition_variable house_wakes_;

@@ -31,7 +31,7 @@ class HostMemory:
     """The KV cache of an engine on the CPU. The limit is one memcpy by one thread."""
 
     def __init__(self, bytes_total: int) -> None:
-        self.device = "host"
+        self.device, self.bytes_total = "host", bytes_total
         self._memory = mmap.mmap(-1, bytes_total)
         tile = os.urandom(min(TILE, bytes_total))
         for at in range(0, bytes_total, len(tile)):

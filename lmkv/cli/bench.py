@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmkv._C import cuda_status
+from lmkv.bench import arena as arena_bench
 from lmkv.bench import io as io_bench
 from lmkv.bench import lookup as lookup_bench
 from lmkv.bench import transfer as transfer_bench
@@ -188,6 +189,53 @@ def lookup(
             table.add_row(name, *numbers, f"{row['keys_per_s']:.3g}")
     console.print(table)
     _write(result, json_file)
+
+
+@app.command()
+def memory(
+    rounds: Annotated[int, typer.Option(min=1, help="Measured; one more is not counted.")] = 9,
+    megabytes: Annotated[int, typer.Option(min=1, help="MiB of chunks, at least.")] = 256,
+    json_file: Annotated[
+        str, typer.Option("--json", metavar="FILE", help='Write the numbers there; "-": only them.')
+    ] = "",
+) -> None:
+    """Host memory that all engines of a node share: attaching, looking up, loading.
+
+    Chunks are stored into an arena of their own in /dev/shm, and loaded by 1, 2 and 4 processes at
+    once, each into a paged KV cache of its own, in turn with one memcpy of as many bytes by each.
+    Exit status: 2 where there is no room.
+    """
+    console = Console(stderr=json_file == "-")
+    table = Table(title="Of each process")
+    for heading in ("Processes", "Scatter GB/s", "memcpy", "Ratio", "Range", "First scatter GB/s"):
+        table.add_column(heading, justify="right")
+    try:
+        result = arena_bench.measure(
+            moved_bytes=megabytes * arena_bench.MIB, rounds=rounds, each=partial(_add_loads, table)
+        )
+    except (ConfigError, OSError, RuntimeError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    console.print(table)
+    attach, keys, prompt = (
+        result[name] for name in ("attach_ms", "lookup_ns_per_key", "lookup_512_us")
+    )
+    console.print(
+        f"{result['cores']} cores. An engine starts in {attach['arena']:.1f} ms, with memory of "
+        f"its own in {attach['own']:.1f} ms; a scheduler attaches in {attach['view']:.2f} ms.\n"
+        f"A lookup of {arena_bench.KEYS} chunks takes {prompt['p50']:.0f} us (p99 "
+        f"{prompt['p99']:.0f}), {keys['present']:.0f} ns a key; of one that is not there "
+        f"{keys['absent']:.0f} ns."
+    )
+    _write(result, json_file)
+
+
+def _add_loads(table: Table, processes: int, row: dict[str, Any]) -> None:
+    rates = [f"{row[key]:.2f}" for key in ("scatter_gbps", "memcpy_gbps", "ratio")]
+    low, high = row["ratio_range"]
+    table.add_row(
+        f"{processes}", *rates, f"{low:.2f} to {high:.2f}", f"{row['first_scatter_gbps']:.2f}"
+    )
 
 
 def _calibrate_io(settings: io_bench.Settings, console: Console, moved: int, rounds: int) -> None:

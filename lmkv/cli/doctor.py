@@ -28,7 +28,8 @@ from rich.table import Table
 
 from lmkv._version import __version__
 from lmkv.cli.diagnosis import Diagnosis
-from lmkv.cli.doctor_config import examine_config
+from lmkv.cli.doctor_config import examine_config, settings_of_environment
+from lmkv.cli.doctor_memory import examine_memory
 from lmkv.cli.doctor_sharing import (
     examine_pair,
     examine_sets,
@@ -127,8 +128,12 @@ def examine(*directories: Path, config: str | None = None) -> Diagnosis:
         return found
     build = _C.build_info()
     _examine_build(found, build)
-    _examine_gpu(found, build, _C.cuda_status())
+    cuda = _C.cuda_status()
+    _examine_gpu(found, build, cuda)
     settings = None if config is None else examine_config(found, config)
+    for_memory = settings_of_environment() if config is None else settings
+    if for_memory is not None and for_memory.host_memory.is_shared:
+        examine_memory(found, for_memory, has_gpu=cuda.device_count > 0)
     names = _names(directories) or list(settings.path if settings else ())
     if not names:
         if config is None:

@@ -43,6 +43,14 @@ def examine_config(found: Diagnosis, text: str) -> Config | None:
     return config
 
 
+def settings_of_environment() -> Config | None:
+    """Of an engine that would be told of its directories only; None if they cannot work."""
+    try:
+        return Config.from_sources({"path": "/"}, os.environ)
+    except ConfigError:
+        return None
+
+
 def _examine_connector(found: Diagnosis, transfer: dict[str, Any]) -> None:
     connector = transfer.get("kv_connector")
     if connector == "MultiConnector":

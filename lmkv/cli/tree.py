@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from lmkv.cli import arenas
 from lmkv.cli.text import age_text, one_line_errors, shown, size_text
 from lmkv.config import parse_age, parse_size
 from lmkv.errors import ConfigError
@@ -44,8 +45,13 @@ Namespace = Annotated[
 INCOMPLETE = "Something could not be read: there may be more."
 
 
-def stats(directory: Directory, as_json: AsJson = False) -> None:
-    """Say which namespaces are in DIR, what they are made of, how much there is and how old.
+def stats(
+    directory: Directory,
+    arena_directory: arenas.ArenaDirectory = arenas.DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Say which namespaces are in DIR, what they are made of, how much there is and how old; and
+    what engines of this user share in this host's memory.
 
     Exit status 1 if something could not be read.
     """
@@ -53,11 +59,15 @@ def stats(directory: Directory, as_json: AsJson = False) -> None:
 
     with one_line_errors():
         found = summarize(str(directory.expanduser()))
+    in_memory = arenas.find(arena_directory)
     if as_json:
-        typer.echo(json.dumps(_summary_json(found), indent=2))
+        said = _summary_json(found) | {"arenas": [arenas.arena_json(one) for one in in_memory]}
+        typer.echo(json.dumps(said, indent=2))
     else:
         _print_summary(found, Console())
-    raise typer.Exit(0 if found.complete else 1)
+        arenas.print_arenas(in_memory, Console())
+    complete = found.complete and not any(one.error for one in in_memory)
+    raise typer.Exit(0 if complete else 1)
 
 
 def _summary_json(found: Summary) -> dict[str, Any]:
@@ -224,7 +234,10 @@ def _print_verification(found: Verification) -> None:
 
 
 def gc(
-    directory: Directory,
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="One of those that engines are given."),
+    ] = None,
     to: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Until DIR has no more, as in 100GiB.")
     ] = None,
@@ -232,6 +245,13 @@ def gc(
         str | None, typer.Option(metavar="AGE", help="What was not used for so long, as in 7d.")
     ] = None,
     namespace: Namespace = None,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory", help="Nothing of DIR, but host memory that engines shared: give it back."
+        ),
+    ] = False,
+    arena_directory: arenas.ArenaDirectory = arenas.DEFAULT_DIRECTORY,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -239,13 +259,22 @@ def gc(
 
     With --namespace alone, all of that namespace; --to is what all of DIR may have, other
     namespaces included. What was used in the last seconds stays. Engines may run meanwhile: they
-    miss what is gone. Exit status 1 if something could not be read or removed.
+    miss what is gone. With --memory: the memory that engines of this user shared on this host and
+    that none uses any more; files stay. Exit status 1 if something could not be read or removed.
     """
     from lmkv.tree import check_namespace
     from lmkv.tree_cleanup import clean
 
-    root = str(directory.expanduser())
     with one_line_errors():
+        of_files = (directory, to, older, namespace)
+        if memory and any(one is not None for one in of_files):
+            raise ConfigError("--memory has no use for DIR, --to, --older and --namespace")
+        if memory:
+            whole = arenas.give_back(arena_directory, dry_run=dry_run, as_json=as_json)
+            raise typer.Exit(0 if whole else 1)
+        if directory is None:
+            raise ConfigError("name a directory, or say --memory")
+        root = str(directory.expanduser())
         if to is None and older is None and namespace is None:
             raise ConfigError("say what is to go: --to SIZE, --older AGE or --namespace NAME")
         found = clean(

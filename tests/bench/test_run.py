@@ -77,7 +77,7 @@ def test_what_was_measured_says_how_and_is_not_measured_again(
 
     report(tmp_path)
     page = (tmp_path / "page" / "benchmarks.md").read_text()
-    assert page.count("Not measured") == 8
+    assert page.count("Not measured") == 9
     for text in ("512 chunks | p50", "| 4 KiB |", lookup["command"], transfer["command"]):
         assert str(text) in page
     assert f"commit {lookup['versions']['commit']}" in page  # type: ignore[index]

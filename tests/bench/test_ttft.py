@@ -21,7 +21,7 @@ def test_every_kind_of_hit_is_what_it_says_and_nothing_is_left(tmp_path: Path) -
     for row in result["documents"]:
         assert row["bytes"] > 4 * 11_000_000
         assert row["bound"] == pytest.approx(row["fio"] + 2 * row["prefix_cache_hit"])
-        for hit in ("prefix_cache_hit", "memory_hit", "disk_hit"):
+        for hit in ("prefix_cache_hit", "memory_hit", "node_hit", "disk_hit"):
             assert 0 < row[hit] < row["stored"]
     assert [row["is_trial"] for row in result["pairs"]] == [1, 0]  # the next is half a minute later
     assert len(result["slow_disk_trials"]) == 1
@@ -35,6 +35,9 @@ def test_every_kind_of_hit_is_what_it_says_and_nothing_is_left(tmp_path: Path) -
     assert first["tokens_loaded"] == first["tokens_loaded_memory"] == 3 * 2 * (TOKENS - 1)
     assert second["tokens_loaded"] == 2 * (TOKENS - 1)
     assert second["tokens_loaded_memory"] == 0
+    neighbour = result["counters"]["neighbour"]
+    assert neighbour["tokens_loaded"] == neighbour["tokens_loaded_memory"] == 2 * (TOKENS - 1)
+    assert neighbour["bytes_loaded"] == 0
     slow = result["counters"]["slow"]
     assert slow.get("tokens_loaded", 0) == 0
     assert slow["loads_late"] == slow["load_decisions_trial"] == 1

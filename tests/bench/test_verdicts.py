@@ -130,3 +130,33 @@ def test_lengths_that_are_computed_sooner_are_named() -> None:
     ]
     (line,) = verdicts.break_even({"by_tokens": rows})
     assert line.startswith("Behind: 64 tokens are loaded in 120 ms and computed in 100 ms")
+
+
+def test_loads_that_are_too_far_from_memcpy_are_said_to_be() -> None:
+    import tables
+    import verdicts
+
+    def row(ratio: float) -> dict[str, Any]:
+        found: dict[str, Any] = {"ratio": ratio, "ratio_range": [0.5, 0.95]}
+        for way in ("scatter", "memcpy"):
+            found |= {f"{way}_gbps": 20.0, f"{way}_gbps_range": [19.0, 21.0]}
+        return found | {"first_scatter_gbps": 7.25}
+
+    result = {
+        "cores": 2,
+        "target": 0.9,
+        "attach_ms": {"arena": 2.5, "own": 2.25, "more": 0.25, "more_range": [-1, 1], "view": 0.1},
+        "lookup_ns_per_key": {"present": 50.0, "absent": 300.0},
+        "lookup_512_us": {"p50": 25.0, "p99": 30.0},
+        "by_processes": {"1": row(0.95), "4": row(0.8)},
+    }
+    missed, turns, first = verdicts.memory(result)
+    assert missed == (
+        "Missed: with 4 at once loads have 0.80 (0.50 to 0.95) of memcpy's rate, 0.90 is aimed at "
+        "(the range holds the target)."
+    )
+    assert "than there are cores (2)" in turns
+    assert "7.2, 7.2 GB/s" in first
+    text = tables.markdown(tables.memory(result))
+    assert "| 20.0 (19.0 to 21.0) | 20.0 (19.0 to 21.0) | 0.95 (0.50 to 0.95) of memcpy |" in text
+    assert "| one that is not there, µs | 0.3 |" in text
