@@ -173,13 +173,14 @@ def memory(result: Result) -> Iterator[str]:
             continue
         room = " (the range holds the target)" if row["ratio_range"][1] >= target else ""
         yield (
-            f"Missed: with {processes} at once loads have {ratio(row['ratio'], row['ratio_range'])} "
-            f"of memcpy's rate, {target:.2f} is aimed at{room}."
+            f"Missed: with {processes} at once loads have "
+            f"{ratio(row['ratio'], row['ratio_range'])} of memcpy's rate, {target:.2f} is aimed at"
+            f"{room}."
         )
     if max(map(int, rows)) > cores:
         yield f"Where more processes load than there are cores ({cores}), they take turns on them."
     first = ", ".join(f"{row['first_scatter_gbps']:.1f}" for row in rows.values())
     yield (
-        f"The first load of each process went at {first} GB/s: the kernel maps the chunks' pages "
-        "into a process when it first touches them. Seen once each, and not in the table."
+        f"The first load of an engine, a second after its start, went at {first} GB/s (seen once "
+        "each, and not in the table)."
     )

@@ -79,6 +79,7 @@ def execute(line: str, world: World) -> None:
 def run(line: str, _: list[str], world: World, expected: tuple[int, ...] = (0,)) -> None:
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["LMKV_ARENA_DIRECTORY"] = str(world.folder)  # and not what engines here may have
     command = world.here(line).replace(".venv/bin/python", shlex.quote(sys.executable))
     command = command.replace(" benchmarks/", f" {ROOT}/benchmarks/")
     done = subprocess.run(

@@ -2,7 +2,7 @@
 
 Each process has an engine and a paged KV cache of its own. In turn with its loads, and with those
 of the others, it copies as many bytes into the same cache by one memcpy. All pages were touched
-before, but in the round that is not counted.
+before, at the latest in a round that is not counted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from lmkv.bench.arena_chunks import PATIENCE_S, Chunks, LoadedChunk
 from lmkv.bench.memory import HostMemory
 
 TIMES = 8  # all chunks are moved in a round: once would be over before all processes run
+SETTLE_SECONDS = 1.0  # from an engine's start: it maps what lies in the arena meanwhile
+LOOK_SECONDS = 0.5  # without an end, until an engine is polled again, as it expects
 
 
 def measure_loads(chunks: Chunks, folder: Path, processes: int, rounds: int) -> dict[str, Any]:
@@ -67,9 +69,7 @@ def _begin_worker(barrier: Barrier) -> None:
 
 
 def _work(chunks: Chunks, folder: Path, rounds: int, seed: int) -> list[dict[str, float]]:
-    """Seconds per GB of each round. In the first this process touches the arena's chunks for the
-    first time.
-    """
+    """Seconds per GB of each round; in the first this process loads for the first time."""
     try:
         return _measure_rounds(chunks, folder, rounds, random.Random(seed))
     except BaseException:
@@ -83,6 +83,7 @@ def _measure_rounds(
     size, blocks = chunks.bytes_total, chunks.count * chunks.blocks
     cache, source = HostMemory(2 * size), HostMemory(size)
     engine = chunks.engine(folder, cache)
+    time.sleep(SETTLE_SECONDS)
     found = []
     for number in range(rounds + 1):
         times = TIMES if number else 1
@@ -104,8 +105,8 @@ def _load_seconds(engine: Engine, target: list[LoadedChunk]) -> float:
     """
     begin = time.perf_counter()
     engine.load(target)
-    engine.drain(PATIENCE_S)
-    ended = engine.poll()
+    while not (ended := engine.poll()):
+        engine.drain(LOOK_SECONDS)
     seconds = time.perf_counter() - begin
     if len(ended) != 1 or len(ended[0].memory_chunks) != len(target):
         raise RuntimeError("a chunk was not in memory: not only memory was measured")

@@ -21,6 +21,7 @@ ENGINE_COUNTERS = {
     "reading_microseconds": "Time during which at least one chunk was being read.",
     "checksum_microseconds": "Time that threads spent in checksums, summed over them.",
     "memory_hits": "Chunks loaded that were still in host memory.",
+    "chunks_awaited": "Of these, chunks that another load, or another engine, was just bringing.",
     "stores_already_present": "Stores that found the chunk in the directory.",
     "stores_dropped": "Stores dropped because no host memory was free.",
     "stores_dropped_full": "Stores dropped because the directory or the disk was full.",

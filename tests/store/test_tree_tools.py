@@ -64,6 +64,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def _no_arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those that engines here may have."""
+    monkeypatch.setenv("LMKV_ARENA_DIRECTORY", str(tmp_path))
+
+
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What changed a moment ago may go, too."""
