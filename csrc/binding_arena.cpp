@@ -31,9 +31,9 @@ std::optional<ArenaReport> arena_report(const std::string& directory, std::size_
   return report_arena({directory, slab_bytes, access_from(file_mode)});
 }
 
-ArenaFreed free_arena(const std::string& directory, std::size_t slab_bytes,
-                      const std::string& file_mode) {
-  return empty_arena({directory, slab_bytes, access_from(file_mode)});
+std::uint64_t remove_arena_of(const std::string& directory, std::size_t slab_bytes,
+                              const std::string& file_mode) {
+  return remove_arena({directory, slab_bytes, access_from(file_mode)});
 }
 
 }  // namespace lmkv::python

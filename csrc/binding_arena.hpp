@@ -20,7 +20,7 @@ bool is_in_arena(ArenaView& arena, const std::string& key);
 
 std::optional<ArenaReport> arena_report(const std::string& directory, std::size_t slab_bytes,
                                         const std::string& file_mode);
-ArenaFreed free_arena(const std::string& directory, std::size_t slab_bytes,
-                      const std::string& file_mode);
+std::uint64_t remove_arena_of(const std::string& directory, std::size_t slab_bytes,
+                              const std::string& file_mode);
 
 }  // namespace lmkv::python

@@ -227,10 +227,7 @@ void bind_arena(py::module_& m) {
       .def_readonly("fault", &ArenaReport::fault);
   m.def("arena_report", &arena_report, "directory"_a, "slab_bytes"_a, "file_mode"_a = "private",
         py::call_guard<py::gil_scoped_release>());
-  py::class_<ArenaFreed>(m, "ArenaFreed")
-      .def_readonly("bytes", &ArenaFreed::bytes)
-      .def_readonly("removed", &ArenaFreed::removed);
-  m.def("empty_arena", &free_arena, "directory"_a, "slab_bytes"_a, "file_mode"_a = "private",
+  m.def("remove_arena", &remove_arena_of, "directory"_a, "slab_bytes"_a, "file_mode"_a = "private",
         py::call_guard<py::gil_scoped_release>());
 }
 

@@ -561,14 +561,8 @@ def arena_report(directory: str, slab_bytes: int, file_mode: str = "private") ->
     second.
     """
 
-@final
-class ArenaFreed:
-    """``removed``: the arena itself is gone, too, for nobody used it."""
-
-    bytes: int
-    removed: bool
-
-def empty_arena(directory: str, slab_bytes: int, file_mode: str = "private") -> ArenaFreed:
-    """Give back the memory of all chunks that nobody reads just now; their files stay. Raises
-    ArenaError. Takes as long as the kernel needs to free it.
+def remove_arena(directory: str, slab_bytes: int, file_mode: str = "private") -> int:
+    """Take an arena away that no engine uses, with the memory of its chunks; their files stay.
+    Returns how many bytes that were. Raises ArenaError, also where engines use it. Takes as long as
+    the kernel needs to free them.
     """

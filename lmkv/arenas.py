@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lmkv._C import ArenaReport, arena_report, empty_arena
+from lmkv._C import ArenaReport, arena_report, remove_arena
 from lmkv.errors import ArenaError
 
 _NAME = re.compile(
@@ -91,30 +91,28 @@ def _found(directory: str) -> Iterator[Arena]:
 
 
 @dataclass(frozen=True, slots=True)
-class Emptied:
+class Removed:
     """What became of an arena: ``bytes`` were given back, or an ``error`` says why not."""
 
     path: str
     bytes: int = 0
-    removed: bool = False
     error: str = ""
 
 
-def empty(arena: Arena, *, dry_run: bool = False) -> Emptied:
-    """Give its memory back. One that engines use stays as it is: io_uring and the GPU's driver go
-    on with the pages that they were given, whatever is in the file since.
+def remove(arena: Arena, *, dry_run: bool = False) -> Removed:
+    """Take it away, with its memory. One that engines use stays as it is: io_uring and the GPU's
+    driver go on with the pages that they were given, whatever becomes of the file.
     """
     if arena.report is None:
-        return Emptied(arena.path, error=arena.error)
+        return Removed(arena.path, error=arena.error)
     if arena.engines:
         pids = ", ".join(str(one.pid) for one in arena.report.members if one.is_alive)
-        return Emptied(arena.path, error=f"engines use it (process {pids}): end them first")
-    taken = arena.report.bytes_taken
+        return Removed(arena.path, error=f"engines use it (process {pids}): end them first")
     if dry_run:
-        return Emptied(arena.path, taken, removed=True)
+        return Removed(arena.path, arena.report.bytes_taken)
     name = arena.name
     try:
-        freed = empty_arena(os.path.dirname(arena.path), name.slab_bytes, name.file_mode)
+        size = remove_arena(os.path.dirname(arena.path), name.slab_bytes, name.file_mode)
     except ArenaError as error:
-        return Emptied(arena.path, error=str(error).removeprefix(f"{arena.path}: "))
-    return Emptied(arena.path, taken if freed.removed else freed.bytes, freed.removed)
+        return Removed(arena.path, error=str(error).removeprefix(f"{arena.path}: "))
+    return Removed(arena.path, size)

@@ -1,4 +1,4 @@
-"""Arenas from outside: found by the names of their files, looked at, emptied."""
+"""Arenas from outside: found by the names of their files, looked at, removed."""
 
 import os
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_what_cannot_be_read_says_why(memory_folder: Path) -> None:
     (found,) = arenas.find(str(memory_folder))
     assert (found.path, found.report, found.engines) == (str(path), None, 0)
     assert found.error == "no arena"
-    assert arenas.empty(found).error == "no arena"
+    assert arenas.remove(found).error == "no arena"
     assert path.exists()
 
 
@@ -88,21 +88,21 @@ def test_what_nobody_uses_is_taken_away(memory_folder: Path, tmp_path: Path) -> 
     engine_in(memory_folder, tmp_path).close()
     (found,) = arenas.find(str(memory_folder))
     assert found.engines == 0
-    would = arenas.empty(found, dry_run=True)
-    assert (would.removed, would.error) == (True, "")
+    would = arenas.remove(found, dry_run=True)
+    assert would.error == ""
     assert arena_report(str(memory_folder), SLAB_BYTES)
-    assert arenas.empty(found) == would
+    assert arenas.remove(found) == would
     assert would.bytes > 0
     assert arena_report(str(memory_folder), SLAB_BYTES) is None
-    assert "is not there" in arenas.empty(found).error
+    assert "is not there" in arenas.remove(found).error
 
 
 def test_what_engines_use_stays_as_it_is(memory_folder: Path, tmp_path: Path) -> None:
     engine = engine_in(memory_folder, tmp_path)
     (found,) = arenas.find(str(memory_folder))
     for dry_run in (False, True):
-        done = arenas.empty(found, dry_run=dry_run)
-        assert (done.bytes, done.removed) == (0, False)
+        done = arenas.remove(found, dry_run=dry_run)
+        assert done.bytes == 0
         assert done.error == f"engines use it (process {os.getpid()}): end them first"
     assert arenas.find(str(memory_folder))[0].report is not None
     engine.close()

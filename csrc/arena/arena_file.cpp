@@ -15,7 +15,6 @@
 #include <new>
 #include <utility>
 
-#include "arena/arena_lock.hpp"
 #include "device/numa.hpp"
 
 #ifndef MADV_POPULATE_WRITE
@@ -40,7 +39,7 @@ ArenaHeader lay_out(std::uint64_t slab_bytes, std::uint64_t bytes, std::uint32_t
   ArenaHeader header{};
   header.magic = kArenaMagic;
   header.layout = kArenaLayout;
-  header.mutex_bytes = sizeof(pthread_mutex_t);
+  header.control_bytes = sizeof(ArenaControl);
   header.slab_bytes = slab_bytes;
   header.slot_count =
       static_cast<std::uint32_t>(std::min<std::uint64_t>(bytes / slab_bytes, kMostSlots));
@@ -115,11 +114,18 @@ std::string ArenaPlace::path() const {
   return directory + "/lmkv-" + whose + "-" + std::to_string(slab_bytes) + ".arena";
 }
 
-ArenaFile::ArenaFile(UniqueFd fd, std::string path, std::byte* base, std::size_t bytes, bool is_new)
-    : fd_(std::move(fd)), path_(std::move(path)), base_(base), bytes_(bytes), is_new_(is_new) {}
+ArenaFile::ArenaFile(UniqueFd fd, const ArenaSeat& seat, std::string path, std::byte* base,
+                     std::size_t bytes, bool is_new)
+    : fd_(std::move(fd)),
+      seat_(seat),
+      path_(std::move(path)),
+      base_(base),
+      bytes_(bytes),
+      is_new_(is_new) {}
 
 ArenaFile::ArenaFile(ArenaFile&& other) noexcept
     : fd_(std::move(other.fd_)),
+      seat_(other.seat_),
       path_(std::move(other.path_)),
       base_(std::exchange(other.base_, nullptr)),
       bytes_(other.bytes_),
@@ -160,7 +166,12 @@ std::optional<ArenaFile> ArenaFile::open_existing(const ArenaPlace& place) {
 ArenaFile ArenaFile::map(UniqueFd fd, const ArenaPlace& place, std::uint64_t bytes, bool is_new) {
   std::byte* const base = map_all(fd.get(), bytes);
   if (base == nullptr) throw error(place.path(), std::string("mmap: ") + std::strerror(errno));
-  return {std::move(fd), place.path(), base, bytes, is_new};
+  const std::optional<ArenaSeat> seat = take_arena_seat(fd.get());
+  if (!seat) {
+    ::munmap(base, bytes);
+    throw error(place.path(), "too many processes use it");
+  }
+  return {std::move(fd), *seat, place.path(), base, bytes, is_new};
 }
 
 // Made without a name and linked when it is whole: nobody sees less, and a maker that dies leaves
@@ -186,7 +197,6 @@ std::optional<ArenaFile> ArenaFile::create(const ArenaPlace& place, std::uint64_
   ArenaFile arena = map(std::move(fd), place, header.total_bytes, true);
   std::memcpy(arena.base_, &header, sizeof header);
   ArenaSlots<> slots = arena.slots();  // its bytes are zeros
-  init_arena_mutex(slots.control().mutex);
   slots.repair();
   slots.control().repairs.store(0, std::memory_order_release);
   for (std::uint32_t node = 0; header.node_count > 1 && node < header.node_count; ++node) {
@@ -224,14 +234,6 @@ int ArenaFile::give_pages(std::uint32_t slot) const {
         ::posix_fallocate(fd(), static_cast<off_t>(at), static_cast<off_t>(header().slab_bytes));
   } while (failed == EINTR);
   return failed;
-}
-
-int ArenaFile::drop_pages(std::uint32_t slot) const {
-  const std::uint64_t at = header().slabs_offset + slot * header().slab_bytes;
-  const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-  const int result =
-      ::fallocate(fd(), mode, static_cast<off_t>(at), static_cast<off_t>(header().slab_bytes));
-  return result == 0 ? 0 : errno;
 }
 
 }  // namespace lmkv

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "arena/arena_lock.hpp"
 #include "arena/arena_slots.hpp"
 #include "common/access.hpp"
 #include "common/unique_fd.hpp"
@@ -30,7 +31,8 @@ struct ArenaPlace {
   [[nodiscard]] std::string path() const;
 };
 
-// Maps it. `fd` is this object's own open file description: locks on it are this member's.
+// Maps it, and has a seat of its own. `fd` is this object's own open file description: locks on it
+// are its alone.
 class ArenaFile {
  public:
   // The one that is there, whatever its size; or a new one of about `bytes`. Throws ArenaError with
@@ -44,6 +46,7 @@ class ArenaFile {
   ArenaFile& operator=(const ArenaFile&) = delete;
   ~ArenaFile();
 
+  [[nodiscard]] const ArenaSeat& seat() const { return seat_; }
   [[nodiscard]] bool is_open() const { return base_ != nullptr; }  // not moved from
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] const std::string& path() const { return path_; }
@@ -55,17 +58,18 @@ class ArenaFile {
   [[nodiscard]] std::span<std::byte> slabs() const;
   [[nodiscard]] std::span<std::byte> slab(std::uint32_t slot) const;
 
-  // Memory for a slot's slab, so that touching it cannot fail; or none for it any more. 0 or errno.
-  // Blocks: the kernel clears it. What has memory is mapped without a fault for each page.
+  // Memory for a slot's slab, so that touching it cannot fail. 0 or errno. Blocks: the kernel clears
+  // it. What has memory is mapped, without a fault for each page.
   [[nodiscard]] int give_pages(std::uint32_t slot) const;
-  [[nodiscard]] int drop_pages(std::uint32_t slot) const;
 
  private:
-  ArenaFile(UniqueFd fd, std::string path, std::byte* base, std::size_t bytes, bool is_new);
+  ArenaFile(UniqueFd fd, const ArenaSeat& seat, std::string path, std::byte* base,
+            std::size_t bytes, bool is_new);
   static std::optional<ArenaFile> create(const ArenaPlace& place, std::uint64_t bytes);
   static ArenaFile map(UniqueFd fd, const ArenaPlace& place, std::uint64_t bytes, bool is_new);
 
   UniqueFd fd_;
+  ArenaSeat seat_;
   std::string path_;
   std::byte* base_;
   std::size_t bytes_;

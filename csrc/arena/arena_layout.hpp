@@ -12,8 +12,6 @@
 // follows from the slots' states and is made anew when a process died in the middle of a change.
 #pragma once
 
-#include <pthread.h>
-
 #include <array>
 #include <atomic>
 #include <cstddef>
@@ -36,7 +34,7 @@ static_assert(Shared32::is_always_lock_free && Shared64::is_always_lock_free);
 struct ArenaHeader {
   std::array<char, 8> magic;
   std::uint32_t layout;
-  std::uint32_t mutex_bytes;  // of this C library's pthread_mutex_t: others would misread the lock
+  std::uint32_t control_bytes;  // sizeof(ArenaControl)
   std::uint64_t total_bytes;
   std::uint64_t slab_bytes;
   std::uint32_t slot_count;
@@ -49,8 +47,8 @@ struct ArenaHeader {
 };
 inline constexpr std::array<char, 8> kArenaMagic = {'l', 'm', 'k', 'v', 'a', 'r', 'e', 'n'};
 
-// A process (one rank's engine) that uses slots. It holds a lock on a byte of the file for as long
-// as it lives (arena/members.hpp); the numbers are for people.
+// A process (one rank's engine) that uses slots. It has a lock on a byte of the file for as long as
+// it lives (arena/arena_members.hpp); the numbers are for people.
 struct ArenaMember {
   Shared32 joined;  // 0 or 1
   Shared32 pid;     // in its own PID namespace
@@ -65,7 +63,7 @@ struct SlotList {
 };
 
 struct ArenaControl {
-  alignas(64) pthread_mutex_t mutex;  // robust, process-shared: of all but ArenaSlot::holders
+  alignas(64) Shared64 lock;     // arena/arena_lock.hpp; of all but ArenaSlot::holders
   alignas(64) Shared32 retired;       // 1: taken off the directory, for nobody to join any more
   Shared64 tick;                      // of ArenaSlot::used
   Shared64 repairs;                   // how often a process had died in the middle of a change
@@ -88,15 +86,18 @@ struct SlotWord {
   SlotState state = SlotState::kFree;
   bool named = false;      // filling: `name` says with what, and it can be waited for
   std::uint8_t owner = 0;  // filling: the member
+  bool is_remote = false;  // filling, orphaned: by a disk across a network, which may take longer
   bool has_pages = false;  // the file has memory for it: touching it raises no SIGBUS
 
   [[nodiscard]] std::uint64_t pack() const {
     return static_cast<std::uint64_t>(state) | static_cast<std::uint64_t>(named) << 8 |
-           static_cast<std::uint64_t>(owner) << 16 | static_cast<std::uint64_t>(has_pages) << 24;
+           static_cast<std::uint64_t>(owner) << 16 | static_cast<std::uint64_t>(has_pages) << 24 |
+           static_cast<std::uint64_t>(is_remote) << 25;
   }
   [[nodiscard]] static SlotWord unpack(std::uint64_t word) {
     return {static_cast<SlotState>(word & 3), (word >> 8 & 1) != 0,
-            static_cast<std::uint8_t>(word >> 16 & 0xff), (word >> 24 & 1) != 0};
+            static_cast<std::uint8_t>(word >> 16 & 0xff), (word >> 25 & 1) != 0,
+            (word >> 24 & 1) != 0};
   }
 };
 

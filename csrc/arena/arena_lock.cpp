@@ -1,68 +1,105 @@
 #include "arena/arena_lock.hpp"
 
+#include <fcntl.h>
 #include <sched.h>
+#include <sys/random.h>
 
 #include <cerrno>
 #include <chrono>
-#include <system_error>
+#include <exception>
 #include <thread>
+
+#include "arena/arena_file.hpp"
 
 namespace lmkv {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// It is held for about as long as this many tries take: no use to sleep before.
+// Behind any file's end, where locks may be as well.
+constexpr off_t kFirstByte = off_t{1} << 60;
+
+constexpr std::uint16_t kFirstSeat = kArenaMembers;
+constexpr std::uint16_t kSeats = 4096;
+
+// It is held for about as long as this many tries take: no use to sleep before, or to ask whether
+// the holder is alive.
 constexpr int kBusyTries = 64;
 constexpr auto kPause = std::chrono::microseconds(20);
 
-void check(int error, const char* what) {
-  if (error != 0) throw std::system_error(error, std::generic_category(), what);
+struct flock lock_on(std::uint16_t byte) {
+  struct flock lock{};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = kFirstByte + byte;
+  lock.l_len = 1;
+  return lock;
 }
 
-// Tries, rather than pthread_mutex_timedlock(3): that goes by the clock that people set.
-int lock(pthread_mutex_t* mutex, ArenaLock::Duration patience) {
-  int error = ::pthread_mutex_trylock(mutex);
-  if (error != EBUSY || patience <= ArenaLock::Duration::zero()) return error;
+std::uint16_t byte_of(std::uint64_t ticket) { return static_cast<std::uint16_t>(ticket); }
+
+bool is_dead(const ArenaFile& file, std::uint64_t holder) {
+  // Ours by the byte, but not ours: of one that had the seat before.
+  const bool is_predecessor = byte_of(holder) == file.seat().byte && holder != file.seat().ticket;
+  return is_predecessor || !is_locked_elsewhere(file.fd(), byte_of(holder));
+}
+
+}  // namespace
+
+bool try_lock_byte(int fd, std::uint16_t byte) {
+  struct flock lock = lock_on(byte);
+  return ::fcntl(fd, F_OFD_SETLK, &lock) == 0;
+}
+
+bool is_locked_elsewhere(int fd, std::uint16_t byte) {
+  struct flock lock = lock_on(byte);
+  return ::fcntl(fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
+}
+
+std::optional<ArenaSeat> take_arena_seat(int fd) {
+  std::uint64_t random = 0;
+  if (::getrandom(&random, sizeof random, 0) != sizeof random) return std::nullopt;
+  for (std::uint32_t i = 0; i < kSeats; ++i) {
+    const auto byte = static_cast<std::uint16_t>(kFirstSeat + (random + i) % kSeats);
+    if (try_lock_byte(fd, byte)) return ArenaSeat{byte, (random << 16) | byte};
+  }
+  return std::nullopt;
+}
+
+std::optional<ArenaLock> ArenaLock::take(const ArenaFile& file, Duration patience) {
+  ArenaSlots<> slots = file.slots();
+  Shared64& word = slots.control().lock;
+  const std::uint64_t mine = file.seat().ticket;
+  std::uint64_t holder = 0;
+  if (word.compare_exchange_strong(holder, mine, std::memory_order_acquire)) {
+    return ArenaLock(&word);
+  }
   const Clock::time_point until = Clock::now() + patience;
-  for (int tries = 0; error == EBUSY && Clock::now() < until; ++tries) {
+  for (int tries = 0; Clock::now() < until; ++tries) {
     if (tries < kBusyTries) {
       ::sched_yield();
     } else {
       std::this_thread::sleep_for(kPause);
     }
-    error = ::pthread_mutex_trylock(mutex);
+    const bool is_theirs = holder != 0 && (tries < kBusyTries || !is_dead(file, holder));
+    // Of the dead holder that was looked at, or of nobody: if another was quicker, again.
+    std::uint64_t expected = is_theirs ? 0 : holder;
+    if (!word.compare_exchange_strong(expected, mine, std::memory_order_acquire)) {
+      holder = expected;
+      continue;
+    }
+    ArenaLock held(&word);
+    if (expected == 0) return held;
+    try {
+      slots.repair();
+    } catch (const std::exception&) {  // no memory: the next one repairs
+      held.word_ = nullptr;
+      word.store(expected, std::memory_order_release);
+      return std::nullopt;
+    }
+    return held;
   }
-  return error;
-}
-
-}  // namespace
-
-void init_arena_mutex(pthread_mutex_t& mutex) {
-  pthread_mutexattr_t attributes;
-  check(::pthread_mutexattr_init(&attributes), "pthread_mutexattr_init");
-  ::pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
-  ::pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
-  const int error = ::pthread_mutex_init(&mutex, &attributes);
-  ::pthread_mutexattr_destroy(&attributes);
-  check(error, "pthread_mutex_init");
-}
-
-std::optional<ArenaLock> ArenaLock::take(ArenaSlots<>& slots, Duration patience) {
-  pthread_mutex_t* const mutex = &slots.control().mutex;
-  const int error = lock(mutex, patience);
-  if (error != 0 && error != EOWNERDEAD) return std::nullopt;
-  ArenaLock held(mutex);
-  if (error == EOWNERDEAD) {
-    slots.repair();
-    // Only now: if this process dies before, the next one repairs.
-    ::pthread_mutex_consistent(mutex);
-  }
-  return held;
-}
-
-ArenaLock::~ArenaLock() {
-  if (mutex_ != nullptr) ::pthread_mutex_unlock(mutex_);
+  return std::nullopt;
 }
 
 }  // namespace lmkv

@@ -1,11 +1,8 @@
 #include "arena/arena_members.hpp"
 
-#include <fcntl.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <ctime>
 #include <fstream>
 #include <limits>
@@ -16,28 +13,9 @@
 namespace lmkv {
 namespace {
 
-// Where the members' bytes begin: behind any file's end, where locks may be as well.
-constexpr off_t kFirstByte = off_t{1} << 60;
-
 // How long the arena's lock is waited for, at the beginning and at the end.
 constexpr auto kWelcome = std::chrono::seconds(5);
 constexpr auto kFarewell = std::chrono::milliseconds(100);
-
-struct flock lock_of(std::uint8_t member, short type) {
-  struct flock lock{};
-  lock.l_type = type;
-  lock.l_whence = SEEK_SET;
-  lock.l_start = kFirstByte + member;
-  lock.l_len = 1;
-  return lock;
-}
-
-bool try_lock(const ArenaFile& file, std::uint8_t member) {
-  struct flock lock = lock_of(member, F_WRLCK);
-  if (::fcntl(file.fd(), F_OFD_SETLK, &lock) == 0) return true;
-  if (errno == EAGAIN || errno == EACCES) return false;
-  throw ArenaError(file.path() + ": a lock: " + std::strerror(errno));
-}
 
 // Clock ticks after the boot: field 22 of proc_pid_stat(5). The name before it may have blanks.
 std::uint64_t own_start_time() {
@@ -53,14 +31,14 @@ std::uint64_t own_start_time() {
 // Its number; empty if the arena was taken away just now.
 std::optional<std::uint8_t> join(const ArenaFile& file) {
   ArenaSlots<> slots = file.slots();
-  const auto lock = ArenaLock::take(slots, kWelcome);
+  const auto lock = ArenaLock::take(file, kWelcome);
   if (!lock) throw ArenaError(file.path() + ": a process that is stopped has its lock");
   ArenaControl& control = slots.control();
   if (control.retired.load(std::memory_order_acquire) != 0) return std::nullopt;
   const std::uint64_t start_time = own_start_time();
   for (std::size_t i = 0; i < kArenaMembers; ++i) {
     const auto number = static_cast<std::uint8_t>(i);
-    if (!try_lock(file, number)) continue;
+    if (!try_lock_byte(file.fd(), number)) continue;
     ArenaMember& member = control.members[number];
     if (member.joined.load(std::memory_order_relaxed) != 0) slots.reap(number, arena_now());
     member.pid.store(static_cast<std::uint32_t>(::getpid()), std::memory_order_relaxed);
@@ -80,29 +58,23 @@ std::uint64_t arena_now() {
 }
 
 bool is_alive_elsewhere(const ArenaFile& file, std::uint8_t member) {
-  struct flock lock = lock_of(member, F_WRLCK);
-  // What cannot be asked is taken for alive: its slots stay its own.
-  return ::fcntl(file.fd(), F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
+  return is_locked_elsewhere(file.fd(), member);
 }
 
 JoinedArena::JoinedArena(const ArenaPlace& place, std::uint64_t bytes)
-    : JoinedArena(take_seat(place, bytes)) {}
-
-JoinedArena::JoinedArena(const ArenaPlace& place) : JoinedArena(take_seat(place, 0)) {}
+    : JoinedArena(take_place(place, bytes)) {}
 
 JoinedArena::~JoinedArena() {
   if (!file_.is_open()) return;
   ArenaSlots<> slots = file_.slots();
   // Without it the others find out by themselves.
-  if (const auto lock = ArenaLock::take(slots, kFarewell)) slots.reap(number_, arena_now());
+  if (const auto lock = ArenaLock::take(file_, kFarewell)) slots.reap(number_, arena_now());
 }
 
-JoinedArena::Seat JoinedArena::take_seat(const ArenaPlace& place, std::uint64_t bytes) {
+JoinedArena::Place JoinedArena::take_place(const ArenaPlace& place, std::uint64_t bytes) {
   for (;;) {
-    std::optional<ArenaFile> file =
-        bytes != 0 ? ArenaFile::open_or_create(place, bytes) : ArenaFile::open_existing(place);
-    if (!file) throw ArenaError(place.path() + ": is not there");
-    if (const auto number = join(*file)) return {std::move(*file), *number};
+    ArenaFile file = ArenaFile::open_or_create(place, bytes);
+    if (const auto number = join(file)) return {std::move(file), *number};
   }
 }
 

@@ -23,8 +23,6 @@ class JoinedArena {
   // The arena that is there, or a new one of about `bytes`. Throws ArenaError, also when all places
   // are taken.
   JoinedArena(const ArenaPlace& place, std::uint64_t bytes);
-  // The one that is there. Throws ArenaError when there is none.
-  explicit JoinedArena(const ArenaPlace& place);
   JoinedArena(const JoinedArena&) = delete;
   JoinedArena& operator=(const JoinedArena&) = delete;
   // What it still fills becomes an orphan, as after a death.
@@ -34,12 +32,12 @@ class JoinedArena {
   [[nodiscard]] std::uint8_t number() const { return number_; }
 
  private:
-  struct Seat {
+  struct Place {
     ArenaFile file;
     std::uint8_t number;
   };
-  explicit JoinedArena(Seat seat) : file_(std::move(seat.file)), number_(seat.number) {}
-  static Seat take_seat(const ArenaPlace& place, std::uint64_t bytes);
+  explicit JoinedArena(Place place) : file_(std::move(place.file)), number_(place.number) {}
+  static Place take_place(const ArenaPlace& place, std::uint64_t bytes);
 
   ArenaFile file_;
   std::uint8_t number_;

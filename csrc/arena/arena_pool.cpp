@@ -29,8 +29,10 @@ SlotName name_without_key(const NamespaceDigest& name_space, std::uint32_t rank)
 }  // namespace
 
 ArenaPool::ArenaPool(const ArenaPlace& place, std::uint64_t bytes,
-                     const NamespaceDigest& name_space, std::uint32_t rank, Device& device)
+                     const NamespaceDigest& name_space, std::uint32_t rank, Reach reach,
+                     Device& device)
     : device_(device),
+      is_remote_(reach == Reach::kRemote),
       name_(name_without_key(name_space, rank)),
       arena_(place, bytes),
       slots_(arena_.file().slots()),
@@ -65,7 +67,7 @@ ArenaPool::~ArenaPool() {
   house_.join();
   if (pin_error_.empty()) device_.unpin(arena_.file().slabs().data());
   const std::lock_guard lock(mutex_);
-  if (const auto held = ArenaLock::take(slots_)) give_back_kept();
+  if (const auto held = ArenaLock::take(arena_.file())) give_back_kept();
 }
 
 // ---- Slabs
@@ -84,11 +86,14 @@ std::optional<Slab> ArenaPool::acquire(const ChunkKey* wanted) {
   std::optional<std::uint32_t> slot;
   {
     const std::lock_guard lock(mutex_);
-    const auto held = ArenaLock::take(slots_);
+    const auto held = ArenaLock::take(arena_.file());
     if (!held) return std::nullopt;
     give_back_kept();
     const std::optional<SlotName> name = wanted ? std::optional(name_of(*wanted)) : std::nullopt;
-    slot = slots_.take(arena_.number(), node_, arena_now(), name ? &*name : nullptr);
+    // Rather than a chunk that is of use, one waits for memory, while there is some to be had.
+    if (slots_.unused_with_pages() > 0 || slots_.bare() == 0 || is_full_) {
+      slot = slots_.take(arena_.number(), node_, arena_now(), name ? &*name : nullptr, is_remote_);
+    }
     if (slot) {
       uses_[*slot] = {1, false};
       ++in_use_;
@@ -106,7 +111,7 @@ std::optional<Slab> ArenaPool::acquire(const ChunkKey* wanted) {
 SharedSlab ArenaPool::publish(Slab slab, const ChunkKey& key) {
   const std::size_t index = take_over(slab);
   const std::lock_guard lock(mutex_);
-  const auto held = ArenaLock::take(slots_);
+  const auto held = ArenaLock::take(arena_.file());
   // Without it the chunk is nobody's but the caller's.
   if (held) {
     const auto slot = static_cast<std::uint32_t>(index);
@@ -117,7 +122,7 @@ SharedSlab ArenaPool::publish(Slab slab, const ChunkKey& key) {
 
 SlabPool::Found ArenaPool::find(const ChunkKey& key) {
   const std::lock_guard lock(mutex_);
-  const auto held = ArenaLock::take(slots_);
+  const auto held = ArenaLock::take(arena_.file());
   if (!held) return {};
   const auto found = slots_.find(arena_.number(), name_of(key));
   if (found.state == SlotState::kFilling) return {std::nullopt, true};
@@ -136,7 +141,7 @@ void ArenaPool::release(std::size_t index) {
   const auto slot = static_cast<std::uint32_t>(index);
   if (use.is_published) return slots_.release(arena_.number(), slot);
   kept_.push_back(slot);
-  if (const auto held = ArenaLock::take(slots_)) give_back_kept();
+  if (const auto held = ArenaLock::take(arena_.file())) give_back_kept();
 }
 
 void ArenaPool::give_back_kept() {
@@ -171,8 +176,11 @@ bool ArenaPool::is_short_of_pages() const {
 
 int ArenaPool::bring_pages() {
   std::optional<std::uint32_t> slot;
-  if (const auto held = ArenaLock::take(slots_)) {
-    slot = slots_.take_bare(arena_.number(), node_, arena_now());
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto held = ArenaLock::take(arena_.file())) {
+      slot = slots_.take_bare(arena_.number(), node_, arena_now());
+    }
   }
   if (!slot) return -1;
   const int failed = arena_.file().give_pages(*slot);
@@ -180,8 +188,8 @@ int ArenaPool::bring_pages() {
   const std::lock_guard lock(mutex_);
   kept_.push_back(*slot);
   // Without it the slot is given back later, and as one without pages: it is asked for them again.
-  if (const auto held = ArenaLock::take(slots_)) {
-    if (failed == 0) slots_.set_pages(*slot, true);
+  if (const auto held = ArenaLock::take(arena_.file())) {
+    if (failed == 0) slots_.set_pages(*slot);
     give_back_kept();
   }
   return failed;
@@ -211,7 +219,7 @@ void ArenaPool::keep_house() {
     if (Clock::now() >= next) {
       next = Clock::now() + kHousekeeping;
       const std::lock_guard own(mutex_);
-      if (const auto held = ArenaLock::take(slots_)) {
+      if (const auto held = ArenaLock::take(arena_.file())) {
         give_back_kept();
         bury_dead(arena_.file(), arena_.number(), arena_now());
         slots_.readmit(arena_now());
@@ -219,6 +227,7 @@ void ArenaPool::keep_house() {
     }
     const bool may = Clock::now() >= may_grow && is_short_of_pages();
     const int failed = may ? bring_pages() : 0;
+    if (may) is_full_ = failed > 0;
     if (failed > 0) may_grow = Clock::now() + kFullPause;
     const bool is_busy = (may && failed == 0) || map_one();
     lock.lock();

@@ -1,6 +1,7 @@
 // Slabs in an arena: what any engine of the node stored or loaded is found by all of them.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -22,8 +23,9 @@ class ArenaPool final : public SlabPool {
  public:
   // Joins the arena of `place`, or makes one of about `bytes`. Its chunks are those of this
   // namespace and rank. Throws ArenaError. Blocks while a device that pins memory takes all of it.
+  enum class Reach { kLocal, kRemote };  // the disks that read into it
   ArenaPool(const ArenaPlace& place, std::uint64_t bytes, const NamespaceDigest& name_space,
-            std::uint32_t rank, Device& device);
+            std::uint32_t rank, Reach reach, Device& device);
   ~ArenaPool() override;
 
   [[nodiscard]] SharedSlab publish(Slab slab, const ChunkKey& key) override;
@@ -58,6 +60,8 @@ class ArenaPool final : public SlabPool {
   void keep_house();
 
   Device& device_;
+  const bool is_remote_;
+  std::atomic<bool> is_full_{false};  // the filesystem has no memory for more slots
   const SlotName name_;  // but for the key
   const JoinedArena arena_;
   mutable ArenaSlots<> slots_;

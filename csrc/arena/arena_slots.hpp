@@ -26,8 +26,10 @@
 namespace lmkv {
 
 // What disk and GPU still had under way for a process that died ends within this: the kernel gives
-// up on an NVMe command after 30 s (nvme_core.io_timeout).
+// up on an NVMe command after 30 s (nvme_core.io_timeout). A server that comes back may answer much
+// later what was asked of it over a hard mount.
 inline constexpr std::uint64_t kOrphanSeconds = 60;
+inline constexpr std::uint64_t kRemoteOrphanSeconds = 3600;
 
 struct NoSteps {
   static void step() {}
@@ -75,12 +77,12 @@ class ArenaSlots {
   // used chunk that nobody reads. With `wanted`, others that look for it find out that it is on its
   // way.
   std::optional<std::uint32_t> take(std::uint8_t member, std::uint32_t node, std::uint64_t now,
-                                    const SlotName* wanted = nullptr);
+                                    const SlotName* wanted = nullptr, bool is_remote = false);
   // An unused one that has none, to get some: taken as any other.
   std::optional<std::uint32_t> take_bare(std::uint8_t member, std::uint32_t node,
                                          std::uint64_t now);
-  // Of a slot that was taken: the file has memory for it, or has none (then touching it is fatal).
-  void set_pages(std::uint32_t slot, bool has_pages);
+  // Of a slot that was taken: the file has memory for it from now on.
+  void set_pages(std::uint32_t slot);
   // What is in the slot is whole: it can be found, and the caller holds it. False if a chunk of
   // this name is there already; then the slot stays the caller's, and nobody finds it.
   [[nodiscard]] bool publish(std::uint8_t member, std::uint32_t slot, const SlotName& name);
@@ -142,7 +144,7 @@ class ArenaSlots {
   void unlink(SlotList& list, std::uint32_t slot);
   [[nodiscard]] std::optional<std::uint32_t> take_first(SlotList (&lists)[kMostArenaNodes],
                                                         std::uint32_t node);
-  void own(std::uint32_t slot, std::uint8_t member, std::uint64_t now);
+  void own(std::uint32_t slot, std::uint8_t member, std::uint64_t now, bool is_remote);
   [[nodiscard]] std::optional<std::uint32_t> evict();
 
   [[nodiscard]] Shared32& bucket_of(const SlotName& name) const;

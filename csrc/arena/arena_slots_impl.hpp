@@ -7,11 +7,11 @@ namespace lmkv {
 
 template <class Steps>
 std::optional<std::uint32_t> ArenaSlots<Steps>::take(std::uint8_t member, std::uint32_t node,
-                                                     std::uint64_t now, const SlotName* wanted) {
+ std::uint64_t now, const SlotName* wanted, bool is_remote) {
   std::optional<std::uint32_t> slot = take_first(control_->unused, node);
   if (!slot) slot = evict();
   if (!slot) return std::nullopt;
-  own(*slot, member, now);
+  own(*slot, member, now, is_remote);
   if (wanted != nullptr && lookup(*wanted) == kNoSlot) {
     write_name(*slot, *wanted);
     SlotWord named = word(*slot);
@@ -26,24 +26,26 @@ template <class Steps>
 std::optional<std::uint32_t> ArenaSlots<Steps>::take_bare(std::uint8_t member, std::uint32_t node,
                                                           std::uint64_t now) {
   const std::optional<std::uint32_t> slot = take_first(control_->bare, node);
-  if (slot) own(*slot, member, now);
+  if (slot) own(*slot, member, now, false);
   return slot;
 }
 
 template <class Steps>
-void ArenaSlots<Steps>::own(std::uint32_t slot, std::uint8_t member, std::uint64_t now) {
+void ArenaSlots<Steps>::own(std::uint32_t slot, std::uint8_t member, std::uint64_t now,
+ bool is_remote) {
   put(slots_[slot].since, now);
   SlotWord mine;
   mine.state = SlotState::kFilling;
   mine.owner = member;
+  mine.is_remote = is_remote;
   mine.has_pages = word(slot).has_pages;
   put_word(slot, mine);
 }
 
 template <class Steps>
-void ArenaSlots<Steps>::set_pages(std::uint32_t slot, bool has_pages) {
+void ArenaSlots<Steps>::set_pages(std::uint32_t slot) {
   SlotWord changed = word(slot);
-  changed.has_pages = has_pages;
+  changed.has_pages = true;
   put_word(slot, changed);
 }
 
@@ -61,6 +63,7 @@ bool ArenaSlots<Steps>::publish(std::uint8_t member, std::uint32_t slot, const S
   SlotWord ready = word(slot);
   ready.state = SlotState::kReady;
   ready.named = false;
+  ready.is_remote = false;
   put_word(slot, ready);
   if (other != slot) add_to_index(slot);
   push_back(control_->cached, slot);
@@ -121,7 +124,8 @@ std::uint32_t ArenaSlots<Steps>::readmit(std::uint64_t now) {
   for (std::uint32_t slot = 0; slot < count(); ++slot) {
     if (word(slot).state != SlotState::kOrphaned) continue;
     const std::uint64_t since = get(slots_[slot].since);
-    if (now >= since && now - since >= kOrphanSeconds) {
+    const std::uint64_t whole = word(slot).is_remote ? kRemoteOrphanSeconds : kOrphanSeconds;
+    if (now >= since && now - since >= whole) {
       give_back(slot);
       continue;
     }

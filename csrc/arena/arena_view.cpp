@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <utility>
@@ -44,7 +45,7 @@ bool ArenaView::has(const ChunkKey& key) {
 }
 
 std::size_t ArenaView::leading(const std::vector<ChunkKey>& keys) {
-  const auto lock = ArenaLock::take(slots_, kPatience);
+  const auto lock = ArenaLock::take(file_, kPatience);
   if (!lock) return 0;
   const auto end = std::ranges::find_if_not(keys, [this](const ChunkKey& key) { return has(key); });
   return static_cast<std::size_t>(end - keys.begin());
@@ -52,7 +53,7 @@ std::size_t ArenaView::leading(const std::vector<ChunkKey>& keys) {
 
 std::vector<bool> ArenaView::present(const std::vector<ChunkKey>& keys) {
   std::vector<bool> found(keys.size());
-  const auto lock = ArenaLock::take(slots_, kPatience);
+  const auto lock = ArenaLock::take(file_, kPatience);
   if (!lock) return found;
   std::transform(keys.begin(), keys.end(), found.begin(),
                  [this](const ChunkKey& key) { return has(key); });
@@ -63,7 +64,7 @@ std::optional<ArenaReport> report_arena(const ArenaPlace& place) {
   const std::optional<ArenaFile> file = ArenaFile::open_existing(place);
   if (!file) return std::nullopt;
   ArenaSlots<> slots = file->slots();
-  const auto lock = ArenaLock::take(slots, kPatienceOfPeople);
+  const auto lock = ArenaLock::take(*file, kPatienceOfPeople);
   if (!lock) throw held(*file);
   ArenaReport report;
   report.path = file->path();
@@ -82,42 +83,23 @@ std::optional<ArenaReport> report_arena(const ArenaPlace& place) {
   return report;
 }
 
-ArenaFreed empty_arena(const ArenaPlace& place) {
-  const JoinedArena arena(place);
-  const ArenaFile& file = arena.file();
+std::uint64_t remove_arena(const ArenaPlace& place) {
+  const ArenaFile file = open_or_throw(place);
   ArenaSlots<> slots = file.slots();
-  ArenaFreed freed;
-  {
-    const auto lock = ArenaLock::take(slots, kPatienceOfPeople);
-    if (!lock) throw held(file);
-    bury_dead(file, arena.number(), arena_now());
-    slots.readmit(arena_now());
-  }
-  for (;;) {
-    std::optional<std::uint32_t> slot;
-    {
-      const auto lock = ArenaLock::take(slots, kPatienceOfPeople);
-      if (!lock) throw held(file);
-      slot = slots.take(arena.number(), 0, arena_now());
-      // Before they go: a slot that says it has pages has some.
-      if (slot) slots.set_pages(*slot, false);
-    }
-    if (!slot) break;
-    if (file.drop_pages(*slot) == 0) freed.bytes += file.header().slab_bytes;
-    const auto lock = ArenaLock::take(slots, kPatienceOfPeople);
-    if (!lock) throw held(file);
-    slots.give_back(*slot);
-  }
-  const auto lock = ArenaLock::take(slots, kPatienceOfPeople);
+  const auto lock = ArenaLock::take(file, kPatienceOfPeople);
   if (!lock) throw held(file);
   for (std::size_t i = 0; i < kArenaMembers; ++i) {
-    const bool is_another = i != arena.number() && slots.control().members[i].joined != 0;
-    if (is_another && is_alive_elsewhere(file, static_cast<std::uint8_t>(i))) return freed;
+    if (slots.control().members[i].joined.load(std::memory_order_acquire) == 0) continue;
+    if (is_alive_elsewhere(file, static_cast<std::uint8_t>(i))) {
+      throw ArenaError(file.path() + ": engines use it");
+    }
   }
   // In this order: one that opened it before and joins in between has an arena for itself.
-  freed.removed = ::unlink(file.path().c_str()) == 0;
+  if (::unlink(file.path().c_str()) != 0) {
+    throw ArenaError(file.path() + ": " + std::strerror(errno));
+  }
   slots.control().retired.store(1, std::memory_order_release);
-  return freed;
+  return (slots.count() - slots.bare()) * file.header().slab_bytes;
 }
 
 }  // namespace lmkv

@@ -51,13 +51,9 @@ struct ArenaReport {
 // Empty where there is none. Throws ArenaError for what cannot be read.
 [[nodiscard]] std::optional<ArenaReport> report_arena(const ArenaPlace& place);
 
-struct ArenaFreed {
-  std::uint64_t bytes = 0;
-  bool removed = false;  // the arena too: nobody used it
-};
-
-// Gives back the memory of all chunks that nobody reads just now; their files stay. Throws
-// ArenaError.
-[[nodiscard]] ArenaFreed empty_arena(const ArenaPlace& place);
+// Takes it away, with the memory of its chunks; their files stay. Returns how many bytes that were.
+// Throws ArenaError, also where engines use it: io_uring and the GPU's driver go on with the pages
+// that they were given, whatever becomes of the file.
+std::uint64_t remove_arena(const ArenaPlace& place);
 
 }  // namespace lmkv

@@ -65,10 +65,13 @@ class CudaDevice final : public Device {
     (transfer.direction == Direction::kScatter ? scatters_ : gathers_)->submit(std::move(transfer));
   }
 
+  void place(std::byte* begin, std::size_t bytes) override {
+    const int node = numa_node();
+    if (prefer_numa_node(begin, bytes, node)) numa_ = "node " + std::to_string(node);
+  }
+
   [[nodiscard]] std::string pin(std::byte* begin, std::size_t bytes) override {
     const OnDevice device(ordinal_);
-    const int node = find_numa_node();
-    if (prefer_numa_node(begin, bytes, node)) numa_ = "node " + std::to_string(node);
     cudaError_t error = device.error();
     if (error == cudaSuccess) {
       error = cudaHostRegister(begin, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);

@@ -68,6 +68,9 @@ class Device {
   // Any thread; never blocks. A scatter does not wait for gathers that have not begun.
   virtual void submit(Transfer transfer) = 0;
 
+  // Has pages of this range, that are not there yet, be near to it. A hint.
+  virtual void place(std::byte* /*begin*/, std::size_t /*bytes*/) {}
+
   // Makes host memory fast to transfer from and to (pins it). Returns what went wrong, or "";
   // transfers work either way. Undone by `unpin`.
   [[nodiscard]] virtual std::string pin(std::byte* begin, std::size_t bytes) = 0;

@@ -1,5 +1,6 @@
 #include "engine/engine.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace lmkv {
@@ -38,6 +39,7 @@ void Engine::touch(const std::vector<UsedChunk>& chunks, UseTime used_at) {
 std::vector<Completion> Engine::poll() {
   loads_.give_up_late();
   loads_.start_arrived();
+  loads_.start_waiting();  // another engine may have given a slab back
   trials_.begin_due();
   return context_.jobs.poll();
 }
@@ -52,7 +54,19 @@ std::vector<ChunkKey> Engine::take_evicted() {
 }
 
 bool Engine::drain(std::chrono::duration<double> timeout) {
-  return context_.jobs.wait_idle(timeout);
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::duration<double> kLook = std::chrono::milliseconds(5);
+  const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                           std::min<std::chrono::duration<double>>(
+                                               timeout, std::chrono::hours(24 * 365)));
+  for (;;) {
+    // What another brings to memory is noticed by nobody else.
+    loads_.start_arrived();
+    loads_.start_waiting();
+    const std::chrono::duration<double> left = deadline - Clock::now();
+    if (context_.jobs.wait_idle(std::min(left, kLook))) return true;
+    if (left <= kLook) return false;
+  }
 }
 
 bool Engine::close(std::chrono::duration<double> timeout) {

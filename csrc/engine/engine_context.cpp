@@ -1,5 +1,6 @@
 #include "engine/engine_context.hpp"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -7,27 +8,37 @@
 #include "arena/arena_pool.hpp"
 
 namespace lmkv {
+namespace {
+
+constexpr std::size_t kOwnBytes = std::size_t{2} << 30;
+
+}  // namespace
 
 EngineContext::EngineContext(const EngineOptions& with, EngineParts parts)
     : options(with), table(with.segments), device(std::move(parts.device)) {
-  pool = make_pool();
+  const bool is_remote = std::ranges::any_of(
+      parts.roots, [](const RootParts& root) { return root.error.empty() && root.probe.is_shared(); });
+  pool = make_pool(is_remote ? ArenaPool::Reach::kRemote : ArenaPool::Reach::kLocal);
   device->start();
   roots = std::make_unique<Roots>(options, std::move(parts.roots), pool->memory());
 }
 
-// Without the arena that was asked for an engine works as well, for itself.
-std::unique_ptr<SlabPool> EngineContext::make_pool() {
+// Without the arena that was asked for an engine works as well, for itself: with as much as it would
+// have by default, since what was set is for all of them together.
+std::unique_ptr<SlabPool> EngineContext::make_pool(ArenaPool::Reach reach) {
+  std::size_t own_bytes = options.host_memory;
   const std::size_t slab_bytes = slab_bytes_of(options);
   if (!options.arena_directory.empty()) {
     const ArenaPlace place{options.arena_directory, slab_bytes, options.access};
     try {
       return std::make_unique<ArenaPool>(place, options.host_memory, options.namespace_digest,
-                                         options.rank, *device);
+                                         options.rank, reach, *device);
     } catch (const ArenaError& error) {
       arena_error = error.what();
+      own_bytes = std::min(own_bytes, std::max(kOwnBytes, 2 * slab_bytes));
     }
   }
-  return std::make_unique<PrivateSlabPool>(slab_bytes, options.host_memory / slab_bytes, *device);
+  return std::make_unique<PrivateSlabPool>(slab_bytes, own_bytes / slab_bytes, *device);
 }
 
 ChunkIdentity EngineContext::identity(const ChunkKey& key, std::uint64_t token_begin,

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "arena/arena_pool.hpp"
 #include "common/busy_time.hpp"
 #include "device/device.hpp"
 #include "device/segment_table.hpp"
@@ -44,7 +45,7 @@ struct EngineContext {
   std::unique_ptr<Roots> roots;
 
  private:
-  std::unique_ptr<SlabPool> make_pool();
+  std::unique_ptr<SlabPool> make_pool(ArenaPool::Reach reach);
 };
 
 }  // namespace lmkv

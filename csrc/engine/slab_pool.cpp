@@ -46,6 +46,7 @@ PrivateSlabPool::PrivateSlabPool(std::size_t slab_bytes, std::size_t count, Devi
   // A fork while the kernel writes to a private page by O_DIRECT would lose the write: open(2).
   ::madvise(memory_, memory_bytes_, MADV_DONTFORK);
   ::madvise(memory_, memory_bytes_, MADV_HUGEPAGE);
+  device_.place(memory_, memory_bytes_);
   pin_error_ = device_.pin(memory_, memory_bytes_);
   free_.reserve(count);
   for (std::size_t index = count; index > 0; --index) free_.push_back(index - 1);

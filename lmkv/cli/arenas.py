@@ -18,7 +18,7 @@ from lmkv.cli.text import size_text
 from lmkv.config import Config
 
 if TYPE_CHECKING:
-    from lmkv.arenas import Arena, Emptied
+    from lmkv.arenas import Arena, Removed
 
 DEFAULT_DIRECTORY = Path(Config(path=("/",)).arena_directory)
 
@@ -105,10 +105,10 @@ def _remarks(arena: Arena) -> list[str]:
 
 
 def give_back(directory: Path, *, dry_run: bool, as_json: bool) -> bool:
-    """Empty all arenas, and say what became of them; whether none was left."""
+    """Take all arenas away, and say what became of them; whether none was left."""
     from lmkv import arenas
 
-    done = [arenas.empty(arena, dry_run=dry_run) for arena in find(directory)]
+    done = [arenas.remove(arena, dry_run=dry_run) for arena in find(directory)]
     if as_json:
         said = {"arenas": [asdict(one) for one in done], "bytes": sum(one.bytes for one in done)}
         typer.echo(json.dumps(said | {"dry_run": dry_run}, indent=2))
@@ -120,8 +120,8 @@ def give_back(directory: Path, *, dry_run: bool, as_json: bool) -> bool:
     return not any(one.error for one in done)
 
 
-def _line(one: Emptied, dry_run: bool) -> str:
+def _line(one: Removed, dry_run: bool) -> str:
     if one.error:
         return f"{one.path}: left as it is: {one.error}"
-    what = f"{size_text(one.bytes)} {'would be given' if dry_run else 'given'} back"
-    return f"{one.path}: {what}, {'the arena removed' if one.removed else 'the arena stays'}"
+    what = "would be removed" if dry_run else "removed"
+    return f"{one.path}: {what}, {size_text(one.bytes)} given back"

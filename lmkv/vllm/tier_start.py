@@ -35,6 +35,8 @@ class TierCore:
         self._unstorable = len(left_out)
         self.directory.set_out_of_service(self._unloadable)
         notices.slow(config, info, 0)
+        if info["arena_error"]:
+            notices.no_arena(0, info["arena_error"])
         notices.closed_to_group(config, left_out)
         write_meta(namespace, config, tier_identity.about(spec.config, config), left_out)
         if tier_identity.is_known_by_name_only(namespace):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from programs import LMKV, run
 
-from lmkv._C import empty_arena
+from lmkv._C import remove_arena
 from lmkv.bench import arena
 from lmkv.bench.arena_chunks import KIB, Chunks
 from lmkv.bench.arena_loads import measure_loads
@@ -76,7 +76,7 @@ def test_an_engine_loads_the_bytes_that_another_stored(folder: Path) -> None:
 
 def test_what_is_not_in_memory_is_no_measurement(folder: Path) -> None:
     SMALL.store(folder)
-    empty_arena(str(folder), SMALL.slab_bytes)
+    remove_arena(str(folder), SMALL.slab_bytes)
     with pytest.raises(RuntimeError, match="a chunk was not in memory"):
         measure_loads(SMALL, folder, 2, 1)
 

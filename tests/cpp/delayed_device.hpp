@@ -46,6 +46,7 @@ class DelayedDevice final : public Device {
     }
     real_->submit(std::move(transfer));
   }
+  void place(std::byte* begin, std::size_t bytes) override { real_->place(begin, bytes); }
   [[nodiscard]] std::string pin(std::byte* begin, std::size_t bytes) override {
     return real_->pin(begin, bytes);
   }

@@ -40,7 +40,8 @@ class SlabPoolTest : public ::testing::TestWithParam<Kind> {
       return std::make_unique<PrivateSlabPool>(kSlabBytes, 3, *device);
     }
     const ArenaPlace place{folder.path(), kSlabBytes};
-    auto arena = std::make_unique<ArenaPool>(place, 3 * kSlabBytes, NamespaceDigest{}, 0, *device);
+    auto arena = std::make_unique<ArenaPool>(place, 3 * kSlabBytes, NamespaceDigest{}, 0,
+                                             ArenaPool::Reach::kLocal, *device);
     test::eventually([&] { return arena->counts().free == 3; });  // they have their pages
     return arena;
   }
