@@ -58,8 +58,8 @@ class ArenaFile {
   [[nodiscard]] std::span<std::byte> slabs() const;
   [[nodiscard]] std::span<std::byte> slab(std::uint32_t slot) const;
 
-  // Memory for a slot's slab, so that touching it cannot fail. 0 or errno. Blocks: the kernel clears
-  // it. What has memory is mapped, without a fault for each page.
+  // Memory for a slot's slab, so that touching it cannot fail. 0 or errno. Blocks: the kernel
+  // clears it. What has memory is mapped, without a fault for each page.
   [[nodiscard]] int give_pages(std::uint32_t slot) const;
 
  private:

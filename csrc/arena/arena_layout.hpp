@@ -63,14 +63,14 @@ struct SlotList {
 };
 
 struct ArenaControl {
-  alignas(64) Shared64 lock;     // arena/arena_lock.hpp; of all but ArenaSlot::holders
-  alignas(64) Shared32 retired;       // 1: taken off the directory, for nobody to join any more
-  Shared64 tick;                      // of ArenaSlot::used
-  Shared64 repairs;                   // how often a process had died in the middle of a change
-  SlotList unused[kMostArenaNodes];   // by NUMA node; the file has memory for these,
-  SlotList bare[kMostArenaNodes];     // and none for these
-  SlotList cached;                    // kReady, least recently used first
-  Shared32 orphans;                   // slots; derived
+  alignas(64) Shared64 lock;         // arena/arena_lock.hpp; of all but ArenaSlot::holders
+  alignas(64) Shared32 retired;      // 1: taken off the directory, for nobody to join any more
+  Shared64 tick;                     // of ArenaSlot::used
+  Shared64 repairs;                  // how often a process had died in the middle of a change
+  SlotList unused[kMostArenaNodes];  // by NUMA node; the file has memory for these,
+  SlotList bare[kMostArenaNodes];    // and none for these
+  SlotList cached;                   // kReady, least recently used first
+  Shared32 orphans;                  // slots; derived
   ArenaMember members[kArenaMembers];
 };
 

@@ -22,10 +22,11 @@ constexpr off_t kFirstByte = off_t{1} << 60;
 constexpr std::uint16_t kFirstSeat = kArenaMembers;
 constexpr std::uint16_t kSeats = 4096;
 
-// It is held for about as long as this many tries take: no use to sleep before, or to ask whether
-// the holder is alive.
+// It is held for microseconds: no use to sleep before so many tries, or to ask so soon whether the
+// holder is alive.
 constexpr int kBusyTries = 64;
 constexpr auto kPause = std::chrono::microseconds(20);
+constexpr auto kAskAfter = std::chrono::microseconds(50);
 
 struct flock lock_on(std::uint16_t byte) {
   struct flock lock{};
@@ -74,18 +75,21 @@ std::optional<ArenaLock> ArenaLock::take(const ArenaFile& file, Duration patienc
   if (word.compare_exchange_strong(holder, mine, std::memory_order_acquire)) {
     return ArenaLock(&word);
   }
-  const Clock::time_point until = Clock::now() + patience;
-  for (int tries = 0; Clock::now() < until; ++tries) {
-    if (tries < kBusyTries) {
-      ::sched_yield();
-    } else {
-      std::this_thread::sleep_for(kPause);
-    }
-    const bool is_theirs = holder != 0 && (tries < kBusyTries || !is_dead(file, holder));
+  const Clock::time_point begun = Clock::now();
+  for (int tries = 0;; ++tries) {
+    const Clock::duration waited = Clock::now() - begun;
+    const bool is_last = waited >= patience;
+    const bool asks = holder != 0 && (is_last || waited >= kAskAfter);
     // Of the dead holder that was looked at, or of nobody: if another was quicker, again.
-    std::uint64_t expected = is_theirs ? 0 : holder;
+    std::uint64_t expected = asks && is_dead(file, holder) ? holder : 0;
     if (!word.compare_exchange_strong(expected, mine, std::memory_order_acquire)) {
+      if (is_last) return std::nullopt;
       holder = expected;
+      if (tries < kBusyTries) {
+        ::sched_yield();
+      } else {
+        std::this_thread::sleep_for(kPause);
+      }
       continue;
     }
     ArenaLock held(&word);
@@ -99,7 +103,6 @@ std::optional<ArenaLock> ArenaLock::take(const ArenaFile& file, Duration patienc
     }
     return held;
   }
-  return std::nullopt;
 }
 
 }  // namespace lmkv

@@ -18,8 +18,9 @@ class ArenaFile;
 // (containers that share /dev/shm), where a pid or a thread's number, by which a robust mutex goes,
 // may be two processes'.
 struct ArenaSeat {
-  std::uint16_t byte = 0;   // which
-  std::uint64_t ticket = 0;  // what the lock's word is while it is held: the byte, and a random part
+  std::uint16_t byte = 0;  // which
+  std::uint64_t ticket =
+      0;  // what the lock's word is while it is held: the byte, and a random part
 };
 
 // Held while it lives. One thread of those that share an ArenaFile at a time. Nobody does anything

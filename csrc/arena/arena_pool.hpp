@@ -62,7 +62,7 @@ class ArenaPool final : public SlabPool {
   Device& device_;
   const bool is_remote_;
   std::atomic<bool> is_full_{false};  // the filesystem has no memory for more slots
-  const SlotName name_;  // but for the key
+  const SlotName name_;               // but for the key
   const JoinedArena arena_;
   mutable ArenaSlots<> slots_;
   const std::uint32_t node_;
@@ -73,7 +73,7 @@ class ArenaPool final : public SlabPool {
   std::size_t in_use_ = 0;           // slots with handles
   std::vector<std::uint32_t> kept_;  // to be given back, when the arena's lock can be had
 
-  std::vector<bool> is_mapped_;      // by slot; the constructor's, then house_'s
+  std::vector<bool> is_mapped_;  // by slot; the constructor's, then house_'s
   std::uint32_t next_to_map_ = 0;
 
   std::mutex house_mutex_;

@@ -7,7 +7,8 @@ namespace lmkv {
 
 template <class Steps>
 std::optional<std::uint32_t> ArenaSlots<Steps>::take(std::uint8_t member, std::uint32_t node,
- std::uint64_t now, const SlotName* wanted, bool is_remote) {
+                                                     std::uint64_t now, const SlotName* wanted,
+                                                     bool is_remote) {
   std::optional<std::uint32_t> slot = take_first(control_->unused, node);
   if (!slot) slot = evict();
   if (!slot) return std::nullopt;
@@ -32,7 +33,7 @@ std::optional<std::uint32_t> ArenaSlots<Steps>::take_bare(std::uint8_t member, s
 
 template <class Steps>
 void ArenaSlots<Steps>::own(std::uint32_t slot, std::uint8_t member, std::uint64_t now,
- bool is_remote) {
+                            bool is_remote) {
   put(slots_[slot].since, now);
   SlotWord mine;
   mine.state = SlotState::kFilling;

@@ -16,15 +16,16 @@ constexpr std::size_t kOwnBytes = std::size_t{2} << 30;
 
 EngineContext::EngineContext(const EngineOptions& with, EngineParts parts)
     : options(with), table(with.segments), device(std::move(parts.device)) {
-  const bool is_remote = std::ranges::any_of(
-      parts.roots, [](const RootParts& root) { return root.error.empty() && root.probe.is_shared(); });
+  const bool is_remote = std::ranges::any_of(parts.roots, [](const RootParts& root) {
+    return root.error.empty() && root.probe.is_shared();
+  });
   pool = make_pool(is_remote ? ArenaPool::Reach::kRemote : ArenaPool::Reach::kLocal);
   device->start();
   roots = std::make_unique<Roots>(options, std::move(parts.roots), pool->memory());
 }
 
-// Without the arena that was asked for an engine works as well, for itself: with as much as it would
-// have by default, since what was set is for all of them together.
+// Without the arena that was asked for an engine works as well, for itself: with as much as it
+// would have by default, since what was set is for all of them together.
 std::unique_ptr<SlabPool> EngineContext::make_pool(ArenaPool::Reach reach) {
   std::size_t own_bytes = options.host_memory;
   const std::size_t slab_bytes = slab_bytes_of(options);

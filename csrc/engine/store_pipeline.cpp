@@ -113,8 +113,8 @@ bool StorePipeline::has_share(const Root& root) const {
   const auto of_each = [this](std::size_t slabs) {
     return std::max<std::size_t>(1, slabs / context_.pool->sharers());
   };
-  return all < of_each(most_slabs_) && root.slabs_of_stores.load(std::memory_order_relaxed) <
-                                           of_each(most_slabs_of_a_root_);
+  return all < of_each(most_slabs_) &&
+         root.slabs_of_stores.load(std::memory_order_relaxed) < of_each(most_slabs_of_a_root_);
 }
 
 void StorePipeline::gathered(std::shared_ptr<Job> job, Status status) {

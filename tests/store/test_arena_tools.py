@@ -19,7 +19,7 @@ from prompts import BLOCK_BYTES, PER_CHUNK, Core
 
 SLAB_BYTES = slab_bytes(BLOCK_BYTES, PER_CHUNK)
 NAME = f"lmkv-{os.geteuid()}-{SLAB_BYTES}.arena"
-MUTEX_AT = 4096  # csrc/arena/arena_layout.hpp
+LOCK_AT = 4096  # csrc/arena/arena_layout.hpp: ArenaControl::lock
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -122,13 +122,13 @@ def test_gc_of_memory_is_of_nothing_else(tmp_path: Path, memory_folder: Path) ->
 def with_the_lock(arena: Path, then: str) -> list[str]:
     """A program that takes the arena's lock, as an engine does, and then does something else."""
     program = (
-        "import ctypes, mmap, os, signal, sys, time\n"
+        "import fcntl, os, signal, struct, sys, time\n"
         "file = os.open(sys.argv[1], os.O_RDWR)\n"
-        "memory = mmap.mmap(file, 1 << 20)\n"
-        "mutex = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + int(sys.argv[2])\n"
-        "ctypes.CDLL(None).pthread_mutex_lock(ctypes.c_void_p(mutex))\n"
+        "seat = struct.pack('hhqqi', fcntl.F_WRLCK, os.SEEK_SET, (1 << 60) + 1000, 1, 0)\n"
+        "fcntl.fcntl(file, 37, seat)\n"  # F_OFD_SETLK, which Python names from 3.13 on
+        "os.pwrite(file, struct.pack('<Q', 12345 << 16 | 1000), int(sys.argv[2]))\n"
     )
-    return [sys.executable, "-c", program + then, str(arena), str(MUTEX_AT)]
+    return [sys.executable, "-c", program + then, str(arena), str(LOCK_AT)]
 
 
 def test_what_was_repaired_is_said(tmp_path: Path, memory_folder: Path) -> None:
