@@ -126,12 +126,12 @@ def steps(result: Result) -> Table:
 
 def ttft(result: Result) -> Table:
     """Of each kind of hit: how long, and against what."""
-    against = {
-        "miss": ("miss_vs_cold", "the one above"),
-        "slow_disk": ("slow_disk_vs_slow_cold", "the same engine without lmkv"),
-        "memory_hit": ("memory_hit_vs_prefix_cache_hit", "a hit in vLLM's own cache"),
-        "node_hit": ("node_hit_vs_prefix_cache_hit", "a hit in vLLM's own cache"),
-        "disk_hit": ("disk_hit_vs_bound", "fio's time for its bytes and two own hits"),
+    others = {
+        "cold": "the one above",
+        "slow_cold": "the same engine without lmkv",
+        "prefix_cache_hit": "a hit in vLLM's own cache",
+        "copy_bound": "that and one copy of its bytes",
+        "bound": "fio's time for its bytes and two own hits",
     }
     short, long = result["pair_tokens"], result["tokens"]
     names = {
@@ -146,12 +146,15 @@ def ttft(result: Result) -> Table:
     }
     rows = []
     for kind, (tokens, name) in names.items():
-        compared = target = ""
-        if kind in against:
-            key, other = against[kind]
-            compared = f"{ratio(result['ratios'][key], result['ranges'][key])} of {other}"
-            target = f"{result['targets'][key]:.2f}"
-        rows.append((f"{tokens:,}", name, f"{result[f'{kind}_ms']:,.0f} ms", compared, target))
+        compared, targets = [], []
+        for key, target in result["targets"].items():
+            mine, other = key.split("_vs_")
+            if mine == kind:
+                of = others[other]
+                compared.append(f"{ratio(result['ratios'][key], result['ranges'][key])} of {of}")
+                targets.append(f"{target:.2f}")
+        took = f"{result[f'{kind}_ms']:,.0f} ms"
+        rows.append((f"{tokens:,}", name, took, "; ".join(compared), "; ".join(targets)))
     for one in result["slow_disk_trials"]:
         of = f"{one:.2f} of the same engine without lmkv"
         rows.append((f"{short:,}", "the same, where it tries that disk", "", of, ""))

@@ -15,10 +15,11 @@ does. Of each document:
 * ``disk_hit``: the second, which has memory of its own and has never seen it either, from the
   directory.
 
-All hits leave the same tokens to compute. The bound of a disk hit is what its bytes take at the
-rate at which fio reads just as many just before, and two passes of the scheduler: two hits in
-vLLM's own cache. Between the documents are as many of ``--pairs`` rounds, each with prompts of a
-quarter of their length, since there a few per cent are looked for:
+All hits leave the same tokens to compute. A hit in memory is set against vLLM's own, and against
+that and one contiguous copy of as many bytes (``copy_bound``). The bound of a disk hit is what its
+bytes take at the rate at which fio reads just as many just before, and two passes of the scheduler:
+two hits in vLLM's own cache. Between the documents are as many of ``--pairs`` rounds, each with
+prompts of a quarter of their length, since there a few per cent are looked for:
 
 * ``miss``: the first computes and stores one. ``cold``: the same engine computes as many other
   tokens while the connector is taken out of it.
@@ -40,9 +41,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from command_line import folder_in, keep_standard_output, parser_of, write_result
 from page_cache import drop_pages
 from ttft_engine import TtftEngine, bytes_of
@@ -52,9 +55,14 @@ TARGETS = {
     "miss_vs_cold": 1.01,
     "memory_hit_vs_prefix_cache_hit": 1.10,
     "node_hit_vs_prefix_cache_hit": 1.10,
+    "memory_hit_vs_copy_bound": 1.10,
+    "node_hit_vs_copy_bound": 1.10,
     "disk_hit_vs_bound": 1.10,
     "slow_disk_vs_slow_cold": 1.05,
 }
+KINDS = (  # of what is measured of a document
+    "stored", "prefix_cache_hit", "memory_hit", "node_hit", "copy_bound", "disk_hit", "bound",
+)  # fmt: skip
 SLOW = "read.delay:30s"
 WARM_UP_TOKENS = 300
 HITS = 3
@@ -75,6 +83,25 @@ def fio_read_seconds(folder: Path, size: int) -> float:
     return float(job["runtime"]) / 1e3 * size / float(job["io_bytes"])
 
 
+class Copies:
+    """A contiguous copy of random bytes, by one thread, as lmkv's in host memory are."""
+
+    def __init__(self) -> None:
+        self._from = self._to = np.empty(0, np.uint8)
+
+    def seconds(self, size: int) -> float:
+        """What copying ``size`` bytes takes; of the few times that are tried, the median."""
+        if self._from.size != size:
+            self._from = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+            self._to = np.zeros(size, np.uint8)
+        each = []
+        for _ in range(HITS):
+            begin = time.perf_counter()
+            np.copyto(self._to, self._from)
+            each.append(time.perf_counter() - begin)
+        return statistics.median(each)
+
+
 class Bench:
     """Four engines over one directory: the first stores, the second loads, to the other two the
     disk is slow; the last of them shares host memory with the first.
@@ -85,6 +112,7 @@ class Bench:
         self._root, self._fio = folder / "cache", folder / "fio"
         self._fio.mkdir(parents=True)
         self._tokens = tokens
+        self._copies = Copies()
         settings = {"path": str(self._root), "host_memory": "1GiB", "free_space_floor": 0}
         self.engines: list[TtftEngine] = []
         with contextlib.ExitStack() as started:
@@ -133,6 +161,8 @@ class Bench:
             memory.append(first.ttft(prompt))
         row["prefix_cache_hit"] = statistics.median(own)
         row["memory_hit"] = statistics.median(memory)
+        row["copy"] = self._copies.seconds(int(row["bytes"]))
+        row["copy_bound"] = row["prefix_cache_hit"] + row["copy"]
         row["node_hit"] = self._hit(neighbour, prompt)
         row["fio"] = fio_read_seconds(self._fio, int(row["bytes"]))
         drop_pages(self._root)
@@ -181,8 +211,7 @@ def in_words(row: Row) -> str:
 def summary(documents: list[Row], pairs: list[Row]) -> dict[str, Any]:
     """What comes out of them."""
     result: dict[str, Any] = {
-        f"{name}_ms": statistics.median(row[name] * 1e3 for row in documents)
-        for name in ("stored", "prefix_cache_hit", "memory_hit", "node_hit", "disk_hit", "bound")
+        f"{name}_ms": statistics.median(row[name] * 1e3 for row in documents) for name in KINDS
     }
     # Of the requests that the slow disk's engine tries it with it is another question.
     trials = [row for row in pairs if row["is_trial"]]

@@ -18,6 +18,7 @@ KINDS = {
     "memory_hit": "a hit in host memory",
     "node_hit": "a hit in the node's memory",
     "prefix_cache_hit": "one in vLLM's own cache",
+    "copy_bound": "one in vLLM's own cache and a copy of its bytes",
     "disk_hit": "a hit on the disk",
     "bound": "its bound",
     "slow_disk": "a request beside a slow disk",
