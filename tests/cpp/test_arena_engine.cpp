@@ -151,6 +151,8 @@ TEST_P(ArenaEngines, AStoredChunkIsNotGatheredTwiceAndHasItsFileAgain) {
 TEST_P(ArenaEngines, StoresOfEachHaveTheirShareOfTheSlabs) {
   const auto slabs = stat("slabs_total");
   ASSERT_GE(slabs, 8U);
+  const ArenaPlace place{memory_.path(), slab_bytes_of(options)};
+  ASSERT_TRUE(eventually([&] { return report_arena(place)->slots.bare == 0; }));
   disk->hold(OperationKind::kWrite);
   std::uint64_t stored = 0;
   for (std::uint64_t k = 100; k < 100 + slabs; ++k) {
