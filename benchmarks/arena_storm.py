@@ -204,7 +204,7 @@ def storm(root: str, arena: str, minutes: float, engines: int, seed: int) -> dic
         while time.monotonic() < end and not all_engines.failures:
             time.sleep(dice.uniform(0.0, 0.5))
             all_engines.kill_one()
-            if report := arena_report(arena, SLAB_BYTES):
+            if report := arena_report(arena, SLAB_BYTES, thorough=True):
                 most_orphans = max(most_orphans, report.slots.orphaned)
                 faults.update([report.fault] if report.fault else [])
         all_engines.end()
@@ -229,7 +229,7 @@ def after_the_storm(root: str, arena: str, failures: list[str]) -> ArenaReport:
     engine = engine_over(root, arena, cache)
     deadline = time.monotonic() + ORPHAN_SECONDS + 10
     while True:
-        report = arena_report(arena, SLAB_BYTES)
+        report = arena_report(arena, SLAB_BYTES, thorough=True)
         assert report is not None
         if not report.slots.orphaned or time.monotonic() > deadline:
             break

@@ -203,6 +203,7 @@ void bind_arena(py::module_& m) {
       .def(py::init(&make_arena_view), py::kw_only(), "directory"_a, "slab_bytes"_a, "file_mode"_a,
            "namespace"_a, "ranks"_a, py::call_guard<py::gil_scoped_release>())
       .def("leading", &leading_in_arena, "keys"_a)
+      .def("present", &present_in_arena, "keys"_a)
       .def("__contains__", &is_in_arena, "key"_a);
 
   py::class_<ArenaReport::Member>(m, "ArenaMember")
@@ -226,7 +227,7 @@ void bind_arena(py::module_& m) {
       .def_readonly("repairs", &ArenaReport::repairs)
       .def_readonly("fault", &ArenaReport::fault);
   m.def("arena_report", &arena_report, "directory"_a, "slab_bytes"_a, "file_mode"_a = "private",
-        py::call_guard<py::gil_scoped_release>());
+        "thorough"_a = false, py::call_guard<py::gil_scoped_release>());
   m.def("remove_arena", &remove_arena_of, "directory"_a, "slab_bytes"_a, "file_mode"_a = "private",
         py::call_guard<py::gil_scoped_release>());
 }

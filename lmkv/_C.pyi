@@ -517,6 +517,9 @@ class ArenaView:
     def leading(self, keys: Sequence[bytes]) -> int:
         """How many of ``keys`` are there one after the other."""
 
+    def present(self, keys: Sequence[bytes]) -> list[bool]:
+        """Which of ``keys`` are there."""
+
     def __contains__(self, key: object) -> bool: ...
 
 @final
@@ -556,9 +559,11 @@ class ArenaReport:
     fault: str
     """What is not as it must be; ``""`` if all is well."""
 
-def arena_report(directory: str, slab_bytes: int, file_mode: str = "private") -> ArenaReport | None:
+def arena_report(
+    directory: str, slab_bytes: int, file_mode: str = "private", thorough: bool = False
+) -> ArenaReport | None:
     """None where there is no arena. Raises ArenaError for one that cannot be read. May take a
-    second.
+    second. With ``thorough`` for a ``fault``, too, for which engines may have to wait.
     """
 
 def remove_arena(directory: str, slab_bytes: int, file_mode: str = "private") -> int:

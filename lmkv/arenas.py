@@ -64,14 +64,14 @@ class Arena:
         return len(self.report.members) - self.engines if self.report else 0
 
 
-def find(directory: str) -> list[Arena]:
+def find(directory: str, *, thorough: bool = False) -> list[Arena]:
     """The arenas of this user in ``directory``, and of its group; none where there is no such
     directory. May take a second for each whose lock is held.
     """
-    return list(_found(directory))
+    return list(_found(directory, thorough))
 
 
-def _found(directory: str) -> Iterator[Arena]:
+def _found(directory: str, thorough: bool) -> Iterator[Arena]:
     try:
         names = sorted(os.listdir(directory))
     except OSError:
@@ -82,7 +82,7 @@ def _found(directory: str) -> Iterator[Arena]:
             continue
         path = os.path.join(directory, file)
         try:
-            report = arena_report(directory, name.slab_bytes, name.file_mode)
+            report = arena_report(directory, name.slab_bytes, name.file_mode, thorough)
         except ArenaError as error:
             yield Arena(path, name, error=str(error).removeprefix(f"{path}: "))
         else:

@@ -25,6 +25,7 @@ namespace lmkv {
 namespace {
 
 constexpr std::uint64_t kHugePageBytes = 2 << 20;
+constexpr std::uint64_t kPartForOthers = 16;   // of the filesystem, one in so many bytes
 constexpr std::uint32_t kMostSlots = 1 << 30;  // twice as many buckets still have 32 bits
 
 std::uint64_t round_up(std::uint64_t bytes, std::uint64_t to) { return (bytes + to - 1) / to * to; }
@@ -221,19 +222,32 @@ std::span<std::byte> ArenaFile::slab(std::uint32_t slot) const {
   return slabs().subspan(slot * header().slab_bytes, header().slab_bytes);
 }
 
+// Others have files there that they touch without asking first (vLLM, NCCL, PyTorch: /dev/shm), for
+// which a filesystem without room is SIGBUS.
+bool ArenaFile::has_room() const {
+  struct statfs found{};
+  if (::fstatfs(fd(), &found) != 0 || found.f_blocks == 0) return true;  // or it has no limit
+  const auto block = static_cast<std::uint64_t>(found.f_bsize);
+  const std::uint64_t kept = found.f_blocks / kPartForOthers * block;
+  return found.f_bavail * block >= header().slab_bytes + kept;
+}
+
 int ArenaFile::give_pages(std::uint32_t slot) const {
+  return has_room() ? map_pages(slot) : ENOSPC;
+}
+
+int ArenaFile::map_pages(std::uint32_t slot) const {
   const std::span<std::byte> bytes = slab(slot);
-  // In huge pages where the filesystem has them, and mapped as well; a touch that would raise
-  // SIGBUS is EFAULT here.
+  // In huge pages where the filesystem has them; a touch that would raise SIGBUS is EFAULT here.
   if (::madvise(bytes.data(), bytes.size(), MADV_POPULATE_WRITE) == 0) return 0;
   if (errno == EFAULT || errno == ENOMEM) return ENOSPC;
+  // Not posix_fallocate(3), which writes where the filesystem cannot: others' bytes may lie there.
   const std::uint64_t at = header().slabs_offset + slot * header().slab_bytes;
-  int failed = 0;
+  int result = 0;
   do {
-    failed =
-        ::posix_fallocate(fd(), static_cast<off_t>(at), static_cast<off_t>(header().slab_bytes));
-  } while (failed == EINTR);
-  return failed;
+    result = ::fallocate(fd(), 0, static_cast<off_t>(at), static_cast<off_t>(bytes.size()));
+  } while (result != 0 && errno == EINTR);
+  return result == 0 ? 0 : errno;
 }
 
 }  // namespace lmkv

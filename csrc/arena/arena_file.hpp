@@ -58,11 +58,14 @@ class ArenaFile {
   [[nodiscard]] std::span<std::byte> slabs() const;
   [[nodiscard]] std::span<std::byte> slab(std::uint32_t slot) const;
 
-  // Memory for a slot's slab, so that touching it cannot fail. 0 or errno. Blocks: the kernel
-  // clears it. What has memory is mapped, without a fault for each page.
+  // Memory for a slot's slab, so that touching it cannot fail. ENOSPC where the filesystem has
+  // little left, for others need some. 0 or errno. Blocks: the kernel clears it.
   [[nodiscard]] int give_pages(std::uint32_t slot) const;
+  // Maps what has memory already without a fault for each page.
+  [[nodiscard]] int map_pages(std::uint32_t slot) const;
 
  private:
+  [[nodiscard]] bool has_room() const;  // for another slab
   ArenaFile(UniqueFd fd, const ArenaSeat& seat, std::string path, std::byte* base,
             std::size_t bytes, bool is_new);
   static std::optional<ArenaFile> create(const ArenaPlace& place, std::uint64_t bytes);

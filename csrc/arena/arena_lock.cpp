@@ -26,6 +26,7 @@ constexpr std::uint16_t kSeats = 4096;
 // holder is alive.
 constexpr int kBusyTries = 64;
 constexpr auto kPause = std::chrono::microseconds(20);
+constexpr auto kImpatience = std::chrono::milliseconds(50);
 constexpr auto kAskAfter = std::chrono::microseconds(50);
 
 struct flock lock_on(std::uint16_t byte) {
@@ -40,9 +41,10 @@ struct flock lock_on(std::uint16_t byte) {
 std::uint16_t byte_of(std::uint64_t ticket) { return static_cast<std::uint16_t>(ticket); }
 
 bool is_dead(const ArenaFile& file, std::uint64_t holder) {
+  if (holder == file.seat().ticket) return false;  // another thread of ours, or a child
   // Ours by the byte, but not ours: of one that had the seat before.
-  const bool is_predecessor = byte_of(holder) == file.seat().byte && holder != file.seat().ticket;
-  return is_predecessor || !is_locked_elsewhere(file.fd(), byte_of(holder));
+  if (byte_of(holder) == file.seat().byte) return true;
+  return !is_locked_elsewhere(file.fd(), byte_of(holder));
 }
 
 }  // namespace
@@ -65,6 +67,18 @@ std::optional<ArenaSeat> take_arena_seat(int fd) {
     if (try_lock_byte(fd, byte)) return ArenaSeat{byte, (random << 16) | byte};
   }
   return std::nullopt;
+}
+
+std::optional<ArenaLock> ImpatientLock::take(const ArenaFile& file) {
+  const bool waits = Clock::now() >= impatient_until_;
+  std::optional<ArenaLock> held =
+      ArenaLock::take(file, waits ? patience_ : Clock::duration::zero());
+  if (held) {
+    impatient_until_ = {};
+  } else if (waits) {
+    impatient_until_ = Clock::now() + kImpatience;
+  }
+  return held;
 }
 
 std::optional<ArenaLock> ArenaLock::take(const ArenaFile& file, Duration patience) {

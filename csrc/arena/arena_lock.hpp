@@ -47,6 +47,19 @@ class ArenaLock {
   Shared64* word_;
 };
 
+// Whoever found the lock held for as long as that does not wait for it again for a while: a prompt
+// has hundreds of chunks. One thread at a time.
+class ImpatientLock {
+ public:
+  explicit ImpatientLock(ArenaLock::Duration patience = ArenaLock::kPatience)
+      : patience_(patience) {}
+  [[nodiscard]] std::optional<ArenaLock> take(const ArenaFile& file);
+
+ private:
+  const ArenaLock::Duration patience_;
+  std::chrono::steady_clock::time_point impatient_until_{};
+};
+
 // A seat for an open file that has none; empty when all are taken.
 [[nodiscard]] std::optional<ArenaSeat> take_arena_seat(int fd);
 

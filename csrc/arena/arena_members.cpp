@@ -64,8 +64,12 @@ bool is_alive_elsewhere(const ArenaFile& file, std::uint8_t member) {
 JoinedArena::JoinedArena(const ArenaPlace& place, std::uint64_t bytes)
     : JoinedArena(take_place(place, bytes)) {}
 
+JoinedArena::JoinedArena(Place place)
+    : file_(std::move(place.file)), number_(place.number), pid_(::getpid()) {}
+
 JoinedArena::~JoinedArena() {
-  if (!file_.is_open()) return;
+  // A forked child's copy says nothing of its parent.
+  if (!file_.is_open() || ::getpid() != pid_) return;
   ArenaSlots<> slots = file_.slots();
   // Without it the others find out by themselves.
   if (const auto lock = ArenaLock::take(file_, kFarewell)) slots.reap(number_, arena_now());

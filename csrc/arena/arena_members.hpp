@@ -1,6 +1,8 @@
 // Which engines use an arena, and which of them are dead.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <optional>
 #include <utility>
@@ -36,11 +38,12 @@ class JoinedArena {
     ArenaFile file;
     std::uint8_t number;
   };
-  explicit JoinedArena(Place place) : file_(std::move(place.file)), number_(place.number) {}
+  explicit JoinedArena(Place place);
   static Place take_place(const ArenaPlace& place, std::uint64_t bytes);
 
   ArenaFile file_;
   std::uint8_t number_;
+  pid_t pid_;  // of the process that joined
 };
 
 // Whether another has this member's place.

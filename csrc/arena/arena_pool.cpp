@@ -7,6 +7,7 @@
 #include <cassert>
 #include <chrono>
 #include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "arena/arena_lock.hpp"
@@ -53,8 +54,16 @@ ArenaPool::ArenaPool(const ArenaPlace& place, std::uint64_t bytes,
     throw ArenaError(arena_.file().path() +
                      ": no memory: " + (failed > 0 ? std::strerror(failed) : "its lock is held"));
   }
+  if (slots_with_pages() < at_once) {  // what is pinned has to be there
+    throw ArenaError(arena_.file().path() + ": no memory for all of it, as a GPU needs it");
+  }
   pin_error_ = device_.pin(slabs.data(), slabs.size());
-  house_ = std::thread([this] { keep_house(); });
+  try {
+    house_ = std::thread([this] { keep_house(); });
+  } catch (const std::system_error& error) {
+    if (pin_error_.empty()) device_.unpin(slabs.data());
+    throw ArenaError(arena_.file().path() + ": no thread for it: " + error.what());
+  }
 }
 
 ArenaPool::~ArenaPool() {
@@ -67,7 +76,7 @@ ArenaPool::~ArenaPool() {
   house_.join();
   if (pin_error_.empty()) device_.unpin(arena_.file().slabs().data());
   const std::lock_guard lock(mutex_);
-  if (const auto held = ArenaLock::take(arena_.file())) give_back_kept();
+  if (const auto held = lock_.take(arena_.file())) give_back_kept();
 }
 
 // ---- Slabs
@@ -86,7 +95,7 @@ std::optional<Slab> ArenaPool::acquire(const ChunkKey* wanted) {
   std::optional<std::uint32_t> slot;
   {
     const std::lock_guard lock(mutex_);
-    const auto held = ArenaLock::take(arena_.file());
+    const auto held = lock_.take(arena_.file());
     if (!held) return std::nullopt;
     give_back_kept();
     const std::optional<SlotName> name = wanted ? std::optional(name_of(*wanted)) : std::nullopt;
@@ -111,7 +120,7 @@ std::optional<Slab> ArenaPool::acquire(const ChunkKey* wanted) {
 SharedSlab ArenaPool::publish(Slab slab, const ChunkKey& key) {
   const std::size_t index = take_over(slab);
   const std::lock_guard lock(mutex_);
-  const auto held = ArenaLock::take(arena_.file());
+  const auto held = lock_.take(arena_.file());
   // Without it the chunk is nobody's but the caller's.
   if (held) {
     const auto slot = static_cast<std::uint32_t>(index);
@@ -122,7 +131,7 @@ SharedSlab ArenaPool::publish(Slab slab, const ChunkKey& key) {
 
 SlabPool::Found ArenaPool::find(const ChunkKey& key) {
   const std::lock_guard lock(mutex_);
-  const auto held = ArenaLock::take(arena_.file());
+  const auto held = lock_.take(arena_.file());
   if (!held) return {};
   const auto found = slots_.find(arena_.number(), name_of(key));
   if (found.state == SlotState::kFilling) return {std::nullopt, true};
@@ -141,7 +150,7 @@ void ArenaPool::release(std::size_t index) {
   const auto slot = static_cast<std::uint32_t>(index);
   if (use.is_published) return slots_.release(arena_.number(), slot);
   kept_.push_back(slot);
-  if (const auto held = ArenaLock::take(arena_.file())) give_back_kept();
+  if (const auto held = lock_.take(arena_.file())) give_back_kept();
 }
 
 void ArenaPool::give_back_kept() {
@@ -178,7 +187,7 @@ int ArenaPool::bring_pages() {
   std::optional<std::uint32_t> slot;
   {
     const std::lock_guard lock(mutex_);
-    if (const auto held = ArenaLock::take(arena_.file())) {
+    if (const auto held = lock_.take(arena_.file())) {
       slot = slots_.take_bare(arena_.number(), node_, arena_now());
     }
   }
@@ -188,7 +197,7 @@ int ArenaPool::bring_pages() {
   const std::lock_guard lock(mutex_);
   kept_.push_back(*slot);
   // Without it the slot is given back later, and as one without pages: it is asked for them again.
-  if (const auto held = ArenaLock::take(arena_.file())) {
+  if (const auto held = lock_.take(arena_.file())) {
     if (failed == 0) slots_.set_pages(*slot);
     give_back_kept();
   }
@@ -202,7 +211,7 @@ bool ArenaPool::map_one() {
     if (is_mapped_[slot] || !slots_.word(slot).has_pages) continue;
     is_mapped_[slot] = true;
     // What goes away meanwhile gets its memory anew, as for any slot that has none.
-    return arena_.file().give_pages(slot) == 0;
+    return arena_.file().map_pages(slot) == 0;
   }
   return false;
 }
@@ -219,7 +228,7 @@ void ArenaPool::keep_house() {
     if (Clock::now() >= next) {
       next = Clock::now() + kHousekeeping;
       const std::lock_guard own(mutex_);
-      if (const auto held = ArenaLock::take(arena_.file())) {
+      if (const auto held = lock_.take(arena_.file())) {
         give_back_kept();
         bury_dead(arena_.file(), arena_.number(), arena_now());
         slots_.readmit(arena_now());

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "arena/arena_file.hpp"
+#include "arena/arena_lock.hpp"
 #include "arena/arena_members.hpp"
 #include "engine/slab_pool.hpp"
 
@@ -69,6 +70,7 @@ class ArenaPool final : public SlabPool {
   const std::uint32_t slots_ahead_;
 
   mutable std::mutex mutex_;         // the arena's lock is inside it
+  mutable ImpatientLock lock_;       // the arena's; guarded by mutex_, as uses_, in_use_ and kept_
   std::vector<Use> uses_;            // by slot; guarded by mutex_, as the next two
   std::size_t in_use_ = 0;           // slots with handles
   std::vector<std::uint32_t> kept_;  // to be given back, when the arena's lock can be had

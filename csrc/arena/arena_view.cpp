@@ -32,7 +32,7 @@ ArenaError held(const ArenaFile& file) {
 
 ArenaView::ArenaView(const ArenaPlace& place, const NamespaceDigest& name_space,
                      std::uint32_t ranks)
-    : file_(open_or_throw(place)), slots_(file_.slots()), ranks_(ranks) {
+    : file_(open_or_throw(place)), slots_(file_.slots()), lock_(kPatience), ranks_(ranks) {
   std::memcpy(name_.namespace_words.data(), name_space.bytes.data(), NamespaceDigest::kBytes);
 }
 
@@ -45,7 +45,7 @@ bool ArenaView::has(const ChunkKey& key) {
 }
 
 std::size_t ArenaView::leading(const std::vector<ChunkKey>& keys) {
-  const auto lock = ArenaLock::take(file_, kPatience);
+  const auto lock = lock_.take(file_);
   if (!lock) return 0;
   const auto end = std::ranges::find_if_not(keys, [this](const ChunkKey& key) { return has(key); });
   return static_cast<std::size_t>(end - keys.begin());
@@ -53,19 +53,17 @@ std::size_t ArenaView::leading(const std::vector<ChunkKey>& keys) {
 
 std::vector<bool> ArenaView::present(const std::vector<ChunkKey>& keys) {
   std::vector<bool> found(keys.size());
-  const auto lock = ArenaLock::take(file_, kPatience);
+  const auto lock = lock_.take(file_);
   if (!lock) return found;
   std::transform(keys.begin(), keys.end(), found.begin(),
                  [this](const ChunkKey& key) { return has(key); });
   return found;
 }
 
-std::optional<ArenaReport> report_arena(const ArenaPlace& place) {
+std::optional<ArenaReport> report_arena(const ArenaPlace& place, bool thorough) {
   const std::optional<ArenaFile> file = ArenaFile::open_existing(place);
   if (!file) return std::nullopt;
   ArenaSlots<> slots = file->slots();
-  const auto lock = ArenaLock::take(*file, kPatienceOfPeople);
-  if (!lock) throw held(*file);
   ArenaReport report;
   report.path = file->path();
   report.slab_bytes = file->header().slab_bytes;
@@ -73,7 +71,9 @@ std::optional<ArenaReport> report_arena(const ArenaPlace& place) {
   report.bytes = report.slots.total * report.slab_bytes;
   report.bytes_taken = (report.slots.total - report.slots.bare) * report.slab_bytes;
   report.repairs = slots.control().repairs.load(std::memory_order_relaxed);
-  report.fault = slots.fault();
+  const auto lock = ArenaLock::take(*file, kPatienceOfPeople);
+  if (!lock) throw held(*file);
+  if (thorough) report.fault = slots.fault();
   for (std::size_t i = 0; i < kArenaMembers; ++i) {
     const ArenaMember& member = slots.control().members[i];
     if (member.joined.load(std::memory_order_acquire) == 0) continue;
@@ -88,6 +88,7 @@ std::uint64_t remove_arena(const ArenaPlace& place) {
   ArenaSlots<> slots = file.slots();
   const auto lock = ArenaLock::take(file, kPatienceOfPeople);
   if (!lock) throw held(file);
+  if (slots.control().retired.load(std::memory_order_acquire) != 0) return 0;  // by another
   for (std::size_t i = 0; i < kArenaMembers; ++i) {
     if (slots.control().members[i].joined.load(std::memory_order_acquire) == 0) continue;
     if (is_alive_elsewhere(file, static_cast<std::uint8_t>(i))) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "arena/arena_file.hpp"
+#include "arena/arena_lock.hpp"
 #include "common/types.hpp"
 
 namespace lmkv {
@@ -29,6 +30,7 @@ class ArenaView {
 
   const ArenaFile file_;
   ArenaSlots<> slots_;
+  ImpatientLock lock_;
   SlotName name_;  // but for key and rank
   const std::uint32_t ranks_;
 };
@@ -48,8 +50,10 @@ struct ArenaReport {
   std::string fault;  // ArenaSlots::fault(); "" if all is well
 };
 
-// Empty where there is none. Throws ArenaError for what cannot be read.
-[[nodiscard]] std::optional<ArenaReport> report_arena(const ArenaPlace& place);
+// Empty where there is none. Throws ArenaError for what cannot be read. With `thorough` for a
+// fault, too: with the lock, for a millisecond and more where there are many slots.
+[[nodiscard]] std::optional<ArenaReport> report_arena(const ArenaPlace& place,
+                                                      bool thorough = false);
 
 // Takes it away, with the memory of its chunks; their files stay. Returns how many bytes that were.
 // Throws ArenaError, also where engines use it: io_uring and the GPU's driver go on with the pages

@@ -17,7 +17,7 @@ constexpr std::size_t kOwnBytes = std::size_t{2} << 30;
 EngineContext::EngineContext(const EngineOptions& with, EngineParts parts)
     : options(with), table(with.segments), device(std::move(parts.device)) {
   const bool is_remote = std::ranges::any_of(parts.roots, [](const RootParts& root) {
-    return root.error.empty() && root.probe.is_shared();
+    return root.error.empty() && root.probe.is_remote;
   });
   pool = make_pool(is_remote ? ArenaPool::Reach::kRemote : ArenaPool::Reach::kLocal);
   device->start();

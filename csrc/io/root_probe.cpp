@@ -119,6 +119,7 @@ RootProbe probe_root(const std::string& directory, DirectIoChoice choice, Shared
   if (kind.is_fuse) probe.submission = Submission::kBlocks;
   const bool automatic = shared == SharedChoice::kAuto;
   const bool is_shared = automatic ? kind.is_shared : shared == SharedChoice::kShared;
+  probe.is_remote = kind.is_shared || is_shared;
   probe.publish = is_shared ? Publish::kSyncThenRename : Publish::kRename;
   probe.shared_reason = automatic ? kind.reason : "asked for";
 

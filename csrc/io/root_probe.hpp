@@ -23,6 +23,10 @@ struct RootProbe {
   // Another host may read a file right after its rename, and a server say only at fsync or close
   // that it has no room: data is there before the file has its name.
   [[nodiscard]] bool is_shared() const { return publish == Publish::kSyncThenRename; }
+
+  // Whether it is across a network, or may be, however it is published: a server that was away may
+  // answer long after whoever asked has died.
+  bool is_remote = false;
 };
 
 // Writes a page to a new file in `directory`, reads it back and removes it; directly if `choice`

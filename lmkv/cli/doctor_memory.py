@@ -30,7 +30,11 @@ def examine_memory(found: Diagnosis, settings: Config, *, has_gpu: bool) -> None
         return
     from lmkv import arenas
 
-    ours = [one for one in arenas.find(directory) if one.name.file_mode == settings.file_mode]
+    ours = [
+        one
+        for one in arenas.find(directory, thorough=True)
+        if one.name.file_mode == settings.file_mode
+    ]
     for number, arena in enumerate(ours, 1):
         suffix = f" {number}" if len(ours) > 1 else ""
         found.facts[f"arena{suffix}"] = _in_short(arena)

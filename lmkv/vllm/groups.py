@@ -22,6 +22,7 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from lmkv.vllm.lookup import KEY_BYTES, Lookup, Run
+from lmkv.vllm.memory import Memory
 
 
 class Piece(NamedTuple):
@@ -139,11 +140,11 @@ def _mask(place: int) -> int:
 class Windows:
     """Says how much of a prefix can be loaded, as all groups are there. Scheduler thread only."""
 
-    def __init__(self, groups: Groups, lookup: Lookup, in_memory: Container[bytes]) -> None:
-        """``in_memory`` as ``lookup`` has it."""
+    def __init__(self, groups: Groups, lookup: Lookup, memory: Memory) -> None:
+        """``memory`` as ``lookup`` has it."""
         self._others = list(groups[1:])
         self._lookup = lookup
-        self._in_memory = in_memory
+        self._memory = memory
 
     def loadable(self, run: Run, first_block: int) -> Run | None:
         """The longest leading part of ``run``, whose chunks are there for the first group, that is
@@ -191,7 +192,7 @@ class Windows:
         return 0
 
     def _ask(self, keys: list[bytes]) -> set[bytes] | None:
-        there = {key for key in keys if key in self._in_memory and not self._lookup.is_absent(key)}
+        there = {k for k in self._memory.among(keys) if not self._lookup.is_absent(k)}
         present = self._lookup.present([key for key in keys if key not in there])
         return None if present is None else there.union(present)
 

@@ -160,8 +160,9 @@ class Lookup:
 
     def _first_in_memory(self, tails: Sequence[bytes]) -> int:
         """Its index; their number if none is."""
+        in_memory = self._memory.among(tails)
         for index, tail in enumerate(tails):
-            if tail in self._memory and not self.is_absent(tail):
+            if tail in in_memory and not self.is_absent(tail):
                 return index
         return len(tails)
 

@@ -142,7 +142,6 @@ class SchedulerSide:
         )
         self._note_roots()
         self._events = Events(self._block_tokens, enabled=self._tells_events)
-        self._pace.remember_up_to(self._handshake.slabs)
         manager = self._manager
         self._groups = Groups.of(manager, self._block_tokens, per_chunk)
         self._stores = StorePlanner(
@@ -157,7 +156,10 @@ class SchedulerSide:
             draft_tokens=self._vllm_config.num_speculative_tokens,
             events=self._events,
         )
-        memory = Memory(self._stores.in_memory, self._arena())
+        arena = self._arena()
+        memory = Memory(self._stores.in_memory, arena)
+        # What lies in an arena is known, and not guessed.
+        self._pace.remember_up_to(0 if arena is not None else self._handshake.slabs)
         self._lookup = Lookup(self._directory, per_chunk, self._config.store_tail, memory)
         finder = Finder(
             self._lookup,

@@ -147,7 +147,7 @@ class Waiting:
         return self._pace.decide(
             run,
             found.first_block,
-            in_memory=self._memory,
+            in_memory=self._memory.among(run.keys),
             ahead=self._loads.tokens_under_way,
             backlog=self._prefills.backlog(),
             held=now - self._held_since.get(request.request_id, now),

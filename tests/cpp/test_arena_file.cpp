@@ -217,6 +217,18 @@ TEST_F(ArenaLockTest, OneThatAnotherHoldsIsNotWaitedForLong) {
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(1));
 }
 
+// A prompt asks for hundreds of chunks: together they do not wait much longer than one.
+TEST_F(ArenaLockTest, WhoeverHasWaitedInVainDoesNotWaitAgainForAWhile) {
+  ImpatientLock lock;
+  {
+    const auto held = ArenaLock::take(other);
+    const auto begin = std::chrono::steady_clock::now();
+    for (int i = 0; i < 500; ++i) EXPECT_FALSE(lock.take(arena));
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(250));
+  }
+  EXPECT_TRUE(lock.take(arena));
+}
+
 TEST_F(ArenaLockTest, ItIsFreeAgainAfterItsHolder) {
   EXPECT_TRUE(can_take(other));
   EXPECT_TRUE(can_take(arena));
