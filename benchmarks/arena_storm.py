@@ -1,6 +1,6 @@
 """Engines that share host memory are killed at random, and nobody ever reads a wrong byte.
 
-    python benchmarks/arena_storm.py --path DIR [--minutes 10] [--engines 4] [--json FILE]
+    python benchmarks/arena_storm.py --path DIR [--minutes 10] [--engines 4] [--settle 70]
 
 Each engine is a process that stores and loads chunks as fast as it can, in an arena that is much
 too small for all of them, and checks every byte that it loads. Every moment one of them is killed
@@ -193,7 +193,9 @@ class Storm:
         log.unlink()
 
 
-def storm(root: str, arena: str, minutes: float, engines: int, seed: int) -> dict[str, Any]:
+def storm(
+    root: str, arena: str, minutes: float, engines: int, seed: int, settle: float
+) -> dict[str, Any]:
     """Run, and say what was seen; "failures" is empty if all is well."""
     dice = random.Random(seed)
     faults: Counter[str] = Counter()
@@ -209,7 +211,7 @@ def storm(root: str, arena: str, minutes: float, engines: int, seed: int) -> dic
                 faults.update([report.fault] if report.fault else [])
         all_engines.end()
     failures = [*all_engines.failures, *(f"{fault} ({n} times)" for fault, n in faults.items())]
-    last = after_the_storm(root, arena, failures)
+    last = after_the_storm(root, arena, failures, settle)
     return {
         "minutes": minutes,
         "engines": engines,
@@ -223,19 +225,21 @@ def storm(root: str, arena: str, minutes: float, engines: int, seed: int) -> dic
     }
 
 
-def after_the_storm(root: str, arena: str, failures: list[str]) -> ArenaReport:
-    """An engine that comes then finds all in order, once the orphans' time is over."""
+def after_the_storm(root: str, arena: str, failures: list[str], settle: float) -> ArenaReport:
+    """An engine that comes then finds all in order; orphans, too, if there is time for them."""
     cache = PagedCache()
     engine = engine_over(root, arena, cache)
-    deadline = time.monotonic() + ORPHAN_SECONDS + 10
+    deadline = time.monotonic() + settle
     while True:
         report = arena_report(arena, SLAB_BYTES, thorough=True)
         assert report is not None
-        if not report.slots.orphaned or time.monotonic() > deadline:
+        slots = report.slots
+        is_settled = not (slots.orphaned or slots.filling)
+        if is_settled or time.monotonic() > deadline:
             break
         time.sleep(0.2)
-    slots = report.slots
-    if slots.orphaned or slots.filling or slots.held or report.fault:
+    lost = slots.orphaned if settle > ORPHAN_SECONDS else 0
+    if lost or slots.filling or slots.held or report.fault:
         failures.append(
             f"{slots.orphaned} orphans, {slots.filling} filled and {slots.held} held by nobody"
             f" {report.fault}"
@@ -270,6 +274,9 @@ def main() -> None:
     parser = parser_of("Kills engines that share host memory.")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--engines", type=int, default=4)
+    parser.add_argument(
+        "--settle", type=float, default=ORPHAN_SECONDS + 10, help="seconds, in the end"
+    )
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     arguments = parser.parse_args()
 
@@ -277,7 +284,14 @@ def main() -> None:
         folder_in(arguments.path, "storm") as root,
         tempfile.TemporaryDirectory(dir="/dev/shm", prefix="lmkv-storm-") as arena,
     ):
-        result = storm(os.fspath(root), arena, arguments.minutes, arguments.engines, arguments.seed)
+        result = storm(
+            os.fspath(root),
+            arena,
+            arguments.minutes,
+            arguments.engines,
+            arguments.seed,
+            arguments.settle,
+        )
     write_result(result, arguments.json or "-")
     if result["failures"]:
         sys.exit("error: " + "; ".join(result["failures"][:5]))

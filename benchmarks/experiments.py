@@ -89,6 +89,12 @@ EXPERIMENTS = (
         full=("--documents", "9"),
     ),
     Experiment(
+        "storage_layers",
+        "the storage layers of lmkv and of its peers, each alone, from host memory to files and back",
+        _script("storage_layers.py"),
+        full=("--documents", "15"),
+    ),
+    Experiment(
         "interference",
         "a decode beside prompts that are computed, stored and loaded",
         _script("interference.py"),

@@ -81,6 +81,12 @@ SECTIONS = {
         charts.peers,
         verdicts.peers,
     ),
+    "storage_layers": Section(
+        "Storage layers alone",
+        tables.storage_layers,
+        lambda result: int(result["repetitions"]),
+        verdict=verdicts.storage_layers,
+    ),
     "workloads": Section(
         "Whole workloads",
         tables.workloads,

@@ -202,6 +202,30 @@ def peers(result: Result) -> Table:
     ), rows  # fmt: skip
 
 
+def storage_layers(result: Result) -> Table:
+    """Of each layer: how long it takes, and over lmkv; or why there is no number."""
+    rows = []
+    for one in result["layers"].values():
+        if "failed" in one:
+            said = "; ".join(filter(None, (one["failed"], one["published"])))
+            rows.append((one["title"], "", said, "", "", "", "", ""))
+            continue
+        cells = [
+            cell
+            for time in ("store", "disk", "load")
+            for cell in (
+                f"{one[f'{time}_ms']:,.0f} ms",
+                ratio(one[f"{time}_ratio"], one[f"{time}_ratio_range"]),
+            )
+        ]
+        rows.append((one["title"], one["checks"], *cells))
+    of = "of lmkv"
+    return (
+        f"{result['bytes'] / 1e6:,.0f} MB", "checks", "stored, as it says", of,
+        "on the disk", of, "loaded", of,
+    ), rows  # fmt: skip
+
+
 def interference(result: Result) -> Table:
     """Of stores and loads: what they do to another request's tokens."""
     rows = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
+from layer_systems import LAYERS
 from peer_systems import SYSTEMS
 from tables import Result, ratio
 
@@ -91,6 +92,30 @@ def peers(result: Result) -> Iterator[str]:
         middle, ends = statistics.median(costs), [min(costs), max(costs)]
         how = "no difference is shown" if is_open(ends) else "less" if ends[1] < 1.0 else "more"
         yield f"{one['title']}: {said} Storing costs {ratio(middle, ends)} of lmkv's: {how}."
+
+
+def storage_layers(result: Result) -> Iterator[str]:
+    """Of each peer's layer: where lmkv is ahead, where behind, and why."""
+    whats = {"load": "Loads", "store": "Stores, as it says,", "disk": "Stores until on the disk"}
+    layers = {name: one for name, one in result["layers"].items() if "failed" not in one}
+    for name, one in layers.items():
+        if name.startswith("lmkv"):
+            continue
+        said = []
+        for time, what in whats.items():
+            value, spread = one[f"{time}_ratio"], one[f"{time}_ratio_range"]
+            ahead = "no difference is shown" if is_open(spread) else "lmkv is ahead"
+            how = "lmkv is behind" if spread[1] < 1.0 else ahead
+            said.append(f"{what} take {ratio(value, spread)} of lmkv's time: {how}.")
+        yield f"{one['title']}: {' '.join(said)} {LAYERS[name].way}"
+    if slabs := layers.get("lmkv_slabs"):
+        load, store = (
+            ratio(slabs[f"{time}_ratio"], slabs[f"{time}_ratio_range"]) for time in ("load", "store")
+        )
+        yield (
+            "lmkv copies from an engine's KV cache and to it, as nothing else does here. Without "
+            f"that its loads take {load} of its time, its stores {store}."
+        )
 
 
 def interference(result: Result) -> Iterator[str]:

@@ -49,6 +49,51 @@ def test_every_peer_that_can_be_measured_says_how_its_hits_go() -> None:
     assert without == {"lmkv", "lmcache_in_process", "offloading"}  # the two do not run here
 
 
+def layer(load: float, spread: list[float]) -> dict[str, Any]:
+    found = {"title": "vLLM's fs tier", "checks": "", "bytes": 94e6}
+    for name, value, ends in (
+        ("load", load, spread), ("store", 0.5, [0.4, 0.6]), ("disk", 1.5, [1.25, 1.75]),
+    ):  # fmt: skip
+        found |= {f"{name}_ms": 50.0, f"{name}_ratio": value, f"{name}_ratio_range": ends}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("load", "spread", "said"),
+    [
+        (1.4, [1.1, 1.6], "1.40 (1.10 to 1.60) of lmkv's time: lmkv is ahead."),
+        (0.9, [0.8, 1.1], "0.90 (0.80 to 1.10) of lmkv's time: no difference is shown."),
+        (0.7, [0.6, 0.9], "0.70 (0.60 to 0.90) of lmkv's time: lmkv is behind."),
+    ],
+)
+def test_of_each_layer_it_is_said_where_lmkv_is_ahead_and_why(
+    load: float, spread: list[float], said: str
+) -> None:
+    import tables
+    import verdicts
+
+    failed = {"title": "another", "checks": "", "failed": "OSError: no", "published": "elsewhere"}
+    layers = {
+        "lmkv": layer(1.0, [1.0, 1.0]), "lmkv_slabs": layer(0.8, [0.75, 0.875]),
+        "vllm_fs": layer(load, spread), "lmcache_fs": failed,
+    }  # fmt: skip
+    result = {"bytes": 94e6, "layers": layers}
+    line, copies = verdicts.storage_layers(result)
+    assert "its loads take 0.80 (0.75 to 0.88) of its time, its stores 0.50" in copies
+    assert line.startswith(f"vLLM's fs tier: Loads take {said} Stores, as it says, take 0.50")
+    assert "on the disk take 1.50 (1.25 to 1.75) of lmkv's time: lmkv is ahead." in line
+    assert "No byte is verified" in line
+    text = tables.markdown(tables.storage_layers(result))
+    assert "| another |  | OSError: no; elsewhere |" in text
+
+
+def test_every_layer_of_a_peer_says_why_it_is_as_quick_as_it_is_and_what_others_measured() -> None:
+    from layer_systems import LAYERS
+
+    peers = {name: kind for name, kind in LAYERS.items() if not name.startswith("lmkv")}
+    assert all(kind.way and kind.published for kind in peers.values())
+
+
 def test_only_what_misses_its_target_is_said_to() -> None:
     import verdicts
 
