@@ -39,12 +39,12 @@ from lmkv._C import (
     slab_bytes,
 )
 
-LAYERS, PAGE_BYTES = 4, 4000
+LAYERS, PAGE_BYTES = 4, 1000
 BLOCK_BYTES = LAYERS * PAGE_BYTES
 BLOCKS_PER_CHUNK = 4
 SLAB_BYTES = slab_bytes(BLOCK_BYTES, BLOCKS_PER_CHUNK)
-KEYS = 600
-SLOTS = 320  # of the arena: some wait for their minute after a death
+KEYS = 2000
+SLOTS = 1200  # of the arena: some wait for their minute after a death
 MOST_LOADS = 8
 ORPHAN_SECONDS = 60  # csrc/arena/arena_slots.hpp
 REPORT_SECONDS = 0.2
@@ -130,7 +130,7 @@ def work(root: str, arena: str, seed: int) -> NoReturn:
                     print(json.dumps({"wrong": number}), flush=True)
                     sys.exit(3)
             free.append(slot)
-        number = min(int(dice.expovariate(4 / KEYS)), KEYS - 1)
+        number = min(int(dice.expovariate(3 / KEYS)), KEYS - 1)
         blocks = range(number * BLOCKS_PER_CHUNK, (number + 1) * BLOCKS_PER_CHUNK)
         if dice.random() < 0.3:
             stored = engine.store(key_of(number), 16 * number, list(blocks))
@@ -204,7 +204,7 @@ def storm(
         all_engines = Storm(root, arena, Path(logs), engines, seed)
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end and not all_engines.failures:
-            time.sleep(dice.uniform(0.0, 0.5))
+            time.sleep(dice.uniform(0.0, 1.0))
             all_engines.kill_one()
             if report := arena_report(arena, SLAB_BYTES, thorough=True):
                 most_orphans = max(most_orphans, report.slots.orphaned)

@@ -175,7 +175,10 @@ class Soak:
         which: int, seed: int,
     ) -> None:  # fmt: skip
         from lmkv._C import Faults, fault_engine
-        from lmkv.vllm import worker
+        from lmkv.vllm import scheduler, worker
+
+        # To rest an engine has to see its last stores end, however slow the disk is.
+        scheduler.STORE_LINGER_SECONDS = REST_SECONDS
 
         self._prompts, self._answers = prompts, answers
         self._root = root

@@ -90,7 +90,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "storage_layers",
-        "the storage layers of lmkv and of its peers, each alone, from host memory to files and back",
+        "storage layers of lmkv and of its peers, each alone: from host memory to files and back",
         _script("storage_layers.py"),
         full=("--documents", "15"),
     ),

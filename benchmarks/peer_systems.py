@@ -82,7 +82,7 @@ def _lmcache_in_process(folder: Path) -> dict[str, Any]:
         "lmcache.chunk_size": 256,
         "lmcache.local_cpu": True,
         "lmcache.max_local_cpu_size": 1,
-        "lmcache.remote_url": f"fs://{folder}",
+        "lmcache.remote_url": f"fs://localhost:0{folder}",
         "lmcache.remote_serde": "naive",
     }
 

@@ -1,6 +1,6 @@
 """The storage layers of lmkv and of peers, each alone: host memory to files and back, no engine.
 
-    python benchmarks/storage_layers.py --path DIR [--documents 5] [--layers NAME ...]
+    python benchmarks/storage_layers.py --path DIR [--documents 9] [--layers NAME ...]
 
 ``peers.py`` measures whole engines. What has none on a CPU is here through its own classes, set as
 it is by default, in units of its own, and so is lmkv. A document is what 2,049 tokens leave in the
@@ -199,7 +199,7 @@ def main() -> None:
     """See the module."""
     peers = [name for name in LAYERS if name != "lmkv"]
     parser = parser_of("Storage layers of lmkv and of its peers, each alone.")
-    parser.add_argument("--documents", type=int, default=5)
+    parser.add_argument("--documents", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=2048, help="of a document, in whole chunks")
     parser.add_argument("--token-bytes", type=int, default=TOKEN_BYTES)
     parser.add_argument("--layers", nargs="*", default=peers, choices=peers)

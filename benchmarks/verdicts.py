@@ -96,13 +96,13 @@ def peers(result: Result) -> Iterator[str]:
 
 def storage_layers(result: Result) -> Iterator[str]:
     """Of each peer's layer: where lmkv is ahead, where behind, and why."""
-    whats = {"load": "Loads", "store": "Stores, as it says,", "disk": "Stores until on the disk"}
+    words = {"load": "Loads", "store": "Stores, as it says,", "disk": "Stores until on the disk"}
     layers = {name: one for name, one in result["layers"].items() if "failed" not in one}
     for name, one in layers.items():
         if name.startswith("lmkv"):
             continue
         said = []
-        for time, what in whats.items():
+        for time, what in words.items():
             value, spread = one[f"{time}_ratio"], one[f"{time}_ratio_range"]
             ahead = "no difference is shown" if is_open(spread) else "lmkv is ahead"
             how = "lmkv is behind" if spread[1] < 1.0 else ahead
@@ -110,7 +110,8 @@ def storage_layers(result: Result) -> Iterator[str]:
         yield f"{one['title']}: {' '.join(said)} {LAYERS[name].way}"
     if slabs := layers.get("lmkv_slabs"):
         load, store = (
-            ratio(slabs[f"{time}_ratio"], slabs[f"{time}_ratio_range"]) for time in ("load", "store")
+            ratio(slabs[f"{time}_ratio"], slabs[f"{time}_ratio_range"])
+            for time in ("load", "store")
         )
         yield (
             "lmkv copies from an engine's KV cache and to it, as nothing else does here. Without "
