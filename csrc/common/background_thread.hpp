@@ -24,4 +24,11 @@ inline void become_background_thread(const char* name) {
   [[maybe_unused]] const int result = ::sched_setaffinity(0, sizeof own, &own);
 }
 
+// The calling thread runs where nothing else wants to: sched(7), SCHED_IDLE. If that fails it takes
+// its share as before.
+inline void run_only_when_idle() {
+  const sched_param none{};
+  [[maybe_unused]] const int result = ::sched_setscheduler(0, SCHED_IDLE, &none);
+}
+
 }  // namespace lmkv

@@ -41,6 +41,9 @@ void PageSupply::reach(std::size_t end) {
 
 void PageSupply::run() {
   become_background_thread("lmkv-pages");
+  // Or the forward pass behind a load shares its processors with it: 65 ms to the first token
+  // became 90 to 250 where the host has to find memory for the guest.
+  run_only_when_idle();
   std::size_t done = 0;
   std::unique_lock lock(mutex_);
   while (done < bytes_) {
