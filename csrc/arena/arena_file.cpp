@@ -25,6 +25,7 @@ namespace lmkv {
 namespace {
 
 constexpr std::uint64_t kHugePageBytes = 2 << 20;
+constexpr std::size_t kPiece = 2 << 20;        // in one call, for whose time none can map anything
 constexpr std::uint64_t kPartForOthers = 16;   // of the filesystem, one in so many bytes
 constexpr std::uint32_t kMostSlots = 1 << 30;  // twice as many buckets still have 32 bits
 
@@ -232,20 +233,30 @@ bool ArenaFile::has_room() const {
   return found.f_bavail * block >= header().slab_bytes + kept;
 }
 
-int ArenaFile::give_pages(std::uint32_t slot) const {
-  return has_room() ? map_pages(slot) : ENOSPC;
+int ArenaFile::give_pages(std::uint32_t slot, const std::stop_token& stop) const {
+  return has_room() ? map_pages(slot, stop) : ENOSPC;
 }
 
-int ArenaFile::map_pages(std::uint32_t slot) const {
+int ArenaFile::map_pages(std::uint32_t slot, const std::stop_token& stop) const {
   const std::span<std::byte> bytes = slab(slot);
+  for (std::size_t at = 0; at < bytes.size();) {
+    if (stop.stop_requested()) return ECANCELED;
+    const std::span<std::byte> piece = bytes.subspan(at, std::min(kPiece, bytes.size() - at));
+    if (const int failed = populate(piece)) return failed;
+    at += piece.size();
+  }
+  return 0;
+}
+
+int ArenaFile::populate(std::span<std::byte> bytes) const {
   // In huge pages where the filesystem has them; a touch that would raise SIGBUS is EFAULT here.
   if (::madvise(bytes.data(), bytes.size(), MADV_POPULATE_WRITE) == 0) return 0;
   if (errno == EFAULT || errno == ENOMEM) return ENOSPC;
   // Not posix_fallocate(3), which writes where the filesystem cannot: others' bytes may lie there.
-  const std::uint64_t at = header().slabs_offset + slot * header().slab_bytes;
+  const auto at = static_cast<off_t>(bytes.data() - base_);
   int result = 0;
   do {
-    result = ::fallocate(fd(), 0, static_cast<off_t>(at), static_cast<off_t>(bytes.size()));
+    result = ::fallocate(fd(), 0, at, static_cast<off_t>(bytes.size()));
   } while (result != 0 && errno == EINTR);
   return result == 0 ? 0 : errno;
 }

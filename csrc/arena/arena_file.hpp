@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <stdexcept>
+#include <stop_token>
 #include <string>
 
 #include "arena/arena_lock.hpp"
@@ -59,13 +60,15 @@ class ArenaFile {
   [[nodiscard]] std::span<std::byte> slab(std::uint32_t slot) const;
 
   // Memory for a slot's slab, so that touching it cannot fail. ENOSPC where the filesystem has
-  // little left, for others need some. 0 or errno. Blocks: the kernel clears it.
-  [[nodiscard]] int give_pages(std::uint32_t slot) const;
+  // little left, for others need some. 0 or errno; ECANCELED if it was asked to stop before its
+  // end. Blocks: the kernel clears it.
+  [[nodiscard]] int give_pages(std::uint32_t slot, const std::stop_token& stop = {}) const;
   // Maps what has memory already without a fault for each page.
-  [[nodiscard]] int map_pages(std::uint32_t slot) const;
+  [[nodiscard]] int map_pages(std::uint32_t slot, const std::stop_token& stop = {}) const;
 
  private:
   [[nodiscard]] bool has_room() const;  // for another slab
+  [[nodiscard]] int populate(std::span<std::byte> bytes) const;
   ArenaFile(UniqueFd fd, const ArenaSeat& seat, std::string path, std::byte* base,
             std::size_t bytes, bool is_new);
   static std::optional<ArenaFile> create(const ArenaPlace& place, std::uint64_t bytes);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cassert>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <system_error>
@@ -15,6 +16,8 @@
 
 namespace lmkv {
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 constexpr std::uint64_t kBytesAhead = 256 << 20;  // pages before they are used, of all members
 constexpr auto kHousekeeping = std::chrono::seconds(1);
@@ -59,6 +62,7 @@ ArenaPool::ArenaPool(const ArenaPlace& place, std::uint64_t bytes,
   }
   pin_error_ = device_.pin(slabs.data(), slabs.size());
   try {
+    pages_.emplace(arena_.file(), house_wakes_);
     house_ = std::thread([this] { keep_house(); });
   } catch (const std::system_error& error) {
     if (pin_error_.empty()) device_.unpin(slabs.data());
@@ -68,11 +72,8 @@ ArenaPool::ArenaPool(const ArenaPlace& place, std::uint64_t bytes,
 
 ArenaPool::~ArenaPool() {
   assert(in_use_ == 0);
-  {
-    const std::lock_guard lock(house_mutex_);
-    ends_ = true;
-  }
-  house_wakes_.notify_one();
+  ends_.store(true, std::memory_order_relaxed);
+  house_wakes_.ring();
   house_.join();
   if (pin_error_.empty()) device_.unpin(arena_.file().slabs().data());
   const std::lock_guard lock(mutex_);
@@ -93,6 +94,7 @@ SlotName ArenaPool::name_of(const ChunkKey& key) const {
 
 std::optional<Slab> ArenaPool::acquire(const ChunkKey* wanted) {
   std::optional<std::uint32_t> slot;
+  bool waits = false;
   {
     const std::lock_guard lock(mutex_);
     const auto held = lock_.take(arena_.file());
@@ -100,7 +102,8 @@ std::optional<Slab> ArenaPool::acquire(const ChunkKey* wanted) {
     give_back_kept();
     const std::optional<SlotName> name = wanted ? std::optional(name_of(*wanted)) : std::nullopt;
     // Rather than a chunk that is of use, one waits for memory, while there is some to be had.
-    if (slots_.unused_with_pages() > 0 || slots_.bare() == 0 || is_full_) {
+    waits = slots_.unused_with_pages() == 0 && slots_.bare() > 0 && !is_full_;
+    if (!waits) {
       slot = slots_.take(arena_.number(), node_, arena_now(), name ? &*name : nullptr, is_remote_);
     }
     if (slot) {
@@ -108,11 +111,8 @@ std::optional<Slab> ArenaPool::acquire(const ChunkKey* wanted) {
       ++in_use_;
     }
   }
-  if (is_short_of_pages()) {
-    const std::lock_guard lock(house_mutex_);
-    wants_pages_ = true;
-    house_wakes_.notify_one();
-  }
+  if (waits) wants_one_now_.store(true, std::memory_order_relaxed);
+  if (is_short_of_pages()) house_wakes_.ring();
   if (!slot) return std::nullopt;
   return make_slab(*slot);
 }
@@ -183,66 +183,92 @@ bool ArenaPool::is_short_of_pages() const {
   return slots_.unused_with_pages() < slots_ahead_ && slots_.bare() > 0;
 }
 
-int ArenaPool::bring_pages() {
-  std::optional<std::uint32_t> slot;
-  {
-    const std::lock_guard lock(mutex_);
-    if (const auto held = lock_.take(arena_.file())) {
-      slot = slots_.take_bare(arena_.number(), node_, arena_now());
-    }
-  }
-  if (!slot) return -1;
-  const int failed = arena_.file().give_pages(*slot);
-  is_mapped_[*slot] = failed == 0;
+std::optional<std::uint32_t> ArenaPool::take_bare() {
   const std::lock_guard lock(mutex_);
-  kept_.push_back(*slot);
+  const auto held = lock_.take(arena_.file());
+  if (!held) return std::nullopt;
+  return slots_.take_bare(arena_.number(), node_, arena_now());
+}
+
+void ArenaPool::put_back(std::uint32_t slot, int failed) {
+  is_mapped_[slot] = failed == 0;
+  const std::lock_guard lock(mutex_);
+  kept_.push_back(slot);
   // Without it the slot is given back later, and as one without pages: it is asked for them again.
   if (const auto held = lock_.take(arena_.file())) {
-    if (failed == 0) slots_.set_pages(*slot);
+    if (failed == 0) slots_.set_pages(slot);
     give_back_kept();
   }
+}
+
+int ArenaPool::bring_pages() {
+  const std::optional<std::uint32_t> slot = take_bare();
+  if (!slot) return -1;
+  const int failed = arena_.file().give_pages(*slot);
+  put_back(*slot, failed);
   return failed;
 }
 
-bool ArenaPool::map_one() {
+std::optional<std::uint32_t> ArenaPool::next_to_map() {
   for (std::uint32_t i = 0; i < slots_.count(); ++i) {
-    const std::uint32_t slot = next_to_map_;
-    next_to_map_ = (next_to_map_ + 1) % slots_.count();
-    if (is_mapped_[slot] || !slots_.word(slot).has_pages) continue;
-    is_mapped_[slot] = true;
-    // What goes away meanwhile gets its memory anew, as for any slot that has none.
-    return arena_.file().map_pages(slot) == 0;
+    const std::uint32_t slot = mapped_to_;
+    mapped_to_ = (mapped_to_ + 1) % slots_.count();
+    if (!is_mapped_[slot] && slots_.word(slot).has_pages) return slot;
   }
-  return false;
+  return std::nullopt;
 }
 
 void ArenaPool::keep_house() {
-  using Clock = std::chrono::steady_clock;
   become_background_thread("lmkv-arena");
   Clock::time_point next = Clock::now() + kHousekeeping;
-  Clock::time_point may_grow = Clock::now();
-  std::unique_lock lock(house_mutex_);
-  while (!ends_) {
-    wants_pages_ = false;
-    lock.unlock();
+  while (!ends_.load(std::memory_order_relaxed)) {
     if (Clock::now() >= next) {
       next = Clock::now() + kHousekeeping;
-      const std::lock_guard own(mutex_);
-      if (const auto held = lock_.take(arena_.file())) {
-        give_back_kept();
-        bury_dead(arena_.file(), arena_.number(), arena_now());
-        slots_.readmit(arena_now());
-      }
+      bury_the_dead();
     }
-    const bool may = Clock::now() >= may_grow && is_short_of_pages();
-    const int failed = may ? bring_pages() : 0;
-    if (may) is_full_ = failed > 0;
-    if (failed > 0) may_grow = Clock::now() + kFullPause;
-    const bool is_busy = (may && failed == 0) || map_one();
-    lock.lock();
-    if (is_busy) continue;
-    house_wakes_.wait_until(lock, next, [this] { return ends_ || wants_pages_; });
+    if (const auto outcome = pages_->outcome()) note(*outcome);
+    order_pages();
+    house_wakes_.wait_until(next);
   }
+  pages_->stop();
+  if (const auto outcome = pages_->outcome()) note(*outcome);
+}
+
+void ArenaPool::bury_the_dead() {
+  const std::lock_guard lock(mutex_);
+  const auto held = lock_.take(arena_.file());
+  if (!held) return;
+  give_back_kept();
+  bury_dead(arena_.file(), arena_.number(), arena_now());
+  slots_.readmit(arena_now());
+}
+
+void ArenaPool::order_pages() {
+  const bool may_grow = Clock::now() >= may_grow_ && is_short_of_pages();
+  // What runs when nothing else wants to may take long; somebody waits for this one.
+  if (wants_one_now_.exchange(false, std::memory_order_relaxed) && may_grow) {
+    note_growth(bring_pages());
+  }
+  if (pages_->is_busy()) return;
+  if (may_grow) {
+    if (const auto slot = take_bare()) return pages_->give(*slot);
+  }
+  // What goes away meanwhile gets its memory anew, as for any slot that has none.
+  if (const auto slot = next_to_map()) {
+    is_mapped_[*slot] = true;
+    pages_->map(*slot);
+  }
+}
+
+void ArenaPool::note(const ArenaPages::Outcome& outcome) {
+  if (outcome.order != ArenaPages::Order::kGive) return;
+  put_back(outcome.slot, outcome.failed);
+  if (outcome.failed != ECANCELED) note_growth(outcome.failed);
+}
+
+void ArenaPool::note_growth(int failed) {
+  is_full_ = failed > 0;
+  if (failed > 0) may_grow_ = Clock::now() + kFullPause;
 }
 
 }  // namespace lmkv

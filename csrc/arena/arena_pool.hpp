@@ -2,7 +2,7 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -14,12 +14,14 @@
 #include "arena/arena_file.hpp"
 #include "arena/arena_lock.hpp"
 #include "arena/arena_members.hpp"
+#include "arena/arena_pages.hpp"
+#include "common/doorbell.hpp"
 #include "engine/slab_pool.hpp"
 
 namespace lmkv {
 
-// One engine's part in an arena. A thread of its own brings pages ahead of their use and looks
-// after what dead members had.
+// One engine's part in an arena. A thread of its own looks after what dead members had, and has
+// pages brought ahead of their use.
 class ArenaPool final : public SlabPool {
  public:
   // Joins the arena of `place`, or makes one of about `bytes`. Its chunks are those of this
@@ -53,12 +55,21 @@ class ArenaPool final : public SlabPool {
   // Whether there are fewer slots with pages that nobody uses than there should be.
   [[nodiscard]] bool is_short_of_pages() const;
   [[nodiscard]] std::uint32_t slots_with_pages() const;
-  // Memory for one more slot. 0; errno; or -1 when all have some, or the arena's lock is not to be
-  // had.
+  [[nodiscard]] std::optional<std::uint32_t> take_bare();
+  // Gives one from take_bare() back; `failed` is 0 if it has pages now.
+  void put_back(std::uint32_t slot, int failed);
+  // Memory for one more slot, now. 0; errno; or -1 when all have some, or the arena's lock is not
+  // to be had.
   [[nodiscard]] int bring_pages();
-  // Maps a slot that another has brought: its first use needs no page faults. False when all are.
-  [[nodiscard]] bool map_one();
-  void keep_house();
+  // A slot that another has brought, and that is not mapped here yet: its first use need have no
+  // page faults then.
+  [[nodiscard]] std::optional<std::uint32_t> next_to_map();
+
+  void keep_house();  // house_'s, as are all below
+  void bury_the_dead();
+  void order_pages();
+  void note(const ArenaPages::Outcome& outcome);
+  void note_growth(int failed);  // what bring_pages() returned
 
   Device& device_;
   const bool is_remote_;
@@ -75,13 +86,14 @@ class ArenaPool final : public SlabPool {
   std::size_t in_use_ = 0;           // slots with handles
   std::vector<std::uint32_t> kept_;  // to be given back, when the arena's lock can be had
 
-  std::vector<bool> is_mapped_;  // by slot; the constructor's, then house_'s
-  std::uint32_t next_to_map_ = 0;
+  std::vector<bool> is_mapped_;  // by slot; the constructor's, then house_'s, as the next two
+  std::uint32_t mapped_to_ = 0;
+  std::chrono::steady_clock::time_point may_grow_;
 
-  std::mutex house_mutex_;
-  std::condition_variable house_wakes_;
-  bool ends_ = false;  // guarded by house_mutex_, as the next
-  bool wants_pages_ = false;
+  std::atomic<bool> ends_{false};
+  std::atomic<bool> wants_one_now_{false};  // somebody was refused a slab for want of pages
+  Doorbell house_wakes_;
+  std::optional<ArenaPages> pages_;
   std::thread house_;  // last: it uses all of the above
 };
 

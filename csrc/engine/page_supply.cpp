@@ -22,21 +22,17 @@ PageSupply::PageSupply(std::byte* begin, std::size_t bytes)
     : begin_(begin), bytes_(bytes), thread_([this] { run(); }) {}
 
 PageSupply::~PageSupply() {
-  {
-    const std::lock_guard lock(mutex_);
-    ends_ = true;
-  }
-  changed_.notify_one();
+  ends_.store(true, std::memory_order_relaxed);
+  changed_.ring();
   thread_.join();
 }
 
 void PageSupply::reach(std::size_t end) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (end <= wanted_) return;
-    wanted_ = std::min(end, bytes_);
+  end = std::min(end, bytes_);
+  std::size_t before = wanted_.load(std::memory_order_relaxed);
+  while (before < end && !wanted_.compare_exchange_weak(before, end, std::memory_order_relaxed)) {
   }
-  changed_.notify_one();
+  if (before < end) changed_.ring();
 }
 
 void PageSupply::run() {
@@ -45,16 +41,17 @@ void PageSupply::run() {
   // became 90 to 250 where the host has to find memory for the guest.
   run_only_when_idle();
   std::size_t done = 0;
-  std::unique_lock lock(mutex_);
   while (done < bytes_) {
-    changed_.wait(lock, [&] { return ends_ || wanted_ > done; });
-    if (ends_) return;
-    const std::size_t piece = std::min(kPiece, wanted_ - done);
-    lock.unlock();
+    if (ends_.load(std::memory_order_relaxed)) return;
+    const std::size_t wanted = wanted_.load(std::memory_order_relaxed);
+    if (wanted == done) {
+      changed_.wait();
+      continue;
+    }
+    const std::size_t piece = std::min(kPiece, wanted - done);
     // There is no such call, or no memory: then pages come when they are touched.
     if (::madvise(begin_ + done, piece, MADV_POPULATE_WRITE) != 0) return;
     done += piece;
-    lock.lock();
   }
 }
 

@@ -1,10 +1,11 @@
 // Gives memory its pages before they are needed.
 #pragma once
 
-#include <condition_variable>
+#include <atomic>
 #include <cstddef>
-#include <mutex>
 #include <thread>
+
+#include "common/doorbell.hpp"
 
 namespace lmkv {
 
@@ -17,10 +18,10 @@ class PageSupply {
   PageSupply(std::byte* begin, std::size_t bytes);
   PageSupply(const PageSupply&) = delete;
   PageSupply& operator=(const PageSupply&) = delete;
-  // Returns within milliseconds.
+  // Returns within milliseconds of processor time.
   ~PageSupply();
 
-  // Have pages up to `end` bytes, soon. Any thread; never blocks on memory.
+  // Have pages up to `end` bytes, soon. Any thread; never blocks.
   void reach(std::size_t end);
 
  private:
@@ -28,11 +29,11 @@ class PageSupply {
 
   std::byte* const begin_;
   const std::size_t bytes_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::size_t wanted_ = 0;  // guarded by mutex_, as below
-  bool ends_ = false;
-  std::thread thread_;
+  // No lock: the thread hardly runs while others compute.
+  std::atomic<std::size_t> wanted_{0};
+  std::atomic<bool> ends_{false};
+  Doorbell changed_;
+  std::thread thread_;  // last: it uses all of the above
 };
 
 }  // namespace lmkv

@@ -16,7 +16,7 @@ def test_each_system_stores_and_loads_the_same_document(tmp_path: Path) -> None:
         "peers.py", tmp_path, "--documents", "1", "--tokens", "900",
         "--peers", "example", "offloading",
     )  # fmt: skip
-    assert result.keys() == {"plain", "systems", "documents"}
+    assert result.keys() == {"plain", "systems", "documents", "repetitions"}
     assert list(result["systems"]) == ["lmkv", "example", "offloading"]
     for name in ("lmkv", "example"):
         one = result["systems"][name]

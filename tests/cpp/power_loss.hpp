@@ -95,7 +95,8 @@ class PowerLoss : public ::testing::TestWithParam<RunParameter>, protected Paged
     store(*engine, {7}, "write");
     EXPECT_EQ(engine->stats().at("chunks_bad_removed"), 1U);
     EXPECT_EQ(engine->stats().at("chunks_stored"), 5U);
-    EXPECT_TRUE(eventually([&] { return engine->stats().at("chunks_touched") == 1; }));
+    // That of the bad chunk comes before its file is removed, or finds none.
+    EXPECT_TRUE(eventually([&] { return engine->stats().at("chunks_touched") >= 1; }));
     engine.reset();
     EXPECT_EQ(count_temporaries(root.path()), 0U);
     Candidate oldest;
