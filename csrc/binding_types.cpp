@@ -168,15 +168,18 @@ std::size_t slab_bytes(std::size_t block_bytes, std::uint32_t blocks_per_chunk) 
   return whole.file_bytes();
 }
 
-EngineOptions make_options(
-    const RootsArgument& root, const std::string& namespace_digest, std::uint32_t rank,
-    const std::vector<SegmentTuple>& segments, std::size_t block_count, std::uint32_t block_tokens,
-    std::uint32_t blocks_per_chunk, std::size_t host_memory, const std::string& device,
-    const std::string& io_engine, const std::string& direct_io, unsigned io_threads,
-    std::size_t request_bytes, std::size_t load_depth, std::size_t store_depth,
-    const TransferOptions& transfer, std::uint64_t capacity, double free_space_floor,
-    double load_timeout, const std::string& shared, const std::string& file_mode,
-    const std::string& eviction, double max_age, const std::string& arena_directory) {
+EngineOptions make_options(const RootsArgument& root, const std::string& namespace_digest,
+                           std::uint32_t rank, const std::vector<SegmentTuple>& segments,
+                           std::size_t block_count, std::uint32_t block_tokens,
+                           std::uint32_t blocks_per_chunk, std::size_t host_memory,
+                           const std::string& device, const std::string& io_engine,
+                           const std::string& direct_io, unsigned io_threads,
+                           std::size_t request_bytes, std::size_t load_depth,
+                           std::size_t store_depth, const TransferOptions& transfer,
+                           std::uint64_t capacity, double free_space_floor, double load_timeout,
+                           const std::string& shared, const std::string& file_mode,
+                           const std::string& eviction, double max_age,
+                           const std::string& arena_directory, const RemoteOptions& remote) {
   EngineOptions options;
   options.roots = roots_from(root);
   options.namespace_digest = namespace_from(namespace_digest);
@@ -209,6 +212,7 @@ EngineOptions make_options(
   options.shared = shared_from(shared);
   options.access = access_from(file_mode);
   options.arena_directory = arena_directory;
+  options.remote = remote;
   return options;
 }
 

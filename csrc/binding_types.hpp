@@ -57,15 +57,18 @@ TransferOptions make_transfer_options(const std::string& mode, std::size_t gathe
 
 using RootsArgument = std::variant<std::string, std::vector<std::string>>;  // one or several
 using SegmentTuple = std::tuple<std::uintptr_t, std::size_t, std::size_t>;
-EngineOptions make_options(
-    const RootsArgument& root, const std::string& namespace_digest, std::uint32_t rank,
-    const std::vector<SegmentTuple>& segments, std::size_t block_count, std::uint32_t block_tokens,
-    std::uint32_t blocks_per_chunk, std::size_t host_memory, const std::string& device,
-    const std::string& io_engine, const std::string& direct_io, unsigned io_threads,
-    std::size_t request_bytes, std::size_t load_depth, std::size_t store_depth,
-    const TransferOptions& transfer, std::uint64_t capacity, double free_space_floor,
-    double load_timeout, const std::string& shared, const std::string& file_mode,
-    const std::string& eviction, double max_age, const std::string& arena_directory);
+EngineOptions make_options(const RootsArgument& root, const std::string& namespace_digest,
+                           std::uint32_t rank, const std::vector<SegmentTuple>& segments,
+                           std::size_t block_count, std::uint32_t block_tokens,
+                           std::uint32_t blocks_per_chunk, std::size_t host_memory,
+                           const std::string& device, const std::string& io_engine,
+                           const std::string& direct_io, unsigned io_threads,
+                           std::size_t request_bytes, std::size_t load_depth,
+                           std::size_t store_depth, const TransferOptions& transfer,
+                           std::uint64_t capacity, double free_space_floor, double load_timeout,
+                           const std::string& shared, const std::string& file_mode,
+                           const std::string& eviction, double max_age,
+                           const std::string& arena_directory, const RemoteOptions& remote);
 std::unique_ptr<Engine> make_engine(const EngineOptions& options);
 // Without faults where there are none.
 std::unique_ptr<Engine> make_measured_engine(const EngineOptions& options,

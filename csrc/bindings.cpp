@@ -13,6 +13,7 @@
 
 #include "binding_arena.hpp"
 #include "binding_policy.hpp"
+#include "binding_remote.hpp"
 #include "binding_tree.hpp"
 #include "binding_types.hpp"
 #include "common/build_info.hpp"
@@ -68,6 +69,11 @@ void bind_engine(py::module_& m) {
            "scatter_copy_engine_from"_a = transfer.scatter.copy_engine_from,
            "scatter_below"_a = "kernel_staged", "thread_blocks"_a = transfer.thread_blocks,
            "staging_bytes"_a = transfer.staging_bytes);
+  const RemoteOptions remote;
+  py::class_<RemoteOptions>(m, "RemoteOptions")
+      .def(py::init(&make_remote_options), py::kw_only(), "name"_a, "directory"_a = "",
+           "writes"_a = "write_behind", "capacity"_a = remote.capacity,
+           "load_depth"_a = remote.load_depth, "store_depth"_a = remote.store_depth);
   py::class_<EngineOptions>(m, "EngineOptions")
       .def(py::init(&make_options), py::kw_only(), "root"_a, "namespace"_a, "rank"_a, "segments"_a,
            "block_count"_a, "block_tokens"_a, "blocks_per_chunk"_a, "host_memory"_a,
@@ -77,7 +83,7 @@ void bind_engine(py::module_& m) {
            "transfer"_a = transfer, "capacity"_a = defaults.capacity,
            "free_space_floor"_a = defaults.free_space_floor, "load_timeout"_a = 0.0,
            "shared"_a = "auto", "file_mode"_a = "private", "eviction"_a = "reuse",
-           "max_age"_a = 0.0, "arena_directory"_a = "");
+           "max_age"_a = 0.0, "arena_directory"_a = "", "remote"_a = remote);
 
   py::native_enum<CompletionKind>(m, "CompletionKind", "enum.Enum")
       .value("GATHERED", CompletionKind::kGathered)
@@ -91,7 +97,33 @@ void bind_engine(py::module_& m) {
       .def_readonly("error", &Completion::error)
       .def_readonly("memory_chunks", &Completion::memory_chunks)
       .def_readonly("cancelled_chunks", &Completion::cancelled_chunks)
+      .def_readonly("remote_chunks", &Completion::remote_chunks)
       .def_readonly("seconds", &Completion::seconds);
+
+  py::native_enum<RemoteLane>(m, "RemoteLane", "enum.Enum")
+      .value("LOADS", RemoteLane::kLoads)
+      .value("STORES", RemoteLane::kStores)
+      .finalize();
+  py::native_enum<RemoteOrderKind>(m, "RemoteOrderKind", "enum.Enum")
+      .value("GET", RemoteOrderKind::kGet)
+      .value("PUT", RemoteOrderKind::kPut)
+      .value("REMOVE", RemoteOrderKind::kRemove)
+      .finalize();
+  py::native_enum<RemoteResult>(m, "RemoteResult", "enum.Enum")
+      .value("DONE", RemoteResult::kDone)
+      .value("THERE", RemoteResult::kThere)
+      .value("MISSING", RemoteResult::kMissing)
+      .value("BAD", RemoteResult::kBad)
+      .value("FAILED", RemoteResult::kFailed)
+      .finalize();
+  py::class_<RemoteOrder>(m, "RemoteOrder")
+      .def_readonly("ticket", &RemoteOrder::ticket)
+      .def_readonly("kind", &RemoteOrder::kind)
+      .def_property_readonly("key", &key_of)
+      .def_property_readonly("address", &address_of)
+      .def_readonly("bytes", &RemoteOrder::bytes);
+
+  m.def("fill", &fill, "address"_a, "bytes"_a, "source"_a);
 
   // Its destructor waits for what is in flight: without the GIL.
   py::class_<Engine>(m, "Engine", py::release_gil_before_calling_cpp_dtor())
@@ -107,6 +139,9 @@ void bind_engine(py::module_& m) {
       .def("info", &Engine::info)
       .def("drain", &drain_engine, "timeout_s"_a, py::call_guard<py::gil_scoped_release>())
       .def("roots_out_of_service", &Engine::roots_out_of_service)
+      .def("slab_memory", &slab_memory)
+      .def("take_remote", &take_remote, "lane"_a, "most_bytes"_a, "timeout_s"_a)
+      .def("finish_remote", &finish_remote, "ticket"_a, "result"_a, "message"_a = "")
       .def("close", &close_engine, "timeout_s"_a = std::numeric_limits<double>::infinity());
 }
 

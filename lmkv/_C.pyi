@@ -10,6 +10,7 @@ from typing import final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Buffer
 
 USE_TICK_SECONDS: int
 """Uses of a chunk are told apart by this: within one only the first changes its file."""
@@ -143,7 +144,68 @@ class EngineOptions:
         eviction: str = "reuse",
         max_age: float = 0.0,
         arena_directory: str = "",
+        remote: RemoteOptions = ...,
     ) -> None: ...
+
+@final
+class RemoteOptions:
+    """A tier behind the directories, for ``EngineOptions(remote=...)``.
+
+    What the directories do not have is asked of it and goes down to them; what is stored in them
+    goes up to it: ``writes`` is ``"write_through"`` (a store has ended when both have it),
+    ``"write_behind"`` or ``"on_second_use"`` (when it is loaded from memory or a directory).
+    ``name`` is for people. ``directory``: one that several hosts share, with a ``capacity`` of its
+    own (0: no limit); ``""``: a remote engine, for which ``Engine.take_remote`` gives out orders,
+    ``load_depth`` and ``store_depth`` bytes at a time. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        directory: str = "",
+        writes: str = "write_behind",
+        capacity: int = 0,
+        load_depth: int = 128 << 20,
+        store_depth: int = 64 << 20,
+    ) -> None: ...
+
+class RemoteLane(Enum):
+    LOADS = 0
+    STORES = 1
+
+class RemoteOrderKind(Enum):
+    GET = 0
+    PUT = 1
+    REMOVE = 2
+
+class RemoteResult(Enum):
+    """``THERE``: of a put, it has the chunk already. ``MISSING``: of a get or a removal. ``BAD``: of
+    a get, what it has under this key has another size. ``FAILED``: it refused, or was not reached.
+    """
+
+    DONE = 0
+    THERE = 1
+    MISSING = 2
+    BAD = 3
+    FAILED = 4
+
+@final
+class RemoteOrder:
+    """``bytes`` at ``address`` to be filled (GET) or read (PUT), a whole chunk's, until the order is
+    finished. A chunk's name is its ``key``, 32 bytes, with the engine's namespace and rank.
+    """
+
+    ticket: int
+    kind: RemoteOrderKind
+    key: bytes
+    address: int
+    bytes: int
+
+def fill(address: int, bytes: int, source: Buffer) -> None:
+    """Copy ``source``, which has so many bytes, to ``address``, without the GIL. Raises ConfigError
+    if it has more or fewer.
+    """
 
 class CompletionKind(Enum):
     GATHERED = 0
@@ -158,8 +220,9 @@ class Completion:
     then STORED, both also when it fails. A load job yields one LOADED; ``failed_chunks`` are the
     indices, in the list given to ``load``, of chunks whose bytes did not all reach the KV cache.
     ``error`` is ``""`` on success. Of LOADED, ``memory_chunks`` are the indices of chunks that were
-    still in host memory, ``cancelled_chunks`` those of ``failed_chunks`` that ``cancel`` gave up,
-    and ``seconds`` is the time since ``load``.
+    still in host memory, ``remote_chunks`` those that the remote tier brought,
+    ``cancelled_chunks`` those of ``failed_chunks`` that ``cancel`` gave up, and ``seconds`` is the
+    time since ``load``.
     """
 
     kind: CompletionKind
@@ -168,6 +231,7 @@ class Completion:
     error: str
     memory_chunks: list[int]
     cancelled_chunks: list[int]
+    remote_chunks: list[int]
     seconds: float
 
 @final
@@ -235,6 +299,23 @@ class Engine:
         """Completions since the last call, oldest first. Never blocks.
 
         It also gives up loads whose time is over, and tries a directory that is out of service.
+        """
+
+    def slab_memory(self) -> tuple[int, int]:
+        """Address and bytes of all slabs, where the buffers of remote orders lie."""
+
+    def take_remote(
+        self, lane: RemoteLane, most_bytes: int, timeout_s: float
+    ) -> list[RemoteOrder]:
+        """Orders for a remote engine: GETs of ``LOADS``, PUTs and REMOVEs of ``STORES``. As many as
+        come to ``most_bytes``, but one at least; none after ``timeout_s``, or once the engine is
+        being closed. Blocks until then, without the GIL. Any thread, until ``close`` has returned
+        True; every order is to be finished.
+        """
+
+    def finish_remote(self, ticket: int, result: RemoteResult, message: str = "") -> None:
+        """What became of an order, whose buffer is not touched any more. Any thread. Raises
+        ValueError for a ticket that is not under way.
         """
 
     def take_evicted(self) -> list[bytes]:

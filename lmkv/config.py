@@ -6,13 +6,15 @@ renders from this dataclass.
 """
 
 import difflib
+import json
 import os.path
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from lmkv.errors import ConfigError
+from lmkv.remote.store import Place
 
 ENVIRONMENT_PREFIX = "LMKV_"
 
@@ -155,6 +157,29 @@ def _parse_paths(value: object) -> tuple[str, ...]:
     if twice := sorted({path for path in paths if paths.count(path) > 1}):
         raise ConfigError(f"{twice[0]} is named twice")
     return paths
+
+
+def _parse_remote(value: object) -> str:
+    text = _parse_text(value)
+    return str(Place.parse(text)) if text else ""
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"expected JSON, not {text!r}: {error}") from None
+
+
+def _parse_options(value: object) -> tuple[tuple[str, str], ...]:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    if not isinstance(pairs, Iterable) or isinstance(pairs, str):
+        raise ConfigError(f"expected a mapping, not {value!r}")
+    return tuple(sorted((str(name), _option(one)) for name, one in pairs))
+
+
+def _option(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _one_of(*choices: str) -> Callable[[object], str]:
@@ -303,6 +328,43 @@ class Config:
         "Engines on the CPU have one way only.",
         default="auto",
     )
+    remote: str = _setting(
+        _parse_remote,
+        "A tier behind `path`, for nodes that share no directory: `s3://bucket/prefix` (any "
+        "S3-compatible store), `mooncake://master:port` (a Mooncake Store) or `file:///directory` "
+        "(one that other nodes share, behind a local disk). What is stored goes there, too, and "
+        'what `path` lacks is loaded from there and kept. `""`: none (`docs/remote.md`).',
+        default="",
+    )
+    remote_options: tuple[tuple[str, str], ...] = _setting(
+        _parse_options,
+        'Of its client, as a mapping: `{"endpoint": "https://...", "region": "..."}`; in the '
+        "environment as JSON. Credentials come from the client's own environment and are refused "
+        "here.",
+        from_text=_json,
+        default=(),
+    )
+    remote_writes: str = _setting(
+        _one_of("write_behind", "write_through", "on_second_use"),
+        "When a chunk goes to the remote tier: `write_behind`, once it is stored, with nobody "
+        "waiting; `write_through`, where a store has ended when both have it; `on_second_use`, "
+        "when it is loaded from memory or `path`.",
+        default="write_behind",
+    )
+    remote_capacity: int = _setting(
+        parse_size,
+        "What everything below a remote `file:///` directory may take, as `capacity`. Of other "
+        "remote tiers it is theirs to say.",
+        unit="bytes",
+        default=0,
+    )
+    remote_bandwidth: int = _setting(
+        parse_size,
+        "What a worker may send to a remote engine in a second, and what it may receive, on "
+        "average. 0: no limit. Not of a directory.",
+        unit="bytes/s",
+        default=0,
+    )
     store_generated: bool = _setting(
         _parse_bool,
         "Store chunks that hold generated tokens too, not only those of the prompt.",
@@ -327,6 +389,8 @@ class Config:
             ("host_memory", 1 << 20, 1 << 50),
             ("capacity", 0, 1 << 60),
             ("free_space_floor", 0, 90),
+            ("remote_capacity", 0, 1 << 60),
+            ("remote_bandwidth", 0, 1 << 60),
             ("io_threads", 1, 64),
             ("load_timeout", 0, LONGEST_LOAD_TIMEOUT),
             ("max_age", 0, LONGEST_AGE),
@@ -336,8 +400,16 @@ class Config:
                 value = value.bytes
             if not low <= value <= high:
                 raise ConfigError(f"{name}: must be between {low} and {high}, not {value}")
+        place = self.remote_place
+        if place is not None and place.directory in self.path:
+            raise ConfigError(f"remote: {place.directory} is in path, and cannot be behind itself")
         if len(self.namespace) > 256 or not self.namespace.isprintable():
             raise ConfigError("namespace: must be at most 256 printable characters")
+
+    @property
+    def remote_place(self) -> Place | None:
+        """Where the remote tier is, if there is one."""
+        return Place.parse(self.remote, dict(self.remote_options)) if self.remote else None
 
     @classmethod
     def from_sources(
@@ -358,7 +430,7 @@ class Config:
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
             if name not in known or variable != _environment_name(name):
                 raise _unknown(variable, [_environment_name(name) for name in known])
-            values[name] = _parse(known[name], variable, known[name].metadata["from_text"](text))
+            values[name] = _parse_variable(known[name], variable, text)
         for name, value in extra_config.items():
             if name not in known:
                 raise _unknown(name, list(known))
@@ -409,7 +481,7 @@ def _default_text(spec: "Field[Any]") -> str:
         return f"{default:g}"
     if isinstance(default, bool):
         return str(default).lower()
-    return str(default) or '""'
+    return ("{}" if default == () else str(default)) or '""'
 
 
 def _shown(value: object) -> str:
@@ -427,6 +499,14 @@ def _parse(spec: "Field[Any]", name: str, value: object) -> Any:
         return spec.metadata["parse"](value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def _parse_variable(spec: "Field[Any]", variable: str, text: str) -> Any:
+    try:
+        value = spec.metadata["from_text"](text)
+    except ConfigError as error:
+        raise ConfigError(f"{variable}: {error}") from None
+    return _parse(spec, variable, value)
 
 
 def _unknown(name: str, known: list[str]) -> ConfigError:

@@ -86,6 +86,10 @@ missing_for_build() {
   command -v fusermount3 >/dev/null || echo fuse3
   command -v mkfs.xfs >/dev/null || [[ -x /sbin/mkfs.xfs ]] || echo xfsprogs
   command -v fio >/dev/null || echo fio
+  # Of Mooncake's wheel, for the tests of remote tiers.
+  has_library libibverbs.so.1 || echo libibverbs1
+  has_library libnuma.so.1 || echo libnuma1
+  has_library libcurl.so.4 || echo libcurl4
 }
 
 # clang with libFuzzer, in the version that this distribution has both packages of.
@@ -120,6 +124,8 @@ has_fuzzer() {
   done
   return 1
 }
+
+has_library() { PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | grep -qF "$1"; }
 
 has_header() { command -v c++ >/dev/null && echo "#include <$1>" | c++ -x c++ -E - >/dev/null 2>&1; }
 

@@ -1,6 +1,7 @@
 // The core's one error scheme: a failure is a value that has to be looked at.
 #pragma once
 
+#include <cerrno>
 #include <cstring>
 #include <string>
 #include <string_view>
@@ -12,10 +13,10 @@ enum class StatusKind {
   kOk,
   kMissing,       // there is no such chunk (any more): a plain miss
   kBadChunk,      // what is there is not the chunk that was asked for
-  kIo,            // the filesystem refused or failed; `error_number` says how, or 0: one file's own
+  kIo,            // the tier refused or failed; `error_number` says how, or 0: one file's own
   kDevice,        // gather or scatter failed
   kTimedOut,      // given up, because it took too long
-  kOutOfService,  // not tried, because the directory has failed again and again
+  kOutOfService,  // not tried, because the tier has failed again and again
   kFull,          // dropped because the directory is at its capacity or the disk at its floor
   kCancelled,     // given up before it was done: closing, or nobody waits for it
 };
@@ -36,6 +37,10 @@ class [[nodiscard]] Status {
     return Status(
         StatusKind::kIo, error_number,
         std::string(operation) + " " + std::string(path) + ": " + std::strerror(error_number));
+  }
+  // Of a remote engine.
+  static Status remote(std::string_view what, std::string_view name) {
+    return Status(StatusKind::kIo, EREMOTEIO, std::string(name) + ": " + std::string(what));
   }
   // Of one file, in a directory that works: no `error_number` of its own.
   static Status no_permission(int error_number, std::string_view path) {
@@ -58,6 +63,9 @@ class [[nodiscard]] Status {
   [[nodiscard]] bool is_ok() const { return kind_ == StatusKind::kOk; }
   [[nodiscard]] StatusKind kind() const { return kind_; }
   [[nodiscard]] int error_number() const { return error_number_; }
+  [[nodiscard]] bool is_full_disk() const {
+    return error_number_ == ENOSPC || error_number_ == EDQUOT;
+  }
   [[nodiscard]] const std::string& message() const { return message_; }
 
  private:

@@ -7,8 +7,9 @@ namespace lmkv {
 
 Engine::Engine(const EngineOptions& options, EngineParts parts)
     : context_(options, std::move(parts)),
-      loads_(context_),
-      stores_(context_, loads_),
+      copies_(context_),
+      loads_(context_, copies_),
+      stores_(context_, loads_, copies_),
       trials_(context_, loads_) {}
 
 Engine::~Engine() {
@@ -32,7 +33,7 @@ void Engine::touch(const std::vector<UsedChunk>& chunks, UseTime used_at) {
   for (const UsedChunk& chunk : chunks) {
     Root* root = context_.roots->of(chunk.key);
     if (root == nullptr || root->loads.is_out()) continue;
-    root->files().touch(root->paths.chunk(chunk.key), use_stamp(used_at, chunk.token_begin));
+    root->touch(chunk.key, use_stamp(used_at, chunk.token_begin));
   }
 }
 
@@ -76,16 +77,15 @@ bool Engine::close(std::chrono::duration<double> timeout) {
   const auto left = [&] { return std::chrono::duration<double>(deadline - Clock::now()); };
   context_.closed = true;
   loads_.close();
-  for (Root* root : context_.roots->usable()) root->files().begin_shutdown();
+  for (Tier* tier : context_.tiers()) tier->begin_shutdown();
   bool is_idle = true;
-  for (Root* root : context_.roots->usable()) {
-    is_idle = root->files().wait_idle(left()) && is_idle;
-  }
+  for (Tier* tier : context_.tiers()) is_idle = tier->wait_idle(left()) && is_idle;
   // What the device still holds ends by itself: a gather finds the files shut down.
   if (!context_.jobs.wait_idle(left()) || !is_idle) return false;
   // Its thread may still be on the way back from the callback that ended the last job.
   context_.device->stop();
   for (Root* root : context_.roots->usable()) root->stop_housekeeping();
+  if (context_.remote_root != nullptr) context_.remote_root->stop_housekeeping();
   stopped_ = true;
   return true;
 }
@@ -93,6 +93,7 @@ bool Engine::close(std::chrono::duration<double> timeout) {
 std::map<std::string, std::uint64_t> Engine::stats() const {
   std::map<std::string, std::uint64_t> all = context_.stats.snapshot();
   all.merge(context_.roots->stats());
+  add_remote_stats(all);
   const SlabCounts slabs = context_.pool->counts();
   all["slabs_total"] = slabs.total;
   all["slabs_free"] = slabs.free;
@@ -107,9 +108,34 @@ std::map<std::string, std::uint64_t> Engine::stats() const {
   return all;
 }
 
+void Engine::add_remote_stats(std::map<std::string, std::uint64_t>& all) const {
+  if (context_.options.remote.name.empty()) return;
+  const Tier* const remote = context_.remote.get();
+  all["loads_out_of_service"] += remote == nullptr || remote->loads.is_out() ? 1 : 0;
+  all["stores_out_of_service"] += remote == nullptr || remote->stores.is_out() ? 1 : 0;
+  if (context_.remote_orders != nullptr) context_.remote_orders->add_stats(all);
+  if (context_.remote_root == nullptr) return;
+  std::map<std::string, std::uint64_t> of_root;
+  context_.remote_root->add_stats(of_root);
+  for (const auto& [name, value] : of_root) all.try_emplace("remote_" + name, value);
+}
+
+void Engine::add_remote_info(std::map<std::string, std::string>& all) const {
+  all["remote"] = context_.options.remote.name;
+  const std::string name = "root" + std::to_string(context_.options.roots.size());
+  if (!context_.remote_error.empty()) all[name + "_error"] = context_.remote_error;
+  if (context_.remote == nullptr) return;
+  const auto add = [&](const std::string& what, const std::string& why) {
+    if (!why.empty()) all[name + what] = why;
+  };
+  add("_loads_out", context_.remote->loads.reason());
+  add("_stores_out", context_.remote->stores.reason());
+}
+
 std::map<std::string, std::string> Engine::info() const {
   std::map<std::string, std::string> all = context_.device->info();
   all.merge(context_.roots->info());
+  add_remote_info(all);
   all["device_failure"] = context_.device->failure();
   all["pin_error"] = context_.pool->pin_error();
   all["host_memory"] = context_.pool->info();
@@ -121,7 +147,11 @@ std::map<std::string, std::string> Engine::info() const {
 }
 
 std::vector<std::size_t> Engine::roots_out_of_service() const {
-  return context_.roots->out_of_service();
+  std::vector<std::size_t> out = context_.roots->out_of_service();
+  const Tier* const remote = context_.remote.get();
+  const bool is_out = remote == nullptr || remote->loads.is_out();
+  if (!context_.options.remote.name.empty() && is_out) out.push_back(context_.options.roots.size());
+  return out;
 }
 
 }  // namespace lmkv

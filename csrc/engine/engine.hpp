@@ -15,6 +15,7 @@
 #include "engine/load_pipeline.hpp"
 #include "engine/root_trials.hpp"
 #include "engine/store_pipeline.hpp"
+#include "engine/tier_copies.hpp"
 #include "store/use_stamp.hpp"
 
 namespace lmkv {
@@ -51,8 +52,15 @@ class Engine {
 
   [[nodiscard]] std::map<std::string, std::uint64_t> stats() const;
   [[nodiscard]] std::map<std::string, std::string> info() const;
-  // Indices of the roots that are not worth a lookup: what is in them cannot be loaded.
+  // Indices of the roots that are not worth a lookup: what is in them cannot be loaded. The remote
+  // tier, if there is to be one, counts as a root behind the last, here and in info() and stats().
   [[nodiscard]] std::vector<std::size_t> roots_out_of_service() const;
+
+  // Where the orders for a remote engine are, if there is one that is no directory; else nullptr.
+  // For other threads, until close() has returned true.
+  [[nodiscard]] RemoteTier* remote() { return context_.remote_orders; }
+  // All slabs: where those orders' buffers lie.
+  [[nodiscard]] SlabMemory memory() const { return context_.pool->memory(); }
 
   // Keys of chunks of this namespace, of whatever rank, that this engine has evicted since the last
   // call.
@@ -66,7 +74,11 @@ class Engine {
   [[nodiscard]] bool close(std::chrono::duration<double> timeout);
 
  private:
+  void add_remote_stats(std::map<std::string, std::uint64_t>& all) const;
+  void add_remote_info(std::map<std::string, std::string>& all) const;
+
   EngineContext context_;
+  TierCopies copies_;
   LoadPipeline loads_;
   StorePipeline stores_;
   RootTrials trials_;

@@ -16,12 +16,37 @@ constexpr std::size_t kOwnBytes = std::size_t{2} << 30;
 
 EngineContext::EngineContext(const EngineOptions& with, EngineParts parts)
     : options(with), table(with.segments), device(std::move(parts.device)) {
-  const bool is_remote = std::ranges::any_of(parts.roots, [](const RootParts& root) {
+  const auto is_on_network = [](const RootParts& root) {
     return root.error.empty() && root.probe.is_remote;
-  });
+  };
+  const bool is_remote =
+      std::ranges::any_of(parts.roots, is_on_network) || is_on_network(parts.remote);
   pool = make_pool(is_remote ? ArenaPool::Reach::kRemote : ArenaPool::Reach::kLocal);
   device->start();
   roots = std::make_unique<Roots>(options, std::move(parts.roots), pool->memory());
+  make_remote(std::move(parts.remote));
+}
+
+void EngineContext::make_remote(RootParts parts) {
+  const RemoteOptions& wanted = options.remote;
+  if (wanted.name.empty()) return;
+  if (wanted.directory.empty()) {
+    auto orders = std::make_unique<RemoteTier>(wanted.name, wanted.load_depth, wanted.store_depth);
+    remote_orders = orders.get();
+    remote = std::move(orders);
+  } else if (remote_error = parts.error; remote_error.empty()) {
+    EngineOptions of_root = options;
+    of_root.capacity = wanted.capacity;
+    auto root = std::make_unique<Root>(of_root, wanted.directory, std::move(parts), pool->memory());
+    remote_root = root.get();
+    remote = std::move(root);
+  }
+}
+
+std::vector<Tier*> EngineContext::tiers() const {
+  std::vector<Tier*> all(roots->usable().begin(), roots->usable().end());
+  if (remote != nullptr) all.push_back(remote.get());
+  return all;
 }
 
 // Without the arena that was asked for an engine works as well, for itself: with as much as it

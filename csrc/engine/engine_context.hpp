@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "arena/arena_pool.hpp"
 #include "common/busy_time.hpp"
@@ -12,6 +13,7 @@
 #include "device/segment_table.hpp"
 #include "engine/engine_options.hpp"
 #include "engine/jobs.hpp"
+#include "engine/remote_tier.hpp"
 #include "engine/roots.hpp"
 #include "engine/slab_pool.hpp"
 #include "engine/stats.hpp"
@@ -43,8 +45,17 @@ struct EngineContext {
   std::string arena_error;  // why there is no arena where one was asked for
   std::unique_ptr<SlabPool> pool;
   std::unique_ptr<Roots> roots;
+  // Behind them; nullptr if there is none. One of the next two, if it is there.
+  std::unique_ptr<Tier> remote;
+  Root* remote_root = nullptr;
+  RemoteTier* remote_orders = nullptr;
+  std::string remote_error;  // why there is none where one was asked for
+
+  // That can be used: roots, and the remote one.
+  [[nodiscard]] std::vector<Tier*> tiers() const;
 
  private:
+  void make_remote(RootParts parts);
   std::unique_ptr<SlabPool> make_pool(ArenaPool::Reach reach);
 };
 

@@ -16,6 +16,23 @@
 
 namespace lmkv {
 
+// When what was stored in a directory goes to the remote tier.
+enum class RemoteWrites {
+  kThrough,      // at once; a store is done when both have it
+  kBehind,       // at once, but nobody waits for it
+  kOnSecondUse,  // when it is loaded, from memory or the directory
+};
+
+// A tier behind the directories: what they do not have is asked of it, and goes down to them.
+struct RemoteOptions {
+  std::string name;       // for people; "": there is none
+  std::string directory;  // that several hosts share; "": Engine::remote() takes orders for it
+  RemoteWrites writes = RemoteWrites::kBehind;
+  std::uint64_t capacity = 0;  // of the directory, as EngineOptions::capacity
+  std::size_t load_depth = 128 << 20;
+  std::size_t store_depth = 64 << 20;
+};
+
 struct EngineOptions {
   std::vector<std::string> roots;  // one or more; chunks are spread over them (store/stripes.hpp)
   NamespaceDigest namespace_digest;
@@ -42,6 +59,7 @@ struct EngineOptions {
   double free_space_floor = 5.0;  // percent of the filesystem that stays free
   // A load that takes longer is given up; zero: by how fast loads are (engine/load_patience.hpp).
   std::chrono::duration<double> load_timeout{0};
+  RemoteOptions remote;
   HousekeepingOptions housekeeping;  // the order of eviction and the age limit among them
 };
 
@@ -60,6 +78,7 @@ struct RootParts {
 struct EngineParts {
   std::unique_ptr<Device> device;
   std::vector<RootParts> roots;  // as in the options
+  RootParts remote;              // of RemoteOptions::directory, if there is one
 };
 // Throws std::invalid_argument for options that cannot work, before anything is started or made;
 // std::runtime_error for a machine that does not let them, or when no root can be used. Blocks on

@@ -44,6 +44,15 @@ void check(const EngineOptions& options) {
     throw std::invalid_argument("capacity holds fewer than two chunks of " +
                                 std::to_string(slab_bytes) + " bytes");
   }
+  const RemoteOptions& remote = options.remote;
+  if (!remote.directory.empty() && std::ranges::count(options.roots, remote.directory) > 0) {
+    throw std::invalid_argument("the remote tier is a directory that it is behind: " +
+                                remote.directory);
+  }
+  if (remote.capacity != 0 && remote.capacity / slab_bytes < 2) {
+    throw std::invalid_argument("the remote tier's capacity holds fewer than two chunks of " +
+                                std::to_string(slab_bytes) + " bytes");
+  }
   if (!(options.free_space_floor >= 0 && options.free_space_floor <= 90)) {
     throw std::invalid_argument("free_space_floor is a percentage from 0 to 90");
   }
@@ -80,6 +89,9 @@ EngineParts make_parts(const EngineOptions& options) {
   }
   if (std::ranges::none_of(parts.roots, [](const RootParts& r) { return r.error.empty(); })) {
     throw std::runtime_error(errors);
+  }
+  if (!options.remote.directory.empty()) {
+    parts.remote = make_root_parts(options, options.remote.directory);
   }
   return parts;
 }

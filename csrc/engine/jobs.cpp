@@ -27,6 +27,16 @@ void JobBoard::end(Completion completion) {
   if (--in_flight_ == 0) idle_.notify_all();
 }
 
+void JobBoard::begin_quietly() {
+  const std::lock_guard lock(mutex_);
+  ++in_flight_;
+}
+
+void JobBoard::end_quietly() {
+  const std::lock_guard lock(mutex_);
+  if (--in_flight_ == 0) idle_.notify_all();
+}
+
 std::vector<Completion> JobBoard::poll() {
   const std::lock_guard lock(mutex_);
   return std::exchange(completions_, {});

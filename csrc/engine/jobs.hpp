@@ -35,6 +35,7 @@ struct Completion {
   std::string error;                            // empty on success; the first one for kLoaded
   std::vector<std::size_t> memory_chunks{};     // kLoaded: those that were still in host memory
   std::vector<std::size_t> cancelled_chunks{};  // of failed_chunks, those that cancel() gave up
+  std::vector<std::size_t> remote_chunks{};     // kLoaded: those that the remote tier brought
   double seconds = 0;                           // kLoaded: since load()
 };
 
@@ -44,6 +45,9 @@ class JobBoard {
   [[nodiscard]] JobId begin();
   void complete(Completion completion);  // the job goes on
   void end(Completion completion);
+  // Work of which nobody is told.
+  void begin_quietly();
+  void end_quietly();
   [[nodiscard]] std::vector<Completion> poll();
   [[nodiscard]] std::size_t in_flight() const;
   // True when no job is in flight any more; false after `timeout`.

@@ -28,10 +28,11 @@ struct LoadPipeline::Job {
   std::mutex mutex;
   std::vector<Stage> stages;                  // of its chunks; guarded by mutex, as all below
   std::vector<std::uint64_t> bytes;           // of its chunks that count in bytes_left_
-  std::vector<Root*> roots;                   // of its chunks
+  std::vector<Tier*> tiers;                   // that its chunks are asked of, or nullptr
   std::size_t chunks_left = 0;                // not ended
   std::vector<std::size_t> failed_chunks;     // ascending once the job is complete
   std::vector<std::size_t> memory_chunks;     // the same
+  std::vector<std::size_t> remote_chunks;     // the same
   std::vector<std::size_t> cancelled_chunks;  // of failed_chunks; by cancel()
   std::string error;
 
@@ -44,31 +45,33 @@ struct LoadPipeline::ChunkLoad {
   std::size_t index = 0;  // in the job
   LoadChunk chunk;
   ChunkIdentity identity;
-  Root* root = nullptr;
+  Root* root = nullptr;  // its directory, if that can be used
+  Tier* tier = nullptr;  // that it is asked of
   std::optional<Slab> filling;
   std::optional<SharedSlab> verified;
   bool from_memory = false;
 };
 
-LoadPipeline::LoadPipeline(EngineContext& context)
+LoadPipeline::LoadPipeline(EngineContext& context, TierCopies& copies)
     : context_(context),
+      copies_(copies),
       patience_(context.options.load_timeout),
       most_reading_(std::max<std::size_t>(
           2, 2 * context.options.load_depth / slab_bytes_of(context.options))) {
-  for (Root* root : context.roots->usable()) queues_.push_back({root, {}, 0});
+  for (Tier* tier : context.tiers()) queues_.push_back({tier, {}, 0});
 }
 
-LoadPipeline::RootQueue& LoadPipeline::queue_of(const Root& root) {
-  return *std::ranges::find(queues_, &root, &RootQueue::root);
+LoadPipeline::TierQueue& LoadPipeline::queue_of(const Tier& tier) {
+  return *std::ranges::find(queues_, &tier, &TierQueue::tier);
 }
 
-bool LoadPipeline::is_readable(const RootQueue& queue) const {
+bool LoadPipeline::is_readable(const TierQueue& queue) const {
   return !queue.waiting.empty() && queue.reading < most_reading_;
 }
 
-LoadPipeline::RootQueue* LoadPipeline::next_readable() {
+LoadPipeline::TierQueue* LoadPipeline::next_readable() {
   for (std::size_t i = 0; i < queues_.size(); ++i) {
-    RootQueue& queue = queues_[(next_queue_ + i) % queues_.size()];
+    TierQueue& queue = queues_[(next_queue_ + i) % queues_.size()];
     if (!is_readable(queue)) continue;
     next_queue_ = (next_queue_ + i + 1) % queues_.size();
     return &queue;
@@ -103,7 +106,7 @@ JobId LoadPipeline::begin(std::vector<LoadChunk> chunks, std::uintptr_t stream, 
   std::uint64_t bytes = 0;
   for (const std::shared_ptr<ChunkLoad>& load : loads) {
     job->bytes.push_back(load->identity.file_bytes());
-    job->roots.push_back(load->root);
+    job->tiers.push_back(load->root);
     bytes += load->identity.file_bytes();
   }
   job->stages.assign(loads.size(), Stage::kWaiting);
@@ -130,8 +133,8 @@ void LoadPipeline::start(std::shared_ptr<ChunkLoad> load) {
   }
   SlabPool::Found found = context_.find_in_memory(load->identity);
   if (load->root != nullptr && !load->root->loads.is_out()) {
-    load->root->files().touch(load->root->paths.chunk(load->identity.key),
-                              use_stamp(load->job->used_at, load->identity.token_begin));
+    load->root->touch(load->identity.key,
+                      use_stamp(load->job->used_at, load->identity.token_begin));
   }
   if (found.chunk) return start_found(std::move(load), std::move(*found.chunk));
   if (found.is_arriving) {
@@ -146,16 +149,33 @@ void LoadPipeline::start_found(std::shared_ptr<ChunkLoad> load, SharedSlab chunk
   load->verified = std::move(chunk);
   load->from_memory = true;
   context_.stats.memory_hits.fetch_add(1, std::memory_order_relaxed);
+  spread(*load);
   scatter(std::move(load));
 }
 
 void LoadPipeline::start_reading(std::shared_ptr<ChunkLoad> load) {
-  if (load->root == nullptr || !load->root->loads.admits()) {
-    return end(load, Status::out_of_service());
+  Root* const root = load->root;
+  if (root != nullptr && root->loads.admits()) return queue(std::move(load), *root);
+  try_remote(std::move(load), Status::out_of_service());
+}
+
+void LoadPipeline::try_remote(std::shared_ptr<ChunkLoad> load, const Status& why) {
+  load->filling.reset();
+  Tier* const remote = context_.remote.get();
+  const bool may = remote != nullptr && load->tier != remote && !context_.closed;
+  if (!may || !remote->loads.admits()) return end(load, why);
+  queue(std::move(load), *remote);
+}
+
+void LoadPipeline::queue(std::shared_ptr<ChunkLoad> load, Tier& tier) {
+  load->tier = &tier;
+  {
+    const std::lock_guard lock(load->job->mutex);
+    load->job->tiers[load->index] = &tier;
   }
   {
     const std::lock_guard lock(mutex_);
-    queue_of(*load->root).waiting.push(load->job->number(), load);
+    queue_of(tier).waiting.push(load->job->number(), load);
   }
   start_waiting();
 }
@@ -183,7 +203,7 @@ void LoadPipeline::start_arrived(Clock::time_point now) {
 bool LoadPipeline::is_waiting() const {
   const std::lock_guard lock(mutex_);
   return std::ranges::any_of(queues_,
-                             [this](const RootQueue& queue) { return is_readable(queue); });
+                             [this](const TierQueue& queue) { return is_readable(queue); });
 }
 
 void LoadPipeline::start_waiting() {
@@ -193,7 +213,7 @@ void LoadPipeline::start_waiting() {
     {
       // In one piece: a slab that was taken and not used would be missed by whoever waits for it.
       const std::lock_guard lock(mutex_);
-      RootQueue* const queue = next_readable();
+      TierQueue* const queue = next_readable();
       if (queue == nullptr) return;
       load = queue->waiting.front();
       slab = context_.pool->try_acquire(load->identity.key);
@@ -206,9 +226,9 @@ void LoadPipeline::start_waiting() {
 }
 
 void LoadPipeline::read(std::shared_ptr<ChunkLoad> load, Slab slab) {
-  FileIo& files = load->root->files();
-  FileRead request;
-  request.path = load->root->paths.chunk(load->identity.key);
+  Tier& tier = *load->tier;
+  Tier::Read request;
+  request.key = load->identity.key;
   request.buffer = slab.bytes().data();
   request.bytes = load->identity.file_bytes();
   request.group = load->job->number();
@@ -218,49 +238,71 @@ void LoadPipeline::read(std::shared_ptr<ChunkLoad> load, Slab slab) {
     context_.reading.end();
     {
       const std::lock_guard lock(mutex_);
-      --queue_of(*load->root).reading;
+      --queue_of(*load->tier).reading;
     }
     start_waiting();  // before the checksums: the disk need not wait for them
     verify(load, status);
   };
-  files.read(std::move(request));
+  tier.read(std::move(request));
 }
 
 void LoadPipeline::verify(std::shared_ptr<ChunkLoad> load, const Status& read_status) {
-  const std::string path = load->root->paths.chunk(load->identity.key);
   note_health(*load, read_status);
   Status status = read_status;
   if (status.is_ok()) {
     const CountedTime time(context_.checksum_ns);
     const ChunkFault fault = verify_chunk(load->filling->bytes(), load->identity);
-    if (fault != ChunkFault::kNone) status = Status::bad_chunk(path, to_string(fault));
+    if (fault != ChunkFault::kNone) {
+      status = Status::bad_chunk(load->tier->name_of(load->identity.key), to_string(fault));
+    }
   }
   if (status.kind() == StatusKind::kBadChunk) {
     // Removed before the load is reported: the chunk that is recomputed must not find it.
     context_.stats.chunks_bad.fetch_add(1, std::memory_order_relaxed);
-    FileIo& files = load->root->files();
-    files.remove(path, [this, load = std::move(load), status](const Status& removed) {
+    Tier& tier = *load->tier;
+    const ChunkKey key = load->identity.key;
+    tier.remove(key, [this, load = std::move(load), status](const Status& removed) {
       if (removed.is_ok()) {
         context_.stats.chunks_bad_removed.fetch_add(1, std::memory_order_relaxed);
       }
-      end(load, status);
+      try_remote(load, status);
     });
     return;
   }
-  if (!status.is_ok()) return end(load, status);
-  context_.stats.bytes_loaded.fetch_add(load->identity.file_bytes(), std::memory_order_relaxed);
+  if (status.kind() == StatusKind::kCancelled) return end(load, status);
+  if (!status.is_ok()) return try_remote(std::move(load), status);
+  Stats& stats = context_.stats;
+  stats.bytes_loaded.fetch_add(load->identity.file_bytes(), std::memory_order_relaxed);
+  if (load->tier == context_.remote.get()) {
+    stats.remote_hits.fetch_add(1, std::memory_order_relaxed);
+    stats.bytes_loaded_remote.fetch_add(load->identity.file_bytes(), std::memory_order_relaxed);
+  }
   load->verified = context_.pool->publish(std::move(*load->filling), load->identity.key);
   load->filling.reset();
+  spread(*load);
   scatter(std::move(load));
 }
 
+void LoadPipeline::spread(const ChunkLoad& load) {
+  Tier* const remote = context_.remote.get();
+  if (remote == nullptr) return;
+  const std::int64_t used_ns = use_stamp(load.job->used_at, load.identity.token_begin);
+  if (load.tier == remote) {
+    copies_.note_remote(load.identity.key);
+    if (load.root != nullptr) copies_.begin(*load.root, load.identity, used_ns);
+  } else {
+    copies_.begin(*remote, load.identity, used_ns);
+  }
+}
+
 void LoadPipeline::note_health(const ChunkLoad& load, const Status& status) {
-  if (status.is_ok()) load.root->trial_chunk.worked(load.identity.key, load.identity.file_bytes());
+  Tier& tier = *load.tier;
+  if (status.is_ok()) tier.trial_chunk.worked(load.identity.key, load.identity.file_bytes());
   if (status.is_ok() || status.kind() == StatusKind::kMissing) {
-    load.root->loads.succeeded();
+    tier.loads.succeeded();
   } else if (status.error_number() != 0) {
-    load.root->trial_chunk.failed(load.identity.key, load.identity.file_bytes());
-    load.root->loads.failed(status.message());
+    tier.trial_chunk.failed(load.identity.key, load.identity.file_bytes());
+    tier.loads.failed(status.message());
   }
 }
 
@@ -299,7 +341,11 @@ void LoadPipeline::end(const std::shared_ptr<ChunkLoad>& load, const Status& sta
     bytes_left_.fetch_sub(job.bytes[load->index], std::memory_order_relaxed);
     if (status.is_ok()) {
       context_.stats.chunks_loaded.fetch_add(1, std::memory_order_relaxed);
-      if (load->from_memory) job.memory_chunks.push_back(load->index);
+      if (load->from_memory) {
+        job.memory_chunks.push_back(load->index);
+      } else if (load->tier == context_.remote.get()) {
+        job.remote_chunks.push_back(load->index);
+      }
     } else {
       count_failed(status);
       job.failed_chunks.push_back(load->index);
@@ -332,16 +378,17 @@ void LoadPipeline::finish(Job& job) {
   }
   std::ranges::sort(job.failed_chunks);
   std::ranges::sort(job.memory_chunks);
+  std::ranges::sort(job.remote_chunks);
   const std::chrono::duration<double> taken = Clock::now() - job.begun;
   context_.jobs.end({CompletionKind::kLoaded, job.id, std::move(job.failed_chunks),
                      std::move(job.error), std::move(job.memory_chunks),
-                     std::move(job.cancelled_chunks), taken.count()});
+                     std::move(job.cancelled_chunks), std::move(job.remote_chunks), taken.count()});
 }
 
 // ---- Giving up
 
-std::set<Root*> LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Status& status) {
-  std::set<Root*> roots;
+std::set<Tier*> LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Status& status) {
+  std::set<Tier*> tiers;
   std::size_t ended = 0;
   std::uint64_t bytes = 0;
   bool is_last = false;
@@ -353,10 +400,10 @@ std::set<Root*> LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Sta
       job->failed_chunks.push_back(i);
       if (status.kind() == StatusKind::kCancelled) job->cancelled_chunks.push_back(i);
       bytes += job->bytes[i];
-      if (job->roots[i] != nullptr) roots.insert(job->roots[i]);
+      if (job->tiers[i] != nullptr) tiers.insert(job->tiers[i]);
       ++ended;
     }
-    if (ended == 0) return roots;
+    if (ended == 0) return tiers;
     if (job->error.empty()) job->error = status.message();
     // Counted before the job can be seen to be complete, as in end().
     bytes_left_.fetch_sub(bytes, std::memory_order_relaxed);
@@ -368,24 +415,26 @@ std::set<Root*> LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Sta
   {
     const std::lock_guard lock(mutex_);
     std::erase_if(awaited_, [&](const Awaited& each) { return each.load->job == job; });
-    for (const Root* root : roots) {
-      for (std::shared_ptr<ChunkLoad>& load : queue_of(*root).waiting.remove(job->number())) {
+    for (const Tier* tier : tiers) {
+      for (std::shared_ptr<ChunkLoad>& load : queue_of(*tier).waiting.remove(job->number())) {
         unread.push_back(std::move(load));
       }
     }
   }
-  for (Root* root : roots) root->files().cancel(job->number());
+  for (Tier* tier : tiers) tier->cancel(job->number());
   if (is_last) finish(*job);
-  return roots;
+  return tiers;
 }
 
-void LoadPipeline::refuse_waiting(Root& root) {
+void LoadPipeline::refuse_waiting(Tier& tier) {
   std::vector<std::shared_ptr<ChunkLoad>> refused;
   {
     const std::lock_guard lock(mutex_);
-    refused = queue_of(root).waiting.clear();
+    refused = queue_of(tier).waiting.clear();
   }
-  for (const std::shared_ptr<ChunkLoad>& load : refused) end(load, Status::out_of_service());
+  for (std::shared_ptr<ChunkLoad>& load : refused) {
+    try_remote(std::move(load), Status::out_of_service());
+  }
 }
 
 void LoadPipeline::cancel(JobId id) {
@@ -396,15 +445,15 @@ void LoadPipeline::cancel(JobId id) {
     if (found == jobs_.end()) return;
     job = found->second;
   }
-  for (Root* root : give_up(job, Status::cancelled())) watch(*root, *job);
+  for (Tier* tier : give_up(job, Status::cancelled())) watch(*tier, *job);
 }
 
-void LoadPipeline::watch(Root& root, const Job& job) {
-  if (!root.files().is_reading()) return;
+void LoadPipeline::watch(Tier& tier, const Job& job) {
+  if (!tier.is_reading()) return;
   const std::lock_guard lock(mutex_);
   const bool is_watched =
-      std::ranges::any_of(watches_, [&](const Watch& each) { return each.root == &root; });
-  if (!is_watched) watches_.push_back({&root, job.begun, job.deadline});
+      std::ranges::any_of(watches_, [&](const Watch& each) { return each.tier == &tier; });
+  if (!is_watched) watches_.push_back({&tier, job.begun, job.deadline});
 }
 
 void LoadPipeline::look_at_watched(Clock::time_point now) {
@@ -415,13 +464,13 @@ void LoadPipeline::look_at_watched(Clock::time_point now) {
     std::ranges::copy_if(watches_, std::back_inserter(due), is_due);
     std::erase_if(watches_, is_due);
   }
-  for (const Watch& each : due) take_out_if_stalled(*each.root, each.begun, now);
+  for (const Watch& each : due) take_out_if_stalled(*each.tier, each.begun, now);
 }
 
-void LoadPipeline::take_out_if_stalled(Root& root, Clock::time_point since, Clock::time_point now) {
-  if (!root.files().is_reading()) return;
-  root.loads.stalled(since, "reads take too long", now);
-  if (root.loads.is_out()) refuse_waiting(root);
+void LoadPipeline::take_out_if_stalled(Tier& tier, Clock::time_point since, Clock::time_point now) {
+  if (!tier.is_reading()) return;
+  tier.loads.stalled(since, "reads take too long", now);
+  if (tier.loads.is_out()) refuse_waiting(tier);
 }
 
 std::vector<std::shared_ptr<LoadPipeline::Job>> LoadPipeline::take_late(Clock::time_point now) {
@@ -442,8 +491,8 @@ std::vector<std::shared_ptr<LoadPipeline::Job>> LoadPipeline::take_late(Clock::t
 void LoadPipeline::give_up_late(Clock::time_point now) {
   patience_.observe(context_.stats.bytes_loaded, context_.reading.microseconds());
   for (const std::shared_ptr<Job>& job : take_late(now)) {
-    for (Root* root : give_up(job, Status::timed_out("a load took longer than its time"))) {
-      take_out_if_stalled(*root, job->begun, now);
+    for (Tier* tier : give_up(job, Status::timed_out("a load took longer than its time"))) {
+      take_out_if_stalled(*tier, job->begun, now);
     }
   }
   look_at_watched(now);

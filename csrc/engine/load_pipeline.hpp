@@ -14,18 +14,20 @@
 #include "common/fair_queue.hpp"
 #include "engine/engine_context.hpp"
 #include "engine/load_patience.hpp"
+#include "engine/tier_copies.hpp"
 #include "store/use_stamp.hpp"
 
 namespace lmkv {
 
-// A chunk of a load waits for a slab, is read and verified there, and is scattered. Until it is
-// handed to the device it can be given up: its job goes on without it, and what the disk still
-// delivers reaches a slab and no block.
+// A chunk of a load waits for a slab, is read and verified there, and is scattered. What its
+// directory does not have, or not whole, is asked of the remote tier, if there is one. Until a
+// chunk is handed to the device it can be given up: its job goes on without it, and what a tier
+// still delivers reaches a slab and no block.
 class LoadPipeline {
  public:
   using Clock = std::chrono::steady_clock;
 
-  explicit LoadPipeline(EngineContext& context);
+  LoadPipeline(EngineContext& context, TierCopies& copies);
 
   // Engine's thread, as the next two.
   JobId begin(std::vector<LoadChunk> chunks, std::uintptr_t stream, UseTime used_at);
@@ -50,48 +52,54 @@ class LoadPipeline {
   enum class Stage : std::uint8_t { kWaiting, kScattering, kEnded };
   struct Job;
   struct ChunkLoad;
-  struct RootQueue;
+  struct TierQueue;
 
   std::vector<std::shared_ptr<ChunkLoad>> make_loads(std::vector<LoadChunk> chunks,
                                                      const std::shared_ptr<Job>& job) const;
   void start(std::shared_ptr<ChunkLoad> load);
   void start_found(std::shared_ptr<ChunkLoad> load, SharedSlab chunk);
   void start_reading(std::shared_ptr<ChunkLoad> load);
+  void queue(std::shared_ptr<ChunkLoad> load, Tier& tier);
+  // Where its directory has failed it; `why` is what becomes of it where there is no other tier.
+  void try_remote(std::shared_ptr<ChunkLoad> load, const Status& why);
   void read(std::shared_ptr<ChunkLoad> load, Slab slab);
   void verify(std::shared_ptr<ChunkLoad> load, const Status& read_status);
   void note_health(const ChunkLoad& load, const Status& status);
+  // A chunk that was used is wanted in the other tier, too: it may never have come there.
+  void spread(const ChunkLoad& load);
   void scatter(std::shared_ptr<ChunkLoad> load);
   void end(const std::shared_ptr<ChunkLoad>& load, const Status& status);
   void count_failed(const Status& status);
   void finish(Job& job);
 
-  // Returns the roots that it was waiting for.
-  std::set<Root*> give_up(const std::shared_ptr<Job>& job, const Status& status);
-  void refuse_waiting(Root& root);
+  // Returns the tiers that it was waiting for.
+  std::set<Tier*> give_up(const std::shared_ptr<Job>& job, const Status& status);
+  void refuse_waiting(Tier& tier);
   // Whoever gave up a job may do so long before a disk counts as hanging: that is found out later.
-  void watch(Root& root, const Job& job);
+  void watch(Tier& tier, const Job& job);
   void look_at_watched(Clock::time_point now);
-  void take_out_if_stalled(Root& root, Clock::time_point since, Clock::time_point now);
+  void take_out_if_stalled(Tier& tier, Clock::time_point since, Clock::time_point now);
   // Caller holds mutex_.
-  [[nodiscard]] RootQueue& queue_of(const Root& root);
-  [[nodiscard]] bool is_readable(const RootQueue& queue) const;
-  [[nodiscard]] RootQueue* next_readable();
+  [[nodiscard]] TierQueue& queue_of(const Tier& tier);
+  [[nodiscard]] bool is_readable(const TierQueue& queue) const;
+  [[nodiscard]] TierQueue* next_readable();
   std::vector<std::shared_ptr<Job>> take_late(Clock::time_point now);
 
   EngineContext& context_;
+  TierCopies& copies_;
   LoadPatience patience_;
-  const std::size_t most_reading_;  // chunks of one root: a disk that hangs has not all the slabs
+  const std::size_t most_reading_;  // chunks of one tier: one that hangs has not all the slabs
   std::atomic<std::uint64_t> bytes_left_{0};  // to be read, of all jobs under way
 
   // Of all below; never held across I/O or callbacks. The pool's lock is inside it.
   mutable std::mutex mutex_;
-  // Of one root: what waits for a slab, by job, and how many are being read.
-  struct RootQueue {
-    Root* root;
+  // Of one tier: what waits for a slab, by job, and how many are being read.
+  struct TierQueue {
+    Tier* tier;
     FairQueue<std::shared_ptr<ChunkLoad>> waiting;
     std::size_t reading = 0;
   };
-  std::vector<RootQueue> queues_;
+  std::vector<TierQueue> queues_;
   std::size_t next_queue_ = 0;  // whose turn it is
   std::unordered_map<std::uint64_t, std::shared_ptr<Job>> jobs_;
   Clock::time_point next_deadline_ = Clock::time_point::max();
@@ -101,9 +109,9 @@ class LoadPipeline {
     Clock::time_point until;
   };
   std::vector<Awaited> awaited_;
-  // A root that was reading for a job that was cancelled. One for each root at most.
+  // A tier that was reading for a job that was cancelled. One for each tier at most.
   struct Watch {
-    Root* root;
+    Tier* tier;
     Clock::time_point begun;
     Clock::time_point deadline;
   };

@@ -1,4 +1,4 @@
-// How a directory comes back into service by itself.
+// How a directory, or the remote tier, comes back into service by itself.
 #pragma once
 
 #include <chrono>
@@ -10,7 +10,8 @@ namespace lmkv {
 
 // Whoever looks chunks up asks nothing of a directory whose loads are out of service: it may hang.
 // So no load would ever find that it works again. One chunk of it is read instead, when its time is
-// over (RootHealth), on its I/O threads. A read that is still under way is such a trial already.
+// over (RootHealth), on its own threads; the same goes for the remote tier. A read that is still
+// under way is such a trial already.
 class RootTrials {
  public:
   using Clock = std::chrono::steady_clock;
@@ -21,7 +22,7 @@ class RootTrials {
   void begin_due(Clock::time_point now = Clock::now());
 
  private:
-  void begin(Root& root, Slab slab);
+  void begin(Tier& tier, Slab slab);
 
   EngineContext& context_;
   LoadPipeline& loads_;

@@ -1,5 +1,7 @@
 #include "engine/roots.hpp"
 
+#include <cerrno>
+#include <memory>
 #include <utility>
 
 #include "store/use_stamp.hpp"
@@ -36,13 +38,63 @@ SpaceLimits space_limits(const EngineOptions& options) {
 
 Root::Root(const EngineOptions& options, const std::string& path, RootParts parts,
            const SlabMemory& slabs)
-    : paths(path, options.namespace_digest, options.rank),
+    : paths_(path, options.namespace_digest, options.rank),
       probe_(std::move(parts.probe)),
       io_engine_reason_(std::move(parts.io_engine_reason)),
-      housekeeper_(paths, probe_.place, space_limits(options), housekeeping_options(options)),
+      housekeeper_(paths_, probe_.place, space_limits(options), housekeeping_options(options)),
       io_engine_(std::move(parts.io_engine)),
       registration_error_(io_engine_->register_memory(slabs)),
       files_(*io_engine_, file_options(options, path, probe_)) {}
+
+void Root::read(Read request) {
+  FileRead read;
+  read.path = paths_.chunk(request.key);
+  read.buffer = request.buffer;
+  read.bytes = request.bytes;
+  read.group = request.group;
+  read.done = std::move(request.done);
+  files_.read(std::move(read));
+}
+
+void Root::write(Write request) {
+  const std::size_t bytes = request.bytes;
+  const auto reserved = std::make_shared<bool>(false);  // in the ledger of space
+  FileWrite write;
+  write.path = paths_.chunk(request.key);
+  write.temporary = paths_.unique_temporary(request.key);
+  write.directories = paths_.directories_for(request.key);
+  write.buffer = request.buffer;
+  write.bytes = bytes;
+  write.modified_ns = request.used_ns;
+  write.admit = [this, bytes, reserved] {
+    return *reserved = housekeeper_.space().try_reserve(bytes);
+  };
+  write.done = [this, bytes, reserved, done = std::move(request.done)](const Status& status,
+                                                                       WriteOutcome outcome) {
+    settle_space(bytes, *reserved, status, outcome);
+    done(status, outcome);
+  };
+  files_.write(std::move(write));
+}
+
+void Root::settle_space(std::size_t bytes, bool reserved, const Status& status,
+                        WriteOutcome outcome) {
+  SpaceLedger& space = housekeeper_.space();
+  if (reserved) space.settle(bytes, outcome == WriteOutcome::kWritten);
+  if (status.is_full_disk()) space.met_full_disk(bytes, status.error_number() == EDQUOT);
+}
+
+void Root::remove(const ChunkKey& key, std::function<void(Status)> done) {
+  files_.remove(paths_.chunk(key), std::move(done));
+}
+
+void Root::touch(const ChunkKey& key, std::int64_t used_ns) {
+  files_.touch(paths_.chunk(key), used_ns);
+}
+
+bool Root::has_room(std::size_t bytes) { return housekeeper_.space().has_room(bytes); }
+
+std::string Root::name_of(const ChunkKey& key) const { return paths_.chunk(key); }
 
 void Root::add_stats(std::map<std::string, std::uint64_t>& all) const {
   for (const auto& [name, value] : housekeeper_.stats()) all[name] += value;

@@ -1,9 +1,10 @@
 // The directories that an engine keeps its chunks in.
 #pragma once
 
-#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -11,8 +12,7 @@
 
 #include "common/types.hpp"
 #include "engine/engine_options.hpp"
-#include "engine/root_health.hpp"
-#include "engine/trial_chunk.hpp"
+#include "engine/tier.hpp"
 #include "io/direct_file.hpp"
 #include "store/directory.hpp"
 #include "store/housekeeper.hpp"
@@ -21,20 +21,24 @@
 namespace lmkv {
 
 // One of them. Its I/O threads are its own: one that hangs keeps no other waiting.
-class Root {
+class Root final : public Tier {
  public:
   Root(const EngineOptions& options, const std::string& path, RootParts parts,
        const SlabMemory& slabs);
 
-  const ChunkPaths paths;
-  RootHealth loads;
-  RootHealth stores;
-  TrialChunk trial_chunk;  // of loads
-  // Slabs of stores on their way to it.
-  std::atomic<std::size_t> slabs_of_stores{0};
+  void read(Read request) override;
+  void write(Write request) override;
+  void remove(const ChunkKey& key, std::function<void(Status)> done) override;
+  void touch(const ChunkKey& key, std::int64_t used_ns) override;
+  [[nodiscard]] bool has_room(std::size_t bytes) override;
+  void cancel(std::uint64_t group) override { files_.cancel(group); }
+  [[nodiscard]] bool is_reading() const override { return files_.is_reading(); }
+  [[nodiscard]] std::string name_of(const ChunkKey& key) const override;
+  void begin_shutdown() override { files_.begin_shutdown(); }
+  [[nodiscard]] bool wait_idle(std::chrono::duration<double> timeout) override {
+    return files_.wait_idle(timeout);
+  }
 
-  [[nodiscard]] FileIo& files() { return files_; }
-  [[nodiscard]] SpaceLedger& space() { return housekeeper_.space(); }
   // Housekeeping may be on its way in a system call for a while (Housekeeper::stop).
   void stop_housekeeping() { housekeeper_.stop(); }
   [[nodiscard]] std::vector<ChunkKey> take_evicted() { return housekeeper_.take_evicted(); }
@@ -44,6 +48,9 @@ class Root {
   [[nodiscard]] IoEngine& io_engine() { return *io_engine_; }
 
  private:
+  void settle_space(std::size_t bytes, bool reserved, const Status& status, WriteOutcome outcome);
+
+  const ChunkPaths paths_;
   const RootProbe probe_;
   const std::string io_engine_reason_;
   Housekeeper housekeeper_;  // before files_, whose callbacks use it

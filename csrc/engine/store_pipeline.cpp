@@ -1,7 +1,6 @@
 #include "engine/store_pipeline.hpp"
 
 #include <algorithm>
-#include <cerrno>
 #include <utility>
 
 #include "common/counted_time.hpp"
@@ -14,20 +13,6 @@ void count_one(Stats::Counter& counter) { counter.fetch_add(1, std::memory_order
 // Stores hold no more of the slabs than this, so that loads find some whatever the disk does.
 std::size_t most_slabs_of(std::size_t slabs) { return slabs - std::max<std::size_t>(1, slabs / 4); }
 
-// Of a root's stores on their way.
-class SlabShare {
- public:
-  explicit SlabShare(Root& root) : root_(&root) {
-    root.slabs_of_stores.fetch_add(1, std::memory_order_relaxed);
-  }
-  SlabShare(const SlabShare&) = delete;
-  SlabShare& operator=(const SlabShare&) = delete;
-  ~SlabShare() { root_->slabs_of_stores.fetch_sub(1, std::memory_order_relaxed); }
-
- private:
-  Root* root_;
-};
-
 }  // namespace
 
 struct StorePipeline::Job {
@@ -35,15 +20,15 @@ struct StorePipeline::Job {
   ChunkIdentity identity;
   Root* root = nullptr;
   std::int64_t used_ns = 0;
-  bool reserved = false;  // in the ledger of space
   std::optional<SlabShare> share;
   std::optional<Slab> filling;       // until it is sealed
   std::optional<SharedSlab> sealed;  // from then on
 };
 
-StorePipeline::StorePipeline(EngineContext& context, LoadPipeline& loads)
+StorePipeline::StorePipeline(EngineContext& context, LoadPipeline& loads, TierCopies& copies)
     : context_(context),
       loads_(loads),
+      copies_(copies),
       most_slabs_(most_slabs_of(context.pool->counts().total)),
       most_slabs_of_a_root_(
           std::max<std::size_t>(1, most_slabs_ / context.roots->usable().size())) {}
@@ -98,7 +83,7 @@ bool StorePipeline::may_begin(const Job& job) {
     dropped = &stats.stores_dropped_out_of_service;
   } else if (!has_share(*job.root)) {
     dropped = &stats.stores_dropped;
-  } else if (!job.root->space().has_room(job.identity.file_bytes())) {
+  } else if (!job.root->has_room(job.identity.file_bytes())) {
     dropped = &stats.stores_dropped_full;
   }
   if (dropped != nullptr) count_one(*dropped);
@@ -121,7 +106,7 @@ void StorePipeline::gathered(std::shared_ptr<Job> job, Status status) {
   context_.jobs.complete({CompletionKind::kGathered, job->id, {}, status.message()});
   if (!status.is_ok()) {
     count_one(context_.stats.gathers_failed);
-    return end(job, status, FileWrite::Outcome::kFailed);
+    return written(job, status, FileWrite::Outcome::kFailed);
   }
   {
     const CountedTime time(context_.checksum_ns);
@@ -134,34 +119,18 @@ void StorePipeline::gathered(std::shared_ptr<Job> job, Status status) {
 
 void StorePipeline::write(std::shared_ptr<Job> job) {
   Root& root = *job->root;
-  FileWrite request;
-  request.path = root.paths.chunk(job->identity.key);
-  request.temporary = root.paths.unique_temporary(job->identity.key);
-  request.directories = root.paths.directories_for(job->identity.key);
+  Tier::Write request;
+  request.key = job->identity.key;
   request.buffer = job->sealed->bytes().data();
   request.bytes = job->identity.file_bytes();
-  request.modified_ns = job->used_ns;
-  request.admit = [job] {
-    job->reserved = job->root->space().try_reserve(job->identity.file_bytes());
-    return job->reserved;
-  };
+  request.used_ns = job->used_ns;
   context_.writing.begin();
   request.done = [this, job = std::move(job)](const Status& status, FileWrite::Outcome outcome) {
     context_.writing.end();
-    settle_space(*job, status, outcome);
     note_health(*job, status, outcome);
-    end(job, status, outcome);
+    written(job, status, outcome);
   };
-  root.files().write(std::move(request));
-}
-
-void StorePipeline::settle_space(const Job& job, const Status& status, FileWrite::Outcome outcome) {
-  SpaceLedger& space = job.root->space();
-  const std::size_t bytes = job.identity.file_bytes();
-  if (job.reserved) space.settle(bytes, outcome == FileWrite::Outcome::kWritten);
-  if (status.error_number() == ENOSPC || status.error_number() == EDQUOT) {
-    space.met_full_disk(bytes, status.error_number() == EDQUOT);
-  }
+  root.write(std::move(request));
 }
 
 void StorePipeline::note_health(const Job& job, const Status& status, FileWrite::Outcome outcome) {
@@ -172,8 +141,7 @@ void StorePipeline::note_health(const Job& job, const Status& status, FileWrite:
     if (outcome == FileWrite::Outcome::kWritten) root.stores.succeeded();
     return;
   }
-  // A full disk is the ledger's business.
-  if (status.error_number() == ENOSPC || status.error_number() == EDQUOT) return;
+  if (status.is_full_disk()) return;  // the ledger's business
   if (status.kind() == StatusKind::kIo) root.stores.failed(status.message());
 }
 
@@ -197,14 +165,30 @@ void StorePipeline::count(const Job& job, const Status& status, FileWrite::Outco
   }
 }
 
-void StorePipeline::end(const std::shared_ptr<Job>& job, const Status& status,
-                        FileWrite::Outcome outcome) {
+// Whatever became of its file: another node may want the chunk all the same.
+void StorePipeline::written(const std::shared_ptr<Job>& job, const Status& status,
+                            FileWrite::Outcome outcome) {
   count(*job, status, outcome);
+  const RemoteWrites writes = context_.options.remote.writes;
+  Tier* const remote = context_.remote.get();
+  if (remote == nullptr || !job->sealed || writes == RemoteWrites::kOnSecondUse) {
+    return end(job, status.message());
+  }
+  const auto nothing = [] {};
+  if (writes == RemoteWrites::kBehind) {
+    copies_.begin(*remote, job->identity, job->used_ns, nothing);
+    return end(job, status.message());
+  }
+  const auto then = [this, job, error = status.message()] { end(job, error); };
+  if (!copies_.begin(*remote, job->identity, job->used_ns, then)) end(job, status.message());
+}
+
+void StorePipeline::end(const std::shared_ptr<Job>& job, const std::string& error) {
   job->filling.reset();
   job->sealed.reset();
   job->share.reset();
   loads_.start_waiting();
-  context_.jobs.end({CompletionKind::kStored, job->id, {}, status.message()});
+  context_.jobs.end({CompletionKind::kStored, job->id, {}, error});
 }
 
 }  // namespace lmkv

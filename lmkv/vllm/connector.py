@@ -195,6 +195,8 @@ class LMKVConnector(KVConnectorBase_V1, SupportsHMA):
     def shutdown(self) -> None:
         if self._role == KVConnectorRole.WORKER:
             self._worker.shutdown()
+        else:
+            self._scheduler.shutdown()
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> LMKVStats:

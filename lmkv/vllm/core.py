@@ -5,6 +5,7 @@ from typing import Any
 
 from vllm.logger import init_logger
 
+from lmkv._C import RemoteOptions
 from lmkv.config import Config
 from lmkv.namespace import Fact, Namespace
 from lmkv.tuning import depths_of
@@ -33,6 +34,21 @@ def core_settings(config: Config) -> dict[str, Any]:
         "load_timeout": config.load_timeout,
         "shared": config.shared,
         "file_mode": config.file_mode,
+    }
+
+
+def remote_settings(config: Config) -> dict[str, Any]:
+    """The argument of ``lmkv._C.EngineOptions`` that says what the remote tier is, if any."""
+    place = config.remote_place
+    if place is None:
+        return {}
+    return {
+        "remote": RemoteOptions(
+            name=str(place),
+            directory=place.directory,
+            writes=config.remote_writes,
+            capacity=config.remote_capacity,
+        )
     }
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from lmkv._C import Directory, LookupService
+from lmkv.remote.lookup import RemoteLookup
 from lmkv.vllm.memory import Memory
+from lmkv.vllm.tiers import TieredLookup
 
 KEY_BYTES = 32
 
@@ -92,9 +94,13 @@ class Lookup:
         tails: bool,
         memory: Memory | None = None,
         clock: Callable[[], float] = time.monotonic,
+        remote: RemoteLookup | None = None,
     ) -> None:
-        """``memory``: what can be loaded whether or not it is in the directory yet."""
-        self._service = LookupService(directory)
+        """``memory``: what can be loaded whether or not it is in the directory yet. ``remote``:
+        what is behind the directory.
+        """
+        self._tiers = TieredLookup(directory, remote) if remote is not None else None
+        self._service = self._tiers or LookupService(directory)
         self._blocks_per_chunk = blocks_per_chunk
         self._tails = tails
         self._memory = memory or Memory()
@@ -171,6 +177,10 @@ class Lookup:
         answer = question(keys, self._patience)
         self._patience = max(0.0, self._patience - (time.monotonic() - begin))
         return answer
+
+    def is_remote(self, key: bytes) -> bool:
+        """Whether a chunk was found in the remote tier and in no directory."""
+        return self._tiers is not None and self._tiers.is_remote(key)
 
     def forget(self) -> None:
         """Ask the filesystem again for everything."""

@@ -47,6 +47,14 @@ def no_arena(rank: int, reason: str) -> None:
     logger.warning("lmkv: rank %d: host memory is not shared with other engines: %s", rank, reason)
 
 
+def remote(place: str, rank: int, problem: str) -> None:
+    """A remote engine's client was made (``""``), or why it was not."""
+    if problem:
+        logger.warning("lmkv: rank %d: remote tier %s: %s", rank, place, problem)
+    else:
+        logger.info("lmkv: rank %d: remote tier %s: connected", rank, place)
+
+
 def random_seed(algorithm: str) -> None:
     logger.warning(
         "lmkv: the hash algorithm %s is seeded at random, so this engine's KV can be "

@@ -21,9 +21,14 @@ class RootWatch:
     """
 
     def __init__(
-        self, paths: Sequence[str], rank: int, throttle: Callable[[], Throttle] = Throttle
+        self,
+        paths: Sequence[str],
+        rank: int,
+        throttle: Callable[[], Throttle] = Throttle,
+        remote: str = "",
     ) -> None:
-        self._paths = paths
+        """``remote``: the tier that counts as one more directory, if there is one."""
+        self._paths = (*paths, remote) if remote else paths
         self._rank = rank
         self._left_out: set[int] = set()
         self._lines = {(root, what): throttle() for root in self._all() for what in _CONSEQUENCES}

@@ -25,6 +25,7 @@ from vllm.v1.request import Request
 from lmkv._C import ArenaView, Directory
 from lmkv.config import Config
 from lmkv.errors import ArenaError
+from lmkv.remote.lookup import RemoteLookup, open_presence
 from lmkv.vllm import identity
 from lmkv.vllm.activity import ActivityLog
 from lmkv.vllm.events import Events
@@ -66,6 +67,7 @@ class SchedulerSide:
         self._ranks = vllm_config.parallel_config.world_size
         self._handshake = Handshake(config, self._ranks)
         self._directory: Directory | None = None
+        self._remote: RemoteLookup | None = None
         self._roots_out = RootsOut()  # of any rank
         self._lookup: Lookup | None = None
         self._groups: Groups | None = None
@@ -140,6 +142,7 @@ class SchedulerSide:
             namespace=self._handshake.namespace,
             ranks=self._ranks,
         )
+        self._remote = self._remote_lookup()
         self._note_roots()
         self._events = Events(self._block_tokens, enabled=self._tells_events)
         manager = self._manager
@@ -160,7 +163,7 @@ class SchedulerSide:
         memory = Memory(self._stores.in_memory, arena)
         # What lies in an arena is known, and not guessed.
         self._pace.remember_up_to(0 if arena is not None else self._handshake.slabs)
-        self._lookup = Lookup(self._directory, per_chunk, self._config.store_tail, memory)
+        self._lookup = Lookup(self._directory, per_chunk, self._config.store_tail, memory, remote=self._remote)
         finder = Finder(
             self._lookup,
             Windows(self._groups, self._lookup, memory),
@@ -171,6 +174,13 @@ class SchedulerSide:
             self._block_tokens,
         )
         self._waiting.start(finder, self._stores, memory)
+
+    def _remote_lookup(self) -> RemoteLookup | None:
+        place = self._config.remote_place
+        if place is None:
+            return None
+        namespace, ranks = self._handshake.namespace, self._ranks
+        return RemoteLookup(lambda: open_presence(place, namespace, ranks))
 
     def _arena(self) -> ArenaView | None:
         """Host memory that the ranks share with other engines, if they do."""
@@ -200,7 +210,10 @@ class SchedulerSide:
         self._stir()
         self._meter.gauge("loads_out_of_service", len(out.loads))
         self._meter.gauge("stores_out_of_service", len(out.stores))
-        self._directory.set_out_of_service(sorted(out.loads))
+        remote = len(self._config.path)  # counts as one more
+        self._directory.set_out_of_service(sorted(out.loads - {remote}))
+        if self._remote is not None:
+            self._remote.switch(on=remote not in out.loads)
         if self._lookup is not None:
             self._lookup.forget()
         self._waiting.ask_again()
@@ -412,6 +425,11 @@ class SchedulerSide:
     def stores_under_way(self) -> int:
         """Chunks on their way to the directory."""
         return self._stores.unfinished_jobs if self._stores is not None else 0
+
+    def shutdown(self) -> None:
+        """Nothing is asked of it any more. Returns at once."""
+        if self._remote is not None:
+            self._remote.close()
 
     def has_pending_work(self) -> bool:
         """Whether an engine without requests should go on stepping."""

