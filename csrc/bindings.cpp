@@ -123,7 +123,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("address", &address_of)
       .def_readonly("bytes", &RemoteOrder::bytes);
 
-  m.def("fill", &fill, "address"_a, "bytes"_a, "source"_a);
+  m.def("fill", &fill, "address"_a, "size"_a, "source"_a);
 
   // Its destructor waits for what is in flight: without the GIL.
   py::class_<Engine>(m, "Engine", py::release_gil_before_calling_cpp_dtor())

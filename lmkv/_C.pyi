@@ -180,8 +180,9 @@ class RemoteOrderKind(Enum):
     REMOVE = 2
 
 class RemoteResult(Enum):
-    """``THERE``: of a put, it has the chunk already. ``MISSING``: of a get or a removal. ``BAD``: of
-    a get, what it has under this key has another size. ``FAILED``: it refused, or was not reached.
+    """``THERE``: of a put, it has the chunk already. ``MISSING``: of a get or a removal. ``BAD``:
+    of a get, what it has under this key has another size. ``FAILED``: it refused, or was not
+    reached.
     """
 
     DONE = 0
@@ -192,8 +193,8 @@ class RemoteResult(Enum):
 
 @final
 class RemoteOrder:
-    """``bytes`` at ``address`` to be filled (GET) or read (PUT), a whole chunk's, until the order is
-    finished. A chunk's name is its ``key``, 32 bytes, with the engine's namespace and rank.
+    """``bytes`` at ``address`` to be filled (GET) or read (PUT), a whole chunk's, until the order
+    is finished. A chunk's name is its ``key``, 32 bytes, with the engine's namespace and rank.
     """
 
     ticket: int
@@ -202,7 +203,7 @@ class RemoteOrder:
     address: int
     bytes: int
 
-def fill(address: int, bytes: int, source: Buffer) -> None:
+def fill(address: int, size: int, source: Buffer) -> None:
     """Copy ``source``, which has so many bytes, to ``address``, without the GIL. Raises ConfigError
     if it has more or fewer.
     """
@@ -304,9 +305,7 @@ class Engine:
     def slab_memory(self) -> tuple[int, int]:
         """Address and bytes of all slabs, where the buffers of remote orders lie."""
 
-    def take_remote(
-        self, lane: RemoteLane, most_bytes: int, timeout_s: float
-    ) -> list[RemoteOrder]:
+    def take_remote(self, lane: RemoteLane, most_bytes: int, timeout_s: float) -> list[RemoteOrder]:
         """Orders for a remote engine: GETs of ``LOADS``, PUTs and REMOVEs of ``STORES``. As many as
         come to ``most_bytes``, but one at least; none after ``timeout_s``, or once the engine is
         being closed. Blocks until then, without the GIL. Any thread, until ``close`` has returned

@@ -77,9 +77,15 @@ class Carriers:
             thread.join(max(0.0, deadline - time.monotonic()))
         if self._store is None or any(thread.is_alive() for thread in self._threads):
             return
-        closing = threading.Thread(target=self._store.close, daemon=True)
+        closing = threading.Thread(target=self._close, args=(self._store,), daemon=True)
         closing.start()
         closing.join(JOIN_SECONDS)
+
+    def _close(self, store: RemoteStore) -> None:
+        try:
+            store.close()
+        except Exception as error:  # noqa: BLE001 - a library's own kinds of failure
+            self._say(f"it was not closed: {error}")
 
     def _connect(self) -> None:
         pause = FIRST_PAUSE_SECONDS
@@ -129,14 +135,17 @@ class Carriers:
                 self._engine.finish_remote(ticket, result, why)
 
         try:
-            if (store := self._store) is None:
-                raise RemoteError("the client is not connected yet")
-            self._carry_with(store, orders, finish)
+            self._carry_with(self._connected(), orders, finish)
         except Exception as error:  # noqa: BLE001 - a library's own kinds of failure
             for ticket in list(left):
                 finish(ticket, RemoteResult.FAILED, str(error) or type(error).__name__)
         for ticket in list(left):
             finish(ticket, RemoteResult.FAILED, "the client did not say")
+
+    def _connected(self) -> RemoteStore:
+        if self._store is None:
+            raise RemoteError("the client is not connected yet")
+        return self._store
 
     def _carry_with(
         self,

@@ -102,6 +102,7 @@ class RemoteLookup:
         self._asked: set[bytes] = set()  # just now
         self._asked_at = 0.0
         self._waiting: dict[bytes, float] = {}  # since when somebody has waited for its answer
+        self._worth = LONGEST_WAIT_SECONDS
         self._usual = SHORTEST_WAIT_SECONDS / PATIENCE  # what an answer takes
         self._failures = 0
         self._pause = 0.0
@@ -114,6 +115,10 @@ class RemoteLookup:
         self._thread.start()
 
     # -- the scheduler's side --------------------------------------------------------------------
+
+    def wait_at_most(self, seconds: float) -> None:
+        """How long the questions that follow are worth waiting for, whatever is usual."""
+        self._worth = seconds
 
     def leading(self, keys: Sequence[bytes]) -> int | None:
         """How many of ``keys`` are there, one after the other; None if that is not known yet."""
@@ -148,6 +153,7 @@ class RemoteLookup:
         if self._failures >= FAILURES:  # a trial
             return False
         longest = min(max(PATIENCE * self._usual, SHORTEST_WAIT_SECONDS), LONGEST_WAIT_SECONDS)
+        longest = min(longest, self._worth)
         since = min(self._waiting.setdefault(key, now) for key in keys)
         if now - since < longest:
             return True

@@ -21,9 +21,7 @@ try:
     from obstore.exceptions import AlreadyExistsError, BaseError
     from obstore.store import S3Store as ObjectStore
 except ImportError as error:
-    raise ConfigError(
-        f"remote s3:// needs obstore ({error}): pip install 'lmkv[s3]'"
-    ) from None
+    raise ConfigError(f"remote s3:// needs obstore ({error}): pip install 'lmkv[s3]'") from None
 
 # A range that is read by itself, and a part that is written by itself.
 PART_BYTES = 8 << 20
@@ -52,7 +50,7 @@ class S3Store:
         the standard chain: the environment, a web identity, the metadata service; with boto3 also
         its profiles.
         """
-        client: dict[str, str] = {"connect_timeout": f"{CONNECT_SECONDS}s", "timeout": f"{REQUEST_SECONDS}s"}
+        client = {"connect_timeout": f"{CONNECT_SECONDS}s", "timeout": f"{REQUEST_SECONDS}s"}
         config = dict(_DEFAULTS)
         for name, value in place.options.items():
             (client if name in _CLIENT_OPTIONS else config)[name.lower()] = value
@@ -70,7 +68,7 @@ class S3Store:
                     },
                     "retry_timeout": timedelta(seconds=RETRY_SECONDS),
                 },
-                credential_provider=_profile(config),
+                credential_provider=_profile(),
             )
         except (BaseError, ValueError, TypeError) as error:
             raise ConfigError(f"remote_options: {_first_line(error)}") from None
@@ -100,9 +98,7 @@ class S3Store:
     def put(self, items: Sequence[Item], done: Done) -> None:
         asyncio.run(self._all((self._put(item) for item in items), items, done))
 
-    async def _all(
-        self, calls: Any, items: Sequence[Item], done: Done
-    ) -> None:
+    async def _all(self, calls: Any, items: Sequence[Item], done: Done) -> None:
         async def one(call: Awaitable[tuple[RemoteResult, str]], item: Item) -> None:
             try:
                 result, why = await call
@@ -119,9 +115,7 @@ class S3Store:
         rest = range(first, item.bytes, PART_BYTES)
         tasks = [asyncio.ensure_future(self._range(item, begin)) for begin in rest]
         try:
-            answer = await obstore.get_async(
-                self._store, item.name, options={"range": (0, first)}
-            )
+            answer = await obstore.get_async(self._store, item.name, options={"range": (0, first)})
             if (size := answer.meta["size"]) != item.bytes:
                 return RemoteResult.BAD, f"it has {size} bytes, not {item.bytes}"
             fill(item.address, first, await answer.bytes_async())
@@ -190,7 +184,7 @@ _CLIENT_OPTIONS = frozenset(
 )
 
 
-def _profile(config: dict[str, str]) -> Any:
+def _profile() -> Any:
     """boto3's credentials, if it is there and has some; else the chain that is built in."""
     with suppress(ImportError, ValueError, OSError):
         from boto3 import Session

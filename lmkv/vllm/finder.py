@@ -75,6 +75,14 @@ class Finder:
             stores.know(self._groups.keys_beside(loadable, first_block))
         return loadable
 
+    def wait_at_most(self, seconds: float) -> None:
+        """How long what the remote tier has is worth waiting for."""
+        self._lookup.wait_at_most(seconds)
+
+    def is_remote(self, key: bytes) -> bool:
+        """Whether a chunk was found in the remote tier and in no directory."""
+        return self._lookup.is_remote(key)
+
     def all_groups(self, run: Run, first_block: int) -> Run | None:
         """What of ``run``, which the first group has, can be loaded for all of them."""
         return self._windows.loadable(run, first_block)

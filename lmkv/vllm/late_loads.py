@@ -65,16 +65,20 @@ class LateLoads:
                 self._given_up, self._until = begun, now + AFTER_SECONDS
         return late
 
-    def take_read(self, stats: Callable[[], Stats]) -> tuple[int, float]:
-        """Bytes that were read, and the seconds that the directory was busy for them, since a load
-        began that was given up: once nothing is being read any more. Nothing at any other time.
+    def take_read(self, stats: Callable[[], Stats]) -> tuple[int, float, bool]:
+        """Bytes that were read, the seconds that tiers were busy for them, and whether most came
+        from the remote one, since a load began that was given up: once nothing is being read any
+        more. Nothing at any other time.
         """
         before = self._given_up
         if before is None:
-            return 0, 0.0
+            return 0, 0.0, False
         after = stats()
-        if after["load_bytes_in_flight"] and self._clock() < self._until:
-            return 0, 0.0
+        in_flight = after["load_bytes_in_flight"] + after.get("remote_load_bytes_in_flight", 0)
+        if in_flight and self._clock() < self._until:
+            return 0, 0.0, False
         self._given_up = None
         busy = after["reading_microseconds"] - before.stats["reading_microseconds"]
-        return after["bytes_loaded"] - before.stats["bytes_loaded"], busy / 1e6
+        read = after["bytes_loaded"] - before.stats["bytes_loaded"]
+        remote = after["bytes_loaded_remote"] - before.stats["bytes_loaded_remote"]
+        return read, busy / 1e6, 2 * remote > read

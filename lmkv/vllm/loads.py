@@ -50,6 +50,7 @@ class Outcome:
     tokens_from_memory: int = 0
     tokens_read: int = 0
     is_trial: bool = False
+    is_remote: bool = False  # as of the decision
 
 
 @dataclass(slots=True)
@@ -200,7 +201,14 @@ class Loads:
         known = loading.failed - loading.late
         failed = [key for index, key in enumerate(loading.keys) if index in known]
         if loading.cancelled:
-            return Outcome(0, 0, [], failed, is_trial=loading.decision.is_trial)
+            return Outcome(
+                0,
+                0,
+                [],
+                failed,
+                is_trial=loading.decision.is_trial,
+                is_remote=loading.decision.is_remote,
+            )
         arrived = [index for index in range(len(loading.keys)) if index not in loading.failed]
         memory = loading.memory or set()
         read = [index for index in arrived if index not in memory]
@@ -216,4 +224,5 @@ class Loads:
             tokens_from_memory=loading.tokens_of(from_memory) if gained and from_memory else 0,
             tokens_read=loading.ahead + loading.tokens_of(read) if read else 0,
             is_trial=loading.decision.is_trial,
+            is_remote=loading.decision.is_remote,
         )

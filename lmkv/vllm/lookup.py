@@ -99,6 +99,7 @@ class Lookup:
         """``memory``: what can be loaded whether or not it is in the directory yet. ``remote``:
         what is behind the directory.
         """
+        self._remote = remote
         self._tiers = TieredLookup(directory, remote) if remote is not None else None
         self._service = self._tiers or LookupService(directory)
         self._blocks_per_chunk = blocks_per_chunk
@@ -177,6 +178,11 @@ class Lookup:
         answer = question(keys, self._patience)
         self._patience = max(0.0, self._patience - (time.monotonic() - begin))
         return answer
+
+    def wait_at_most(self, seconds: float) -> None:
+        """How long what the remote tier has is worth waiting for, over several steps."""
+        if self._remote is not None:
+            self._remote.wait_at_most(seconds)
 
     def is_remote(self, key: bytes) -> bool:
         """Whether a chunk was found in the remote tier and in no directory."""

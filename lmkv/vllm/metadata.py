@@ -112,8 +112,8 @@ class StepMetadata(KVConnectorMetadata):
 NOTHING = StepMetadata()
 
 
-def _seconds_per_token(read: tuple[int, float]) -> float:
-    tokens, seconds = read
+def _seconds_per_token(read: tuple[int, float, bool]) -> float:
+    tokens, seconds, _ = read
     return seconds / tokens if tokens else 0.0
 
 
@@ -135,8 +135,9 @@ class StepReport(KVConnectorWorkerMetadata):
     memory_chunks: dict[str, set[int]] = field(default_factory=dict)
     # Indices of what was given up because its time was over; among the failed chunks, too.
     late: dict[str, set[int]] = field(default_factory=dict)
-    # How fast the directory was while that was still being read: tokens, seconds.
-    read_after: tuple[int, float] = (0, 0.0)
+    # How fast tiers were while that was still being read: tokens, seconds, and whether most came
+    # from the remote one.
+    read_after: tuple[int, float, bool] = (0, 0.0, False)
     # Keys of chunks that were evicted, on whatever rank.
     evicted: set[bytes] = field(default_factory=set)
     # By rank, where it has changed.

@@ -36,6 +36,18 @@ ENGINE_COUNTERS = {
     "chunks_missing": "Of these, chunks that were gone.",
     "chunks_bad": "Of these, chunks whose files were not what was asked for, or damaged.",
     "chunks_bad_removed": "Bad files that were removed.",
+    "remote_hits": "Chunks that the remote tier brought.",
+    "bytes_loaded_remote": "Of bytes_loaded, bytes that the remote tier brought.",
+    "remote_chunks_stored": "Chunks that were new to the remote tier.",
+    "remote_bytes_stored": "Bytes that were new to the remote tier.",
+    "remote_stores_dropped": "Chunks that did not go to the remote tier: too many were on their "
+    "way, or it was out of service or full. They go there when they are used again.",
+    "remote_stores_failed": "Chunks that the remote tier did not take.",
+    "chunks_promoted": "Chunks of the remote tier that the directory keeps now.",
+    "bytes_promoted": "Bytes that these took.",
+    "promotions_dropped": "Chunks of the remote tier that the directory does not keep: too many "
+    "were on their way, or it was out of service or full.",
+    "promotions_failed": "Chunks of the remote tier that the disk refused.",
     "unpinned_slabs": "Chunk buffers that could not be pinned, so that copies to and from a GPU "
     "are slow.",
     "device_lost": "GPUs whose context was lost; their ranks store and load nothing any more.",
@@ -89,6 +101,7 @@ SCHEDULER_GAUGES = {
     "stores_under_way": "Chunks on their way to the directory.",
     "compute_tokens_per_second": "How fast prompts were computed lately.",
     "load_tokens_per_second": "How fast tokens were loaded lately.",
+    "remote_load_tokens_per_second": "How fast tokens were loaded from the remote tier lately.",
 }
 
 GAUGES = ENGINE_GAUGES | SCHEDULER_GAUGES

@@ -10,7 +10,8 @@ or it is given up and the rest computed. Before any load was seen, and now and t
 not pay, one is tried, for a twentieth of what computing would take: what the directory does for it
 until it has read what it was asked for says how fast it is. Where nothing else is known, others
 wait for that, for a twentieth of what computing them would take. Before any prefill was seen there
-is nothing to compare with: all is loaded.
+is nothing to compare with: all is loaded. All this is known of the directories and of the remote
+tier apart; a load that needs anything of the latter is thought to take what such loads have taken.
 """
 
 import time
@@ -101,6 +102,7 @@ class Decision:
     compute_seconds: float | None = None
     disk_tokens: int = 0
     is_trial: bool = False
+    is_remote: bool = False  # some of it is read from the remote tier
 
     def cut_to(self, chunks: int) -> "Decision":
         """That of fewer chunks, where so many cannot be loaded without those behind them."""
@@ -120,6 +122,40 @@ class _Part:
     seconds: float = 0.0  # until the request is computed
 
 
+class _Reads:
+    """What is known of loads that one kind of tier has a part in."""
+
+    def __init__(self) -> None:
+        self.line = Line(memory=0.7)
+        self.tried_at = -LONGEST_PAUSE_SECONDS  # or given up
+        self.pause = 0.0  # before the next trial
+        self.is_trying = False
+        self._before_trial = self.tried_at, self.pause  # the latest
+
+    def saw(self, tokens: int, seconds: float, now: float, *, trial: bool) -> None:
+        if trial:  # what was known may be of another time
+            self.line.clear()
+            self.is_trying = False
+        self.line.add(tokens, seconds)
+        self.tried_at = now
+        self.pause = max(self.pause, FIRST_PAUSE_SECONDS)
+
+    def begin_trial(self, now: float) -> None:
+        self._before_trial = self.tried_at, self.pause
+        self.is_trying = True
+        self.tried_at = now
+        self.pause = min(max(2 * self.pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+
+    def forget_trial(self) -> None:
+        self.is_trying = False
+        self.tried_at, self.pause = self._before_trial
+
+    def refute(self, now: float) -> None:
+        self.line.clear()
+        self.begin_trial(now)
+        self.is_trying = False
+
+
 class Pace:
     """See the module. Scheduler thread only; never blocks."""
 
@@ -131,12 +167,9 @@ class Pace:
         self._block_tokens = block_tokens
         self._clock = clock
         self._prefills = Line(memory=0.9)
-        self._loads = Line(memory=0.7)
+        self._local = _Reads()
+        self._remote = _Reads()
         self._largest = 0.0  # steps that prefilled lately
-        self._tried_at = -LONGEST_PAUSE_SECONDS  # or given up
-        self._pause = 0.0  # before the next trial
-        self._before_trial = self._tried_at, self._pause  # the latest
-        self._is_trying = False
         self._recent: OrderedDict[bytes, None] = OrderedDict()
         self._most_recent = 0
 
@@ -162,32 +195,27 @@ class Pace:
         if tokens >= self._largest * FEW_BESIDE_OTHERS:
             self._prefills.add(tokens, seconds)
 
-    def saw_load(self, tokens: int, seconds: float, *, trial: bool) -> None:
+    def saw_load(
+        self, tokens: int, seconds: float, *, trial: bool, is_remote: bool = False
+    ) -> None:
         """A load was done when so many tokens had been read, its own and those ahead of it."""
-        if tokens <= 0 or seconds <= 0:
-            return
-        if trial:  # what was known may be of another time
-            self._loads.clear()
-            self._is_trying = False
-        self._loads.add(tokens, seconds)
-        self._tried_at = self._clock()
-        self._pause = max(self._pause, FIRST_PAUSE_SECONDS)
+        if tokens > 0 and seconds > 0:
+            self._reads(is_remote).saw(tokens, seconds, self._clock(), trial=trial)
 
-    def began_trial(self) -> None:
+    def began_trial(self, *, is_remote: bool = False) -> None:
         """A load that was decided on as a trial is under way."""
-        self._before_trial = self._tried_at, self._pause
-        self._is_trying = True
-        self._tried_at = self._clock()
-        self._pause = min(max(2 * self._pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+        self._reads(is_remote).begin_trial(self._clock())
 
-    def tried_nothing(self) -> None:
+    def tried_nothing(self, *, is_remote: bool = False) -> None:
         """The trial is over and says nothing: all of it was in host memory, it failed, or nobody
         waited for it any more. The next load is one again.
         """
-        self._is_trying = False
-        self._tried_at, self._pause = self._before_trial
+        self._reads(is_remote).forget_trial()
 
-    def gave_up(self, keys: Iterable[bytes], *, from_disk: bool) -> None:
+    def _reads(self, is_remote: bool) -> _Reads:
+        return self._remote if is_remote else self._local
+
+    def gave_up(self, keys: Iterable[bytes], *, from_disk: bool, is_remote: bool = False) -> None:
         """A load was given up that these chunks were missing of. If they were thought to be in host
         memory, they are not; else what was expected of the disk is refuted, and what is true is not
         known yet.
@@ -195,9 +223,7 @@ class Pace:
         for key in keys:
             self._recent.pop(key, None)
         if from_disk:
-            self._loads.clear()
-            self.began_trial()
-            self._is_trying = False
+            self._reads(is_remote).refute(self._clock())
 
     @property
     def compute_seconds_per_token(self) -> float | None:
@@ -206,8 +232,13 @@ class Pace:
 
     @property
     def load_seconds_per_token(self) -> float | None:
-        """Of long loads; None before any was seen."""
-        return self._loads.fit()[1] if self._loads else None
+        """Of long loads from directories; None before any was seen."""
+        return self._local.line.fit()[1] if self._local.line else None
+
+    @property
+    def remote_seconds_per_token(self) -> float | None:
+        """Of long loads from the remote tier; None before any was seen."""
+        return self._remote.line.fit()[1] if self._remote.line else None
 
     # -- what to do --------------------------------------------------------------------------
 
@@ -220,35 +251,54 @@ class Pace:
         ahead: int,
         backlog: int,
         held: float = 0.0,
+        is_remote: Callable[[bytes], bool] = lambda key: False,  # noqa: ARG005
     ) -> Decision:
         """How much of ``found`` to load for a request whose local hit ends before ``first_block``.
 
         ``in_memory``: chunks that lie in host memory besides those that are thought to. ``ahead``:
         tokens that loads under way have to bring; ``backlog``: tokens that admitted requests have
-        to prefill. ``held``: seconds since the request was first told to wait.
+        to prefill. ``held``: seconds since the request was first told to wait. ``is_remote``:
+        whether a chunk is in the remote tier alone.
         """
         if self._policy == "never" or not found:
             return Decision(0, Verdict.COMPUTE)
         everything, memory = self._parts(found, first_block, in_memory)
+        behind = found.keys[memory.chunks :] if everything.disk_tokens else ()
+        reads = self._reads(any(map(is_remote, behind)))
+        decision = self._decide(reads, everything, memory, found, first_block, ahead, backlog, held)
+        return replace(decision, is_remote=reads is self._remote)
+
+    def _decide(
+        self,
+        reads: _Reads,
+        everything: _Part,
+        memory: _Part,
+        found: Run,
+        first_block: int,
+        ahead: int,
+        backlog: int,
+        held: float,
+    ) -> Decision:
         per_token = self.compute_seconds_per_token
         if self._policy == "always" or per_token is None:
             return Decision(everything.chunks, Verdict.LOAD, disk_tokens=everything.disk_tokens)
         computing = per_token * everything.tokens
-        if not self._loads:
-            if self._may_try() and everything.disk_tokens:
+        if not reads.line:
+            if self._may_try(reads) and everything.disk_tokens:
                 return self._trial(everything, None, computing)
             is_patient = held < TRIAL_SHARE * computing and not memory.chunks
-            if self._is_trying and everything.disk_tokens and is_patient:
+            if reads.is_trying and everything.disk_tokens and is_patient:
                 return Decision(0, Verdict.WAIT)
             return self._from_memory(memory, everything, None, computing)
-        start, slope = self._loads.fit()
+        start, slope = reads.line.fit()
         loading = start + slope * (ahead + everything.disk_tokens)
-        best = self._best([everything, memory], found, first_block, ahead, backlog, per_token)
+        parts = [everything, memory]
+        best = self._best(reads, parts, found, first_block, ahead, backlog, per_token)
         if best.chunks < everything.chunks:
-            if self._may_try():
+            if self._may_try(reads):
                 return self._trial(everything, loading, computing)
         elif best.disk_tokens:
-            self._pause = FIRST_PAUSE_SECONDS
+            reads.pause = FIRST_PAUSE_SECONDS
         if not best.disk_tokens:
             return self._from_memory(best, everything, loading, computing)
         expected = start + slope * (ahead + best.disk_tokens)
@@ -258,8 +308,8 @@ class Pace:
         worth = per_token * best.tokens
         return Decision(best.chunks, verdict, within, worth, loading, computing, best.disk_tokens)
 
-    def _may_try(self) -> bool:
-        return self._clock() - self._tried_at >= self._pause
+    def _may_try(self, reads: _Reads) -> bool:
+        return self._clock() - reads.tried_at >= reads.pause
 
     def _from_memory(
         self, part: _Part, everything: _Part, loading: float | None, computing: float
@@ -305,6 +355,7 @@ class Pace:
 
     def _best(
         self,
+        reads: _Reads,
         parts: list[_Part],
         found: Run,
         first_block: int,
@@ -318,7 +369,7 @@ class Pace:
         compute, and all.
         """
         everything, memory = parts
-        start, slope = self._loads.fit()
+        start, slope = reads.line.fit()
         waits = per_token * backlog
         candidates = [everything, memory, _Part(0, 0, 0)]
         if slope > 0 and everything.disk_tokens:

@@ -163,7 +163,9 @@ class SchedulerSide:
         memory = Memory(self._stores.in_memory, arena)
         # What lies in an arena is known, and not guessed.
         self._pace.remember_up_to(0 if arena is not None else self._handshake.slabs)
-        self._lookup = Lookup(self._directory, per_chunk, self._config.store_tail, memory, remote=self._remote)
+        self._lookup = Lookup(
+            self._directory, per_chunk, self._config.store_tail, memory, remote=self._remote
+        )
         finder = Finder(
             self._lookup,
             Windows(self._groups, self._lookup, memory),
@@ -260,7 +262,7 @@ class SchedulerSide:
             used_at = self._used_at.get(request_id, 0.0)
             self._loads.begin(request_id, found, self._groups, ids, used_at)
             if found.decision is not None and found.decision.is_trial:
-                self._pace.began_trial()
+                self._pace.began_trial(is_remote=found.decision.is_remote)
             return
         logger.error(
             "lmkv: request %s is to load %d tokens that it was not promised; they are computed",
@@ -354,7 +356,8 @@ class SchedulerSide:
             ended = before - self._stores.unfinished_jobs
             self._activity.count(stored=len(stored), unstored=ended - len(stored))
         self._events.gone(report.evicted)
-        self._pace.saw_load(*report.read_after, trial=True)
+        tokens, seconds, is_remote = report.read_after
+        self._pace.saw_load(tokens, seconds, trial=True, is_remote=is_remote)
 
     def _loaded(self, request_id: str, outcome: Outcome) -> None:
         self._meter.count("tokens_loaded", outcome.gained)
@@ -367,11 +370,18 @@ class SchedulerSide:
         if outcome.late:
             self._meter.count("loads_late", 1)
             self._waiting.gave_up(request_id)
-            self._pace.gave_up(outcome.late, from_disk=outcome.from_disk)
+            self._pace.gave_up(
+                outcome.late, from_disk=outcome.from_disk, is_remote=outcome.is_remote
+            )
         elif outcome.tokens_read and not outcome.failed:
-            self._pace.saw_load(outcome.tokens_read, outcome.seconds, trial=outcome.is_trial)
+            self._pace.saw_load(
+                outcome.tokens_read,
+                outcome.seconds,
+                trial=outcome.is_trial,
+                is_remote=outcome.is_remote,
+            )
         elif outcome.is_trial:
-            self._pace.tried_nothing()
+            self._pace.tried_nothing(is_remote=outcome.is_remote)
         if outcome.failed and self._lookup is not None and self._stores is not None:
             # What failed is computed now and stored again: nothing may say that it is there.
             self._events.gone(outcome.failed)
@@ -404,6 +414,8 @@ class SchedulerSide:
             self._meter.gauge("compute_tokens_per_second", round(1 / compute))
         if load := self._pace.load_seconds_per_token:
             self._meter.gauge("load_tokens_per_second", round(1 / load))
+        if load := self._pace.remote_seconds_per_token:
+            self._meter.gauge("remote_load_tokens_per_second", round(1 / load))
         return self._meter.take()
 
     # -- ends --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from lmkv.vllm.loads import Found, Loads
 from lmkv.vllm.lookup import Run
 from lmkv.vllm.memory import Memory
 from lmkv.vllm.meter import Meter
-from lmkv.vllm.pace import Decision, Pace, Verdict
+from lmkv.vllm.pace import TRIAL_SHARE, Decision, Pace, Verdict
 from lmkv.vllm.prefills import Prefills
 from lmkv.vllm.stores import StorePlanner
 
@@ -99,6 +99,9 @@ class Waiting:
             if not self._lookups_left:
                 return None
             self._lookups_left -= 1
+            if per_token := self._pace.compute_seconds_per_token:
+                computing = per_token * (request.num_tokens - computed_tokens)
+                self._finder.wait_at_most(TRIAL_SHARE * computing)
             chunks = self._finder.find(
                 request,
                 first_block,
@@ -120,7 +123,7 @@ class Waiting:
 
     def _decided(self, finder: Finder, request: Request, found: Found) -> Found | None:
         """``found``, cut to what is loaded of it; None if it is not known what can be, or pays."""
-        decision = self._decide(request, found)
+        decision = self._decide(finder, request, found)
         if decision.verdict is Verdict.WAIT:
             self._held_since.setdefault(request.request_id, time.monotonic())
             return None
@@ -133,7 +136,7 @@ class Waiting:
                 decision, run = decision.cut_to(len(cut)), cut
         return dataclasses.replace(found, chunks=run, decision=decision)
 
-    def _decide(self, request: Request, found: Found) -> Decision:
+    def _decide(self, finder: Finder, request: Request, found: Found) -> Decision:
         """How much of what was found is loaded."""
         run = found.chunks
         most = self._controls.of(request.request_id).max_load_tokens
@@ -151,6 +154,7 @@ class Waiting:
             ahead=self._loads.tokens_under_way,
             backlog=self._prefills.backlog(),
             held=now - self._held_since.get(request.request_id, now),
+            is_remote=finder.is_remote,
         )
 
     def passes_by(self, request: Request) -> bool:

@@ -348,9 +348,9 @@ class WorkerSide:
             self._engine.cancel(job)
         if late:
             self._take(self._engine.poll())
-        read, seconds = self._watch.take_read(self._engine.stats)
+        read, seconds, is_remote = self._watch.take_read(self._engine.stats)
         if read:
-            self._report.read_after = (read // self._token_bytes, seconds)
+            self._report.read_after = (read // self._token_bytes, seconds, is_remote)
 
     def _watch_roots(self) -> None:
         assert self._engine is not None
@@ -433,6 +433,8 @@ class WorkerSide:
             return None
         self._counted_at = now
         totals = self._engine.stats()
+        # Chunks may still be on their way between tiers.
+        self._counters_moved = self._counters_moved or totals["jobs_in_flight"] > 0
         if totals["device_lost"] and not self._said_lost:
             self._said_lost = True
             logger.error(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from servers import ACCESS_KEY, SECRET_KEY, mooncake, seaweedfs
+from remote_servers import ACCESS_KEY, SECRET_KEY, mooncake, s3_options, seaweedfs
 
 from lmkv.remote.store import Place
 
@@ -28,10 +28,6 @@ def mooncake_options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-
-
-def s3_options(port: int) -> dict[str, str]:
-    return {"endpoint": f"http://127.0.0.1:{port}", "region": "us-east-1", "allow_http": "true"}
 
 
 @pytest.fixture(params=["s3", "mooncake"])

@@ -165,7 +165,7 @@ def test_several_threads_may_use_it(place: Place, store: RemoteStore, slabs: Sla
 def test_wrong_credentials_are_said_without_the_secret(
     s3_port: int, monkeypatch: pytest.MonkeyPatch, slabs: Slabs
 ) -> None:
-    from conftest import s3_options
+    from remote_servers import s3_options
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret-of-somebody")
@@ -228,6 +228,4 @@ def test_names_are_the_paths_of_files(url: str, said: str, name: str) -> None:
     assert str(place) == said
     assert Place.parse(str(place)) == place
     key = bytes(range(32))
-    assert place.name_of(b"\xab" * 32, 3, key) == (
-        f"{name}abababababababab/r3/000/{key.hex()}.kv"
-    )
+    assert place.name_of(b"\xab" * 32, 3, key) == (f"{name}abababababababab/r3/000/{key.hex()}.kv")

@@ -18,6 +18,7 @@ class Core:
         self.counts = {
             "chunks_loaded": 7,
             "bytes_loaded": 1000,
+            "bytes_loaded_remote": 0,
             "reading_microseconds": 0,
             "load_bytes_in_flight": 0,
         }
@@ -89,11 +90,26 @@ def test_what_is_read_after_a_load_was_given_up_says_how_fast_the_directory_is(w
     clock.now += 1
     assert watch.take_late(core.stats) == [1]
     assert watch, "there is more to see"
-    assert watch.take_read(core.stats) == (0, 0.0)
+    assert watch.take_read(core.stats) == (0, 0.0, False)
     core.counts.update(bytes_loaded=1800, reading_microseconds=4_000_000, load_bytes_in_flight=0)
-    assert watch.take_read(core.stats) == (800, 4.0)
+    assert watch.take_read(core.stats) == (800, 4.0, False)
     assert not watch
-    assert watch.take_read(core.stats) == (0, 0.0)
+    assert watch.take_read(core.stats) == (0, 0.0, False)
+
+
+def test_what_the_remote_tier_brought_is_said_to_be_its(watch, clock, core):
+    watch.begin(1, load(0.1, 1.0), core.stats())
+    core.counts["remote_load_bytes_in_flight"] = 500
+    clock.now += 1
+    assert watch.take_late(core.stats) == [1]
+    assert watch.take_read(core.stats) == (0, 0.0, False)
+    core.counts.update(
+        bytes_loaded=1800,
+        bytes_loaded_remote=700,
+        reading_microseconds=4_000_000,
+        remote_load_bytes_in_flight=0,
+    )
+    assert watch.take_read(core.stats) == (800, 4.0, True)
 
 
 def test_a_directory_that_hangs_is_not_looked_at_for_ever(watch, clock, core):
@@ -102,5 +118,5 @@ def test_a_directory_that_hangs_is_not_looked_at_for_ever(watch, clock, core):
     clock.now += 1
     assert watch.take_late(core.stats) == [1]
     clock.now += AFTER_SECONDS
-    assert watch.take_read(core.stats) == (0, 0.0)
+    assert watch.take_read(core.stats) == (0, 0.0, False)
     assert not watch

