@@ -103,6 +103,7 @@ class RemoteLookup:
         self._asked_at = 0.0
         self._waiting: dict[bytes, float] = {}  # since when somebody has waited for its answer
         self._worth = LONGEST_WAIT_SECONDS
+        self._not_awaited: set[bytes] = set()  # of these: waited for no longer
         self._usual = SHORTEST_WAIT_SECONDS / PATIENCE  # what an answer takes
         self._failures = 0
         self._pause = 0.0
@@ -155,9 +156,13 @@ class RemoteLookup:
         longest = min(max(PATIENCE * self._usual, SHORTEST_WAIT_SECONDS), LONGEST_WAIT_SECONDS)
         longest = min(longest, self._worth)
         since = min(self._waiting.setdefault(key, now) for key in keys)
+        if self._asked:  # what hangs now has to answer before anything else is asked
+            since = min(since, self._asked_at)
         if now - since < longest:
             return True
-        self._given_up += len(keys)
+        new = [key for key in keys if key not in self._not_awaited]
+        self._not_awaited.update(new)
+        self._given_up += len(new)
         return False
 
     def _is_out(self, now: float) -> bool:
@@ -241,6 +246,7 @@ class RemoteLookup:
             self._asked.difference_update(keys)
             for key in keys:
                 self._waiting.pop(key, None)
+                self._not_awaited.discard(key)
             if answers is None or now - begin > LONGEST_WAIT_SECONDS:
                 self._failed(now)
             else:
@@ -248,6 +254,8 @@ class RemoteLookup:
                 self._usual += (now - begin - self._usual) / 8
             if answers is None:
                 self._wanted.clear()
+                self._waiting.clear()
+                self._not_awaited.clear()
                 for key in keys:
                     self._remember(key, False, now + ABSENT_SECONDS)
                 return

@@ -39,6 +39,10 @@ RETRY_SECONDS = 20
 
 _DEFAULTS = {"virtual_hosted_style_request": "false"}
 
+# To hash every chunk for the request's signature is most of what a client costs. A chunk has
+# checksums of its own, and TLS keeps others out; without TLS it is signed.
+_UNSIGNED = "unsigned_payload"
+
 
 class S3Store:
     """See ``RemoteStore``."""
@@ -54,6 +58,8 @@ class S3Store:
         config = dict(_DEFAULTS)
         for name, value in place.options.items():
             (client if name in _CLIENT_OPTIONS else config)[name.lower()] = value
+        if not config.get("endpoint", "").startswith("http://"):
+            config.setdefault(_UNSIGNED, "true")
         try:
             self._store = ObjectStore(
                 place.host,

@@ -12,7 +12,7 @@ from lmkv.vllm.loads import Found, Loads
 from lmkv.vllm.lookup import Run
 from lmkv.vllm.memory import Memory
 from lmkv.vllm.meter import Meter
-from lmkv.vllm.pace import TRIAL_SHARE, Decision, Pace, Verdict
+from lmkv.vllm.pace import Decision, Pace, Verdict
 from lmkv.vllm.prefills import Prefills
 from lmkv.vllm.stores import StorePlanner
 
@@ -20,6 +20,10 @@ logger = init_logger("vllm.lmkv")
 
 # A waiting request's lookup is used again for this long.
 LOOKUP_SECONDS = 1.0
+
+# How long a remote tier's answer is waited for, as a part of what computing the request takes: so
+# much later it is done where there is none. The answer is known to the next that asks.
+ASKING_SHARE = 0.04
 
 # Lookups in one step; the other waiting requests come in later steps, so that a burst of them
 # does not hold up those that are decoding.
@@ -101,7 +105,7 @@ class Waiting:
             self._lookups_left -= 1
             if per_token := self._pace.compute_seconds_per_token:
                 computing = per_token * (request.num_tokens - computed_tokens)
-                self._finder.wait_at_most(TRIAL_SHARE * computing)
+                self._finder.wait_at_most(ASKING_SHARE * computing)
             chunks = self._finder.find(
                 request,
                 first_block,
