@@ -1,6 +1,7 @@
 """Two real engines, a directory that fails, and requests of every kind: all answers must be right.
 
     python benchmarks/connector_soak.py --path DIR [--minutes 15] [--seed N] [--json FILE]
+        [--remote URL [--remote-options JSON]]
 
 First an engine without lmkv answers every prompt of a pool: documents with common heads, questions
 behind them. Then two engines with lmkv (vLLM on the CPU, a tiny model whose answers depend on all
@@ -8,7 +9,8 @@ of their prompt; one of them schedules asynchronously) share one directory. Each
 few requests, so that it preempts, and a directory for few documents, so that it evicts. Requests
 arrive at random, with other priorities, salts, answer lengths, kv_transfer_params and `n`; some
 are aborted, wherever they are; vLLM's own cache is emptied now and then, and files are deleted.
-Every few seconds the disk gets other faults (I/O errors, flipped bits, delays, ...) or none.
+Every few seconds the disk gets other faults (I/O errors, flipped bits, delays, ...) or none. With a
+remote tier each has a directory of its own, and they share that.
 
 At the end of such a phase nothing may be left of it: no request, no block, no state of lmkv's, and
 descriptors and, after some minutes, memory are what they were. Every greedy answer has to be the
@@ -18,6 +20,7 @@ if anything is not so, or if the run was so idle that it shows nothing.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import sys
@@ -54,7 +57,9 @@ ENGINES: tuple[dict[str, Any], ...] = (
     {"async_scheduling": True, "load_policy": "auto"},
 )
 # What lmkv remembers on purpose, within bounds, or until the next step.
-BOUNDED = {"_known", "_recent", "_absent", "_uses", "_seconds", "_counts", "_gauges"}
+BOUNDED = {
+    "_known", "_recent", "_absent", "_uses", "_seconds", "_counts", "_gauges", "_remote_alone",
+}  # fmt: skip
 # What a run has to have seen of each, or it was no soak.
 SEEN = ("answers", "aborted", "preemptions", "tokens_loaded", "chunks_stored", "tokens_failed")
 
@@ -172,7 +177,7 @@ class Soak:
 
     def __init__(
         self, model: Path, root: Path, prompts: list[Prompt], answers: list[Answer],
-        which: int, seed: int,
+        which: int, seed: int, remote: dict[str, Any],
     ) -> None:  # fmt: skip
         from lmkv._C import Faults, fault_engine
         from lmkv.vllm import scheduler, worker
@@ -182,6 +187,10 @@ class Soak:
 
         self._prompts, self._answers = prompts, answers
         self._root = root
+        # A client keeps connections as it likes.
+        is_client = "remote" in remote and not remote["remote"].startswith("file:")
+        self._flat = FLAT[1:] if is_client else FLAT
+        self._wanted = (*SEEN, "remote_hits", "remote_chunks_stored") if remote else SEEN
         self._dice = random.Random(seed)
         self.failures: list[str] = []
         self.seen: Counter[str] = Counter()
@@ -204,6 +213,7 @@ class Soak:
             "free_space_floor": 0,
             "store_generated": bool(which),
             **variant,
+            **remote,
         }
         self._engine = make_soaked_engine(model, settings, is_async=is_async)
         self._scheduler = self._engine.engine_core.engine_core.scheduler
@@ -351,7 +361,7 @@ class Soak:
             more = dict(self.sizes().items() - self._sizes.items())
             if more:
                 self._fail(f"lmkv keeps {more}")
-        self.samples.append(settled(self.cores, self.samples, FLAT))
+        self.samples.append(settled(self.cores, self.samples, self._flat))
 
     def sizes(self) -> dict[str, int]:
         """How much the scheduler's side keeps, of all that should be empty at rest."""
@@ -369,7 +379,7 @@ class Soak:
     def unseen(self) -> list[str]:
         """What the run has not met yet, of what it is for."""
         counters = self._counters() | self.seen
-        return [name for name in SEEN if not counters.get(name)]
+        return [name for name in self._wanted if not counters.get(name)]
 
     def result(self) -> dict[str, Any]:
         """What was seen; "failures" is empty if all is well."""
@@ -380,7 +390,7 @@ class Soak:
             # While vLLM is young it grows, too.
             warm = self.samples[len(self.samples) // 4 :]
             most = MOST_RSS_GROWTH_MIB if len(warm) >= ENOUGH_PHASES else math.inf
-            flat = judged(warm, self.failures, FLAT, most)
+            flat = judged(warm, self.failures, self._flat, most)
         return {
             "phases": len(self.samples),
             "seen": dict(sorted(self.seen.items())),
@@ -394,10 +404,10 @@ class Soak:
 
 def run_soak(
     connection: Connection, model: Path, root: Path, prompts: list[Prompt], answers: list[Answer],
-    which: int, seed: int, minutes: float,
+    which: int, seed: int, minutes: float, remote: dict[str, Any],
 ) -> None:  # fmt: skip
     """In a process of its own."""
-    soak = Soak(model, root, prompts, answers, which, seed)
+    soak = Soak(model, root, prompts, answers, which, seed, remote)
     soak.run(minutes)
     connection.send(soak.result())
 
@@ -434,7 +444,12 @@ def main() -> None:
     parser = parser_of("Real engines over a directory that fails.")
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    parser.add_argument("--remote", default="", help="as the setting; each has a directory then")
+    parser.add_argument("--remote-options", type=json.loads, default={})
     arguments = parser.parse_args()
+    remote: dict[str, Any] = {}
+    if arguments.remote:
+        remote = {"remote": arguments.remote, "remote_options": arguments.remote_options}
 
     keep_standard_output()
     with folder_in(arguments.path, "connector-soak") as folder:
@@ -444,8 +459,8 @@ def main() -> None:
         results = in_processes(
             run_soak,
             *(
-                (model, folder / "cache", prompts, answers, which, arguments.seed + which,
-                 arguments.minutes)
+                (model, folder / (f"cache-{which}" if remote else "cache"), prompts, answers,
+                 which, arguments.seed + which, arguments.minutes, remote)
                 for which in range(len(ENGINES))
             ),
         )  # fmt: skip
@@ -453,6 +468,7 @@ def main() -> None:
     result = {
         "minutes": arguments.minutes,
         "seed": arguments.seed,
+        "remote": arguments.remote.split(":", 1)[0],
         "engines": results,
         "failures": failures,
     }

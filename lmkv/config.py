@@ -172,6 +172,8 @@ def _json(text: str) -> object:
 
 
 def _parse_options(value: object) -> tuple[tuple[str, str], ...]:
+    if isinstance(value, str):
+        value = _json(value)
     pairs = value.items() if isinstance(value, Mapping) else value
     if not isinstance(pairs, Iterable) or isinstance(pairs, str):
         raise ConfigError(f"expected a mapping, not {value!r}")
@@ -341,7 +343,6 @@ class Config:
         'Of its client, as a mapping: `{"endpoint": "https://...", "region": "..."}`; in the '
         "environment as JSON. Credentials come from the client's own environment and are refused "
         "here.",
-        from_text=_json,
         default=(),
     )
     remote_writes: str = _setting(
@@ -430,7 +431,7 @@ class Config:
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
             if name not in known or variable != _environment_name(name):
                 raise _unknown(variable, [_environment_name(name) for name in known])
-            values[name] = _parse_variable(known[name], variable, text)
+            values[name] = _parse(known[name], variable, known[name].metadata["from_text"](text))
         for name, value in extra_config.items():
             if name not in known:
                 raise _unknown(name, list(known))
@@ -499,14 +500,6 @@ def _parse(spec: "Field[Any]", name: str, value: object) -> Any:
         return spec.metadata["parse"](value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
-
-
-def _parse_variable(spec: "Field[Any]", variable: str, text: str) -> Any:
-    try:
-        value = spec.metadata["from_text"](text)
-    except ConfigError as error:
-        raise ConfigError(f"{variable}: {error}") from None
-    return _parse(spec, variable, value)
 
 
 def _unknown(name: str, known: list[str]) -> ConfigError:

@@ -216,6 +216,12 @@ def lmkv_explain(_: str, words: list[str], world: World) -> None:
     get_command(app).commands["explain"].make_context("explain", [world.here(w) for w in words])
 
 
+def lmkv_bench_remote(_: str, words: list[str], world: World) -> None:
+    """Read, not run: tests/bench/test_remote.py runs it, with real servers."""
+    bench = get_command(app).commands["bench"]
+    bench.commands["remote"].make_context("remote", [world.here(word) for word in words])
+
+
 def lmkv_doctor(line: str, words: list[str], world: World) -> None:
     """As it stands, with two namespaces that are there in place of those of ``--compare``."""
     if "--compare" in words:
@@ -292,6 +298,7 @@ EXECUTORS: dict[str, Callable[[str, list[str], World], None]] = {
     "lmkv ls": run,
     "lmkv verify": run,
     "lmkv gc": run,
+    "lmkv bench remote": lmkv_bench_remote,
     "lmkv bench": run,
     "lmkv --help": run,
     "lmkv --version": run,

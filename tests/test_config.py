@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 
@@ -174,6 +175,18 @@ def test_differences_are_said_by_name():
         ({"path": "/c", "load_timeout": float("nan")}, "load_timeout"),
         ({"path": "/c", "load_timeout": "soon"}, "load_timeout: .*number"),
         ({"path": "/c", "load_timeout": True}, "load_timeout: .*number"),
+        ({"path": "/c", "remote": "bucket"}, "remote: s3://bucket"),
+        ({"path": "/c", "remote": "s3://key:secret@bucket"}, "remote: credentials"),
+        ({"path": ["/d", "/c"], "remote": "file:///c"}, "remote: /c is in path"),
+        ({"path": "/c", "remote_options": "[1"}, "remote_options: .*JSON"),
+        ({"path": "/c", "remote_options": 7}, "remote_options: .*mapping"),
+        (
+            {"path": "/c", "remote": "s3://b", "remote_options": {"secret_access_key": "x"}},
+            "secret_access_key: .*environment",
+        ),
+        ({"path": "/c", "remote_writes": "always"}, "remote_writes: .*write_behind"),
+        ({"path": "/c", "remote_capacity": -1}, "remote_capacity"),
+        ({"path": "/c", "remote_bandwidth": "fast"}, "remote_bandwidth: .*size"),
         ({"path": "/c", "store_tail": "maybe"}, "store_tail: .*true or false"),
         ({"path": "/c", "namespace": "a\nb"}, "namespace"),
         ({"path": "/c", "namespace": 7}, "namespace: .*text"),
@@ -217,6 +230,19 @@ def test_several_directories_are_a_list_and_in_the_environment_a_path():
     assert Config.from_sources({"path": "/a:b"}, {}).path == ("/a:b",)
     with pytest.raises(ConfigError, match=r"LMKV_PATH: .*absolute path, not ''"):
         Config.from_sources({}, {"LMKV_PATH": "/nvme0/kv:"})
+
+
+def test_options_of_a_remote_tier_are_a_mapping_and_in_the_environment_json():
+    options = {"region": "eu-1", "allow_http": True}
+    wanted = (("allow_http", "true"), ("region", "eu-1"))
+    given = {"path": "/c", "remote": "s3://bucket/a/", "remote_options": options}
+    config = Config.from_sources(given, {})
+    assert config.remote == "s3://bucket/a"
+    assert config.remote_options == wanted
+    assert config.remote_place.options == dict(wanted)
+    environ = {"LMKV_REMOTE_OPTIONS": json.dumps(options)}
+    assert Config.from_sources({"path": "/c"}, environ).remote_options == wanted
+    assert Config.from_sources({"path": "/c"}, {}).remote_place is None
 
 
 def test_the_home_directory_is_expanded(monkeypatch):

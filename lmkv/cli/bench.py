@@ -22,6 +22,7 @@ from lmkv.bench.depth import calibrate as calibrate_depths
 from lmkv.bench.memory import CudaMemory
 from lmkv.config import format_size
 from lmkv.errors import ConfigError
+from lmkv.remote.store import Place, RemoteError
 from lmkv.tuning import Tuning, load_tuning, save_depths, save_tuning
 
 app = typer.Typer(
@@ -228,6 +229,63 @@ def memory(
         f"{keys['absent']:.0f} ns."
     )
     _write(result, json_file)
+
+
+@app.command()
+def remote(
+    url: Annotated[str, typer.Argument(help="As the setting `remote`, but no directory.")],
+    option: Annotated[
+        list[str], typer.Option("--option", metavar="NAME=VALUE", help="As `remote_options`.")
+    ] = [],  # noqa: B006 - typer's way to take several
+    rounds: Annotated[int, typer.Option(min=1, help="Measured; one more is not counted.")] = 5,
+    chunks: Annotated[int, typer.Option(min=1, help="Of one round, each way.")] = 16,
+    chunk_mib: Annotated[int, typer.Option(min=1, help="MiB of one chunk.")] = 12,
+    singles: Annotated[int, typer.Option(min=1, help="Loads of one chunk, for latencies.")] = 50,
+    json_file: Annotated[
+        str, typer.Option("--json", metavar="FILE", help='Write the numbers there; "-": only them.')
+    ] = "",
+) -> None:
+    """A remote tier through lmkv, in turn with its own client.
+
+    Chunks are put there by one engine and got by another, which verifies them and copies them into
+    a paged KV cache; the client puts and gets as many objects of the same size. Exit status: 2 where
+    it cannot be reached.
+    """
+    from lmkv.bench import remote as remote_bench  # its libraries take a while
+
+    console = Console(stderr=json_file == "-")
+    table = Table(title=url)
+    for heading in ("", "GB/s", "Client", "Ratio", "Range"):
+        table.add_column(heading, justify="right" if heading else "left")
+    try:
+        options = dict(one.split("=", 1) for one in option if "=" in one)
+        place = Place.parse(url, options)
+        if place.directory or len(options) < len(option):
+            raise ConfigError("an option is NAME=VALUE; a directory is measured by `bench io`")
+        result = remote_bench.measure(
+            place,
+            chunk_bytes=chunk_mib << 20,
+            chunks=chunks,
+            rounds=rounds,
+            singles=singles,
+            each=partial(_add_remote, table),
+        )
+    except (ConfigError, RemoteError, OSError, RuntimeError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    console.print(table)
+    ours, client = result["latency"]["get"], result["latency"]["client_get"]
+    console.print(
+        f"One chunk takes {ours['p50_ms']:.1f} ms (p99 {ours['p99_ms']:.1f}) from there into the "
+        f"KV cache; the client needs {client['p50_ms']:.1f} ms (p99 {client['p99_ms']:.1f})."
+    )
+    _write(result, json_file)
+
+
+def _add_remote(table: Table, way: str, row: dict[str, Any]) -> None:
+    low, high = row["ratio_range"]
+    rates = [f"{row[name]:.2f}" for name in ("gbps", "client_gbps", "ratio")]
+    table.add_row(way, *rates, f"{low:.2f} to {high:.2f}")
 
 
 def _add_loads(table: Table, processes: int, row: dict[str, Any]) -> None:

@@ -12,7 +12,11 @@ from programs import result_of
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_random_requests_get_a_plain_engines_answers_and_leave_nothing(tmp_path: Path) -> None:
-    result = result_of("connector_soak.py", tmp_path, "--minutes", "0.3", "--seed", "3")
+    """With a remote tier, which has all that happens without one, too."""
+    result = result_of(
+        "connector_soak.py", tmp_path, "--minutes", "0.3", "--seed", "3",
+        "--remote", f"file://{tmp_path}/remote",
+    )  # fmt: skip
     assert result["failures"] == []
     for engine in result["engines"]:
         assert engine["phases"] >= 1

@@ -1,4 +1,6 @@
-"""A host of a Mooncake Store that has memory for chunks: options, size, file that says it is up."""
+"""A host of a Mooncake Store that has memory for chunks: options, size, the file that says that it is
+up, its address.
+"""
 
 import json
 import sys
@@ -10,11 +12,11 @@ from mooncake.store import MooncakeDistributedStore
 from lmkv.config import parse_size
 
 
-def main(options: str, segment: str, ready: str) -> None:
+def main(options: str, segment: str, ready: str, address: str) -> None:
     settings = json.loads(options)
     store = MooncakeDistributedStore()
     failed = store.setup(
-        "127.0.0.1", settings["metadata_server"], parse_size(segment), 16 << 20, "tcp", "",
+        address, settings["metadata_server"], parse_size(segment), 16 << 20, "tcp", "",
         settings["master_server_address"],
     )  # fmt: skip
     assert not failed, failed

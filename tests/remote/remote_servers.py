@@ -7,10 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,22 @@ import pytest
 HERE = Path(__file__).parent
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
 START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Where:
+    """The network that a server is in: what runs a command there, and its address."""
+
+    wrapper: tuple[str, ...] = ()
+    address: str = "127.0.0.1"
+
+    def listens(self, port: int) -> bool:
+        program = f"import socket; socket.create_connection(('{self.address}', {port}), 1)"
+        command = [*self.wrapper, sys.executable, "-c", program]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+HERE_ALONE = Where()
 
 
 def free_ports(count: int) -> list[int]:
@@ -50,24 +65,8 @@ def running(
             process.wait()
 
 
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=1).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @contextmanager
-def seaweedfs(folder: Path) -> Iterator[int]:
+def seaweedfs(folder: Path, where: Where = HERE_ALONE) -> Iterator[int]:
     """The port of an S3 server with the bucket "bucket", which it makes when it is first used."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     if not (weed := shutil.which("weed", path=path)):
@@ -90,39 +89,43 @@ def seaweedfs(folder: Path) -> Iterator[int]:
     # It takes another one for gRPC, 10,000 higher, for each.
     master, volume, filer, s3 = (port % 20_000 + 20_000 for port in free_ports(4))
     command = [
-        weed, "server", "-ip=127.0.0.1", f"-dir={data}", f"-master.port={master}",
+        *where.wrapper, weed, "server", f"-ip={where.address}", f"-dir={data}", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", "-s3", f"-s3.port={s3}",
         f"-s3.config={config}", "-master.volumeSizeLimitMB=64", "-volume.max=50",
         "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false",
     ]  # fmt: skip
-    url = f"http://127.0.0.1:{s3}/"
-    with running(command, folder / "weed.log", lambda: answers(url)):
+    with running(command, folder / "weed.log", lambda: where.listens(s3) and where.listens(filer)):
         yield s3
 
 
 @contextmanager
-def mooncake(folder: Path, segment: str = "256MiB") -> Iterator[dict[str, str]]:
+def mooncake(
+    folder: Path, segment: str = "256MiB", where: Where = HERE_ALONE
+) -> Iterator[dict[str, str]]:
     """The options of a client: a master with its metadata server, and a host with memory."""
     pytest.importorskip("mooncake.store", reason="needs Mooncake's wheel")
     folder.mkdir(parents=True, exist_ok=True)
     rpc, metadata, metrics = free_ports(3)
     command = [
-        Path(sys.executable).with_name("mooncake_master"), f"--rpc_port={rpc}",
-        "--enable_http_metadata_server=true", "--http_metadata_server_host=127.0.0.1",
+        *where.wrapper, Path(sys.executable).with_name("mooncake_master"), f"--rpc_port={rpc}",
+        "--enable_http_metadata_server=true", f"--http_metadata_server_host={where.address}",
         f"--http_metadata_server_port={metadata}", f"--metrics_port={metrics}",
     ]  # fmt: skip
     options = {
-        "metadata_server": f"http://127.0.0.1:{metadata}/metadata",
-        "master_server_address": f"127.0.0.1:{rpc}",
+        "metadata_server": f"http://{where.address}:{metadata}/metadata",
+        "master_server_address": f"{where.address}:{rpc}",
     }
     ready = folder / "ready"
-    host = [sys.executable, HERE / "mooncake_host.py", json.dumps(options), segment, ready]
+    host = [
+        *where.wrapper, sys.executable, HERE / "mooncake_host.py", json.dumps(options), segment,
+        ready, where.address,
+    ]  # fmt: skip
     with (
-        running(command, folder / "master.log", lambda: listens(rpc) and listens(metadata)),
+        running(command, folder / "master.log", lambda: where.listens(rpc) and where.listens(metadata)),
         running(host, folder / "host.log", ready.exists),
     ):
         yield options
 
 
-def s3_options(port: int) -> dict[str, str]:
-    return {"endpoint": f"http://127.0.0.1:{port}", "region": "us-east-1", "allow_http": "true"}
+def s3_options(port: int, address: str = "127.0.0.1") -> dict[str, str]:
+    return {"endpoint": f"http://{address}:{port}", "region": "us-east-1", "allow_http": "true"}
