@@ -1,7 +1,7 @@
 """A remote tier through the whole core against its own client, interleaved in one run.
 
-Chunks of random bytes go from an engine's slabs to the remote tier and back into those of another
-engine, verified and copied into a paged KV cache there. The client alone puts and gets as many bytes
+Chunks of random bytes go from one engine's slabs to the remote tier and back into another's,
+verified and copied into a paged KV cache there. The client alone puts and gets as many bytes
 in objects of the same size, with the same calls from as many threads, and looks at none of them.
 """
 
@@ -195,13 +195,11 @@ def measure(
                     ("get", partial(reader.load, keys), partial(client.get, items)),
                 )
                 for way, our, their in pairs:
-                    if number % 2:
-                        taken = our(), their()
-                    else:
-                        taken = tuple(reversed((their(), our())))
-                    if number:
-                        ours[way].append(taken[0])
-                        theirs[way].append(taken[1])
+                    turns = ((our, ours[way]), (their, theirs[way]))
+                    for call, seconds in turns if number % 2 else reversed(turns):
+                        taken = call()
+                        if number:
+                            seconds.append(taken)
                 _compare(writer, reader)
             finally:
                 writer.close()

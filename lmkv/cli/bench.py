@@ -248,8 +248,8 @@ def remote(
     """A remote tier through lmkv, in turn with its own client.
 
     Chunks are put there by one engine and got by another, which verifies them and copies them into
-    a paged KV cache; the client puts and gets as many objects of the same size. Exit status: 2 where
-    it cannot be reached.
+    a paged KV cache; the client puts and gets as many objects of the same size. Exit status: 2
+    where it cannot be reached.
     """
     from lmkv.bench import remote as remote_bench  # its libraries take a while
 
@@ -258,10 +258,7 @@ def remote(
     for heading in ("", "GB/s", "Client", "Ratio", "Range"):
         table.add_column(heading, justify="right" if heading else "left")
     try:
-        options = dict(one.split("=", 1) for one in option if "=" in one)
-        place = Place.parse(url, options)
-        if place.directory or len(options) < len(option):
-            raise ConfigError("an option is NAME=VALUE; a directory is measured by `bench io`")
+        place = _remote_place(url, option)
         result = remote_bench.measure(
             place,
             chunk_bytes=chunk_mib << 20,
@@ -280,6 +277,16 @@ def remote(
         f"KV cache; the client needs {client['p50_ms']:.1f} ms (p99 {client['p99_ms']:.1f})."
     )
     _write(result, json_file)
+
+
+def _remote_place(url: str, options: list[str]) -> Place:
+    pairs = [one.partition("=") for one in options]
+    place = Place.parse(url, {name: value for name, _, value in pairs})
+    if not all(name and equals for name, equals, _ in pairs):
+        raise ConfigError("an option is NAME=VALUE")
+    if place.directory:
+        raise ConfigError("a directory is measured by `bench io`")
+    return place
 
 
 def _add_remote(table: Table, way: str, row: dict[str, Any]) -> None:

@@ -134,6 +134,10 @@ def examine(*directories: Path, config: str | None = None) -> Diagnosis:
     for_memory = settings_of_environment() if config is None else settings
     if for_memory is not None and for_memory.host_memory.is_shared:
         examine_memory(found, for_memory, has_gpu=cuda.device_count > 0)
+    if for_memory is not None and for_memory.remote:
+        from lmkv.cli.doctor_remote import examine_remote  # its libraries take a while
+
+        examine_remote(found, for_memory)
     names = _names(directories) or list(settings.path if settings else ())
     if not names:
         if config is None:

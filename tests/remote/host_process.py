@@ -1,4 +1,4 @@
-"""A host of test_namespaces.py: URL, options, directory, and what to do; prints JSON when it has."""
+"""A host of test_namespaces.py: URL, options, directory, what to do; prints JSON when it has."""
 
 import json
 import random

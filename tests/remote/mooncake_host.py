@@ -1,5 +1,5 @@
-"""A host of a Mooncake Store that has memory for chunks: options, size, the file that says that it is
-up, its address.
+"""A host of a Mooncake Store that has memory for chunks: options, size, the file that says that it
+is up, its address.
 """
 
 import json

@@ -89,12 +89,15 @@ def seaweedfs(folder: Path, where: Where = HERE_ALONE) -> Iterator[int]:
     # It takes another one for gRPC, 10,000 higher, for each.
     master, volume, filer, s3 = (port % 20_000 + 20_000 for port in free_ports(4))
     command = [
-        *where.wrapper, weed, "server", f"-ip={where.address}", f"-dir={data}", f"-master.port={master}",
+        *where.wrapper, weed, "server", f"-ip={where.address}", f"-dir={data}",
+        f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", "-s3", f"-s3.port={s3}",
         f"-s3.config={config}", "-master.volumeSizeLimitMB=64", "-volume.max=50",
-        "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false",
+        "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        "-s3.iam=false",
     ]  # fmt: skip
-    with running(command, folder / "weed.log", lambda: where.listens(s3) and where.listens(filer)):
+    is_up = lambda: where.listens(s3) and where.listens(filer)  # noqa: E731
+    with running(command, folder / "weed.log", is_up):
         yield s3
 
 
@@ -115,13 +118,14 @@ def mooncake(
         "metadata_server": f"http://{where.address}:{metadata}/metadata",
         "master_server_address": f"{where.address}:{rpc}",
     }
+    is_up = lambda: where.listens(rpc) and where.listens(metadata)  # noqa: E731
     ready = folder / "ready"
     host = [
         *where.wrapper, sys.executable, HERE / "mooncake_host.py", json.dumps(options), segment,
         ready, where.address,
     ]  # fmt: skip
     with (
-        running(command, folder / "master.log", lambda: where.listens(rpc) and where.listens(metadata)),
+        running(command, folder / "master.log", is_up),
         running(host, folder / "host.log", ready.exists),
     ):
         yield options

@@ -44,7 +44,8 @@ def networks() -> Iterator[dict[str, Where]]:
         ip("-n", server, "link", "set", "bridge", "up")
         for name in NAMES[1:]:
             space = made[name].wrapper[-1]
-            ip("-n", server, "link", "add", f"to-{name}", "type", "veth", "peer", "eth0", "netns", space)
+            pair = ("type", "veth", "peer", "eth0", "netns", space)
+            ip("-n", server, "link", "add", f"to-{name}", *pair)
             ip("-n", server, "link", "set", f"to-{name}", "master", "bridge", "up")
             ip("-n", space, "addr", "add", f"{made[name].address}/24", "dev", "eth0")
             ip("-n", space, "link", "set", "eth0", "up")
@@ -73,7 +74,8 @@ def host(
 ) -> Iterator[subprocess.Popen[str]]:
     url, options = remote
     command = [
-        *where.wrapper, sys.executable, HERE / "host_process.py", url, json.dumps(options), root, what,
+        *where.wrapper, sys.executable, HERE / "host_process.py", url, json.dumps(options), root,
+        what,
     ]  # fmt: skip
     process = subprocess.Popen(
         [str(word) for word in command],
