@@ -173,7 +173,7 @@ def _json(text: str) -> object:
 
 def _parse_options(value: object) -> tuple[tuple[str, str], ...]:
     if isinstance(value, str):
-        value = _json(value)
+        value = _json(value) if value.strip("() ") else {}
     pairs = value.items() if isinstance(value, Mapping) else value
     if not isinstance(pairs, Iterable) or isinstance(pairs, str):
         raise ConfigError(f"expected a mapping, not {value!r}")

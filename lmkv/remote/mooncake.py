@@ -5,9 +5,11 @@ Chunks are put from and got into the slabs themselves, which are registered with
 
 import json
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lmkv._C import RemoteResult
 from lmkv.config import parse_size
@@ -24,6 +26,8 @@ except ImportError as error:
 
 # Where Mooncake's own users have their settings.
 CONFIG_VARIABLE = "MOONCAKE_CONFIG_PATH"
+
+REACH_SECONDS = 2.0
 
 # Of mooncake-store's error codes (include/types.h).
 OBJECT_NOT_FOUND = -704
@@ -51,9 +55,13 @@ class MooncakeStore:
     def __init__(self, place: Place) -> None:
         """``place.options`` are named as in Mooncake's configuration file, which is read if
         ``MOONCAKE_CONFIG_PATH`` names one; the former win, and ``mooncake://host:port`` names the
-        master. Blocks while the master does not answer, for a minute and more.
+        master. Raises RemoteError where the master or its metadata server cannot be reached.
         """
         settings = _settings(place)
+        # Its set-up keeps the GIL while it tries, for a minute and a half: never without an answer.
+        _reach(settings["master_server_address"])
+        if settings["metadata_server"].startswith("http"):
+            _reach(urlsplit(settings["metadata_server"]).netloc)
         self._replicas = ReplicateConfig()
         self._replicas.replica_num = int(settings["replica_num"])
         self._store = MooncakeDistributedStore()
@@ -165,10 +173,17 @@ def _settings(place: Place) -> dict[str, Any]:
     return settings
 
 
+def _reach(address: str) -> None:
+    """Raise RemoteError if nobody listens at ``host:port``."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise RemoteError(f"{address}: {error}") from None
+
+
 def _own_address(master: str) -> str:
     """That of this host, as the master sees it; Mooncake chooses the port."""
-    import socket
-
     host, _, port = master.rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

@@ -50,7 +50,7 @@ def no_arena(rank: int, reason: str) -> None:
 def remote(place: str, rank: int, problem: str) -> None:
     """A remote engine's client was made (``""``), or why it was not."""
     if problem:
-        logger.warning("lmkv: rank %d: remote tier %s: %s", rank, place, problem)
+        logger.warning("lmkv: rank %d: remote tier %s fails: %s", rank, place, problem)
     else:
         logger.info("lmkv: rank %d: remote tier %s: connected", rank, place)
 
