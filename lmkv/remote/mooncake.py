@@ -1,11 +1,18 @@
 """Chunks in a Mooncake Store: memory (and disks) of many hosts, over RDMA or TCP.
 
-Chunks are put from and got into the slabs themselves, which are registered with the client once.
+Chunks are put from the slabs, which are registered with the client once. They are got into memory
+of the client's own and copied from there: a transfer that Mooncake has given up as failed may still
+write to its buffer later, when the slab has long been another chunk's, verified and in use. Such
+memory is never used again. (A put that is late sends what is another chunk's by then, which its
+readers' checksums find.)
 """
 
+import ctypes
 import json
+import mmap
 import os
 import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +36,12 @@ CONFIG_VARIABLE = "MOONCAKE_CONFIG_PATH"
 
 REACH_SECONDS = 2.0
 
+# Of memory that failed gets may still write to. Beyond that nothing more is got by this client.
+MOST_ABANDONED_BYTES = 1 << 30
+
 # Of mooncake-store's error codes (include/types.h).
 OBJECT_NOT_FOUND = -704
 OBJECT_ALREADY_EXISTS = -705
-INVALID_PARAMS = -600  # of a get: the buffer is too small
 
 # Names in that file, and its defaults. A client of ours holds no chunks of others unless it is told
 # to: hosts that do are Mooncake's own clients.
@@ -66,6 +75,9 @@ class MooncakeStore:
         self._replicas.replica_num = int(settings["replica_num"])
         self._store = MooncakeDistributedStore()
         self._registered = 0
+        self._lock = threading.Lock()  # of the next three
+        self._free: list[_Region] = []
+        self._abandoned: list[_Region] = []  # kept mapped and registered for ever
         failed = self._store.setup(
             settings["local_hostname"] or _own_address(settings["master_server_address"]),
             settings["metadata_server"],
@@ -90,7 +102,37 @@ class MooncakeStore:
         return [answer == 1 for answer in answers]
 
     def get(self, items: Sequence[Item], done: Done) -> None:
-        self._carry(items, self._store.batch_get_into, done, _got)
+        region = self._region(sum(item.bytes for item in items))
+        is_settled = False
+        try:
+            at, addresses = region.address, []
+            for item in items:
+                addresses.append(at)
+                at += item.bytes
+            names, sizes = [item.name for item in items], [item.bytes for item in items]
+            answers = self._store.batch_get_into(names, addresses, sizes)
+            outcomes = [_got(item, answer) for item, answer in zip(items, answers, strict=True)]
+            is_settled = all(result is not RemoteResult.FAILED for result, _ in outcomes)
+            for item, address, (result, why) in zip(items, addresses, outcomes, strict=True):
+                if result is RemoteResult.DONE:
+                    ctypes.memmove(item.address, address, item.bytes)  # without the GIL
+                done(item, result, why)
+        finally:
+            with self._lock:
+                (self._free if is_settled else self._abandoned).append(region)
+
+    def _region(self, size: int) -> "_Region":
+        """Memory of the client's own, of so many bytes at least. Raises RemoteError."""
+        with self._lock:
+            for index, region in enumerate(self._free):
+                if region.size >= size:
+                    return self._free.pop(index)
+            if sum(region.size for region in self._abandoned) + size > MOST_ABANDONED_BYTES:
+                raise RemoteError("too many gets have failed: start the engine again")
+        region = _Region(size)
+        if failed := self._store.register_buffer(region.address, region.size):
+            raise RemoteError(f"memory for gets was not registered ({failed})")
+        return region
 
     def put(self, items: Sequence[Item], done: Done) -> None:
         there = self.exists([item.name for item in items])
@@ -134,12 +176,21 @@ class MooncakeStore:
         self._store.close()
 
 
+class _Region:
+    """Memory that is mapped as long as this lives."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._memory = mmap.mmap(-1, size)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+
 def _got(item: Item, answer: int) -> tuple[RemoteResult, str]:
     if answer == item.bytes:
         return RemoteResult.DONE, ""
     if answer == OBJECT_NOT_FOUND:
         return RemoteResult.MISSING, ""
-    if answer >= 0 or answer == INVALID_PARAMS:
+    if answer >= 0:
         return RemoteResult.BAD, f"it has another size than {item.bytes} bytes"
     return RemoteResult.FAILED, f"it was not got ({answer})"
 
