@@ -43,6 +43,14 @@ void EngineContext::make_remote(RootParts parts) {
   }
 }
 
+std::size_t EngineContext::slabs_of_stores() const {
+  std::size_t all = 0;
+  for (const Root* root : roots->usable()) {
+    all += root->slabs_of_stores.load(std::memory_order_relaxed);
+  }
+  return all;
+}
+
 std::vector<Tier*> EngineContext::tiers() const {
   std::vector<Tier*> all(roots->usable().begin(), roots->usable().end());
   if (remote != nullptr) all.push_back(remote.get());

@@ -51,6 +51,8 @@ struct EngineContext {
   RemoteTier* remote_orders = nullptr;
   std::string remote_error;  // why there is none where one was asked for
 
+  // On their way to the roots.
+  [[nodiscard]] std::size_t slabs_of_stores() const;
   // That can be used: roots, and the remote one.
   [[nodiscard]] std::vector<Tier*> tiers() const;
 

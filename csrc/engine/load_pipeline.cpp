@@ -50,6 +50,7 @@ struct LoadPipeline::ChunkLoad {
   std::optional<Slab> filling;
   std::optional<SharedSlab> verified;
   bool from_memory = false;
+  bool was_bad = false;  // what the remote tier brought
 };
 
 LoadPipeline::LoadPipeline(EngineContext& context, TierCopies& copies)
@@ -59,6 +60,7 @@ LoadPipeline::LoadPipeline(EngineContext& context, TierCopies& copies)
       most_reading_(std::max<std::size_t>(
           2, 2 * context.options.load_depth / slab_bytes_of(context.options))) {
   for (Tier* tier : context.tiers()) queues_.push_back({tier, {}, 0});
+  copies_.when_one_ends([this] { start_waiting(); });
 }
 
 LoadPipeline::TierQueue& LoadPipeline::queue_of(const Tier& tier) {
@@ -169,14 +171,17 @@ void LoadPipeline::try_remote(std::shared_ptr<ChunkLoad> load, const Status& why
 
 void LoadPipeline::queue(std::shared_ptr<ChunkLoad> load, Tier& tier) {
   load->tier = &tier;
+  bool given_up = false;
   {
-    const std::lock_guard lock(load->job->mutex);
-    load->job->tiers[load->index] = &tier;
-  }
-  {
+    // Both, or whoever gives the job up in between would not find it.
+    Job& job = *load->job;
     const std::lock_guard lock(mutex_);
-    queue_of(tier).waiting.push(load->job->number(), load);
+    const std::lock_guard of_job(job.mutex);
+    given_up = job.stages[load->index] == Stage::kEnded;
+    job.tiers[load->index] = &tier;
+    if (!given_up) queue_of(tier).waiting.push(job.number(), load);
   }
+  if (given_up) return end(load, Status::cancelled());
   start_waiting();
 }
 
@@ -256,24 +261,14 @@ void LoadPipeline::verify(std::shared_ptr<ChunkLoad> load, const Status& read_st
       status = Status::bad_chunk(load->tier->name_of(load->identity.key), to_string(fault));
     }
   }
-  if (status.kind() == StatusKind::kBadChunk) {
-    // Removed before the load is reported: the chunk that is recomputed must not find it.
-    context_.stats.chunks_bad.fetch_add(1, std::memory_order_relaxed);
-    Tier& tier = *load->tier;
-    const ChunkKey key = load->identity.key;
-    tier.remove(key, [this, load = std::move(load), status](const Status& removed) {
-      if (removed.is_ok()) {
-        context_.stats.chunks_bad_removed.fetch_add(1, std::memory_order_relaxed);
-      }
-      try_remote(load, status);
-    });
-    return;
-  }
+  const bool is_remote = load->tier == context_.remote.get();
+  if (status.kind() == StatusKind::kBadChunk) return refuse_bad(std::move(load), status);
+  if (is_remote && status.kind() == StatusKind::kMissing) copies_.note_gone(load->identity.key);
   if (status.kind() == StatusKind::kCancelled) return end(load, status);
   if (!status.is_ok()) return try_remote(std::move(load), status);
   Stats& stats = context_.stats;
   stats.bytes_loaded.fetch_add(load->identity.file_bytes(), std::memory_order_relaxed);
-  if (load->tier == context_.remote.get()) {
+  if (is_remote) {
     stats.remote_hits.fetch_add(1, std::memory_order_relaxed);
     stats.bytes_loaded_remote.fetch_add(load->identity.file_bytes(), std::memory_order_relaxed);
   }
@@ -281,6 +276,27 @@ void LoadPipeline::verify(std::shared_ptr<ChunkLoad> load, const Status& read_st
   load->filling.reset();
   spread(*load);
   scatter(std::move(load));
+}
+
+void LoadPipeline::refuse_bad(std::shared_ptr<ChunkLoad> load, const Status& status) {
+  Tier& tier = *load->tier;
+  const ChunkKey key = load->identity.key;
+  if (&tier == context_.remote.get()) {
+    // What others have is not removed for what may be this host's network.
+    if (!std::exchange(load->was_bad, true) && !context_.closed) {
+      load->filling.reset();
+      return queue(std::move(load), tier);
+    }
+    copies_.note_gone(key);
+  }
+  // Removed before the load is reported: the chunk that is recomputed must not find it.
+  context_.stats.chunks_bad.fetch_add(1, std::memory_order_relaxed);
+  tier.remove(key, [this, load = std::move(load), status](const Status& removed) {
+    if (removed.is_ok()) {
+      context_.stats.chunks_bad_removed.fetch_add(1, std::memory_order_relaxed);
+    }
+    try_remote(load, status);
+  });
 }
 
 void LoadPipeline::spread(const ChunkLoad& load) {

@@ -60,6 +60,8 @@ class LoadPipeline {
   void start_found(std::shared_ptr<ChunkLoad> load, SharedSlab chunk);
   void start_reading(std::shared_ptr<ChunkLoad> load);
   void queue(std::shared_ptr<ChunkLoad> load, Tier& tier);
+  // What it has of a chunk is damaged: then it is gone, or looked at once more.
+  void refuse_bad(std::shared_ptr<ChunkLoad> load, const Status& status);
   // Where its directory has failed it; `why` is what becomes of it where there is no other tier.
   void try_remote(std::shared_ptr<ChunkLoad> load, const Status& why);
   void read(std::shared_ptr<ChunkLoad> load, Slab slab);

@@ -91,14 +91,11 @@ bool StorePipeline::may_begin(const Job& job) {
 }
 
 bool StorePipeline::has_share(const Root& root) const {
-  std::size_t all = 0;
-  for (const Root* each : context_.roots->usable()) {
-    all += each->slabs_of_stores.load(std::memory_order_relaxed);
-  }
   const auto of_each = [this](std::size_t slabs) {
     return std::max<std::size_t>(1, slabs / context_.pool->sharers());
   };
-  return all < of_each(most_slabs_) &&
+  // What goes on from here to the remote tier is among them.
+  return context_.slabs_of_stores() + copies_.slabs() < of_each(most_slabs_) &&
          root.slabs_of_stores.load(std::memory_order_relaxed) < of_each(most_slabs_of_a_root_);
 }
 
@@ -174,6 +171,7 @@ void StorePipeline::written(const std::shared_ptr<Job>& job, const Status& statu
   if (remote == nullptr || !job->sealed || writes == RemoteWrites::kOnSecondUse) {
     return end(job, status.message());
   }
+  job->share.reset();  // its slab counts as the copy's from here on
   const auto nothing = [] {};
   if (writes == RemoteWrites::kBehind) {
     copies_.begin(*remote, job->identity, job->used_ns, nothing);

@@ -50,6 +50,7 @@ class Carriers {
   std::atomic<bool> fails{false};
   std::atomic<bool> is_held{false};  // orders are taken, and not carried out
   std::atomic<std::size_t> orders{0};
+  std::atomic<int> flips{0};  // so many gets bring one bit that is another
 
  private:
   void carry(RemoteLane lane) {
@@ -75,6 +76,10 @@ class Carriers {
         if (!is_there) return RemoteResult::kMissing;
         if (found->second.size() != order.bytes) return RemoteResult::kBad;
         std::memcpy(order.buffer, found->second.data(), order.bytes);
+        if (flips > 0) {
+          --flips;
+          order.buffer[order.bytes / 2] ^= std::byte{1};
+        }
         return RemoteResult::kDone;
       case RemoteOrderKind::kRemove:
         if (!is_there) return RemoteResult::kMissing;

@@ -309,6 +309,118 @@ TEST_P(RemoteEngines, WhatNeverCameThereGoesThereWhenItIsUsed) {
   EXPECT_TRUE(remote.has(key(1)));
 }
 
+TEST_P(RemoteEngines, WhatANetworkDamagedOnceIsNotRemoved) {
+  store_and_move(1, ids({0, 1, 2, 3}));
+  carriers->flips = 1;
+  const Completion done = load({chunk(1, blocks_from(20))});
+  EXPECT_TRUE(done.failed_chunks.empty()) << done.error;
+  EXPECT_EQ(bytes_of(blocks_from(20)), expected);
+  EXPECT_TRUE(remote.has(key(1)));
+  EXPECT_EQ(stat("chunks_bad"), 0U);
+}
+
+TEST_P(RemoteEngines, WhatIsOnItsWayIsNotSentTwice) {
+  options.remote.writes = RemoteWrites::kOnSecondUse;
+  restart();
+  store(1, ids({0, 1, 2, 3}));
+  carriers->is_held = true;
+  for (int i = 0; i < 3; ++i) {
+    engine->load({chunk(1, blocks_from(20))}, 0);
+    EXPECT_EQ(poll_until_done().size(), 1U);
+  }
+  carriers->is_held = false;
+  EXPECT_TRUE(engine->drain(20s));
+  EXPECT_EQ(carriers->orders, 1U);
+  EXPECT_EQ(stat("remote_chunks_stored"), 1U);
+  EXPECT_EQ(stat("remote_stores_failed") + stat("remote_stores_dropped"), 0U);
+}
+
+// Copies by themselves: what the remote tier is believed to have.
+TEST_P(RemoteEngines, WhatIsKnownToBeThereIsForgottenInTimeAndWhenItIsGone) {
+  stop();
+  EngineContext context(options, make_parts(options));
+  TierCopies copies(context);
+  const ChunkIdentity identity = context.identity(key(1), 64, test::kBlocksPerChunk);
+  {
+    std::optional<Slab> slab = context.pool->try_acquire();
+    ASSERT_TRUE(slab);
+    seal_chunk(slab->bytes(), identity);
+    const SharedSlab chunk = context.pool->publish(std::move(*slab), key(1));
+  }
+  const auto goes_there = [&] {
+    const bool goes = copies.begin(*context.remote, identity, 0);
+    for (const RemoteOrder& order :
+         context.remote_orders->take(RemoteLane::kStores, 1, std::chrono::milliseconds(0))) {
+      context.remote_orders->finish(order.ticket, RemoteResult::kMissing, "");
+    }
+    return goes;
+  };
+  EXPECT_TRUE(goes_there());
+  const auto now = TierCopies::Clock::now();
+  copies.note_remote(key(1), now);
+  EXPECT_FALSE(goes_there());
+  copies.note_gone(key(1));
+  EXPECT_TRUE(goes_there());
+  copies.note_remote(key(1), now);
+  copies.note_remote(key(2), now + std::chrono::minutes(6));
+  EXPECT_FALSE(goes_there()) << "still of the older generation";
+  copies.note_remote(key(3), now + std::chrono::minutes(12));
+  EXPECT_TRUE(goes_there());
+  context.device->stop();
+  for (Tier* tier : context.tiers()) tier->begin_shutdown();
+  for (Tier* tier : context.tiers()) EXPECT_TRUE(tier->wait_idle(20s));
+  for (Root* root : context.roots->usable()) root->stop_housekeeping();
+}
+
+TEST_P(RemoteEngines, WhatIsThereAlreadyIsAnAnswer) {
+  for (std::uint64_t k = 1; k <= 3; ++k) store(k, ids({0, 1, 2, 3}));
+  move_to_another_host();
+  carriers->fails = true;
+  for (std::uint64_t k = 11; k <= 13; ++k) store(k, ids({0, 1, 2, 3}));
+  EXPECT_EQ(stat("stores_out_of_service"), 1U);
+  carriers->fails = false;
+  std::uint64_t k = 0;
+  EXPECT_TRUE(eventually([&] {
+    std::this_thread::sleep_for(200ms);
+    store(1 + k++ % 3, ids({0, 1, 2, 3}));  // what the other host has put there
+    return stat("stores_out_of_service") == 0;
+  }));
+}
+
+TEST_P(RemoteEngines, ALoadThatWasGivenUpDoesNotGoThere) {
+  store_and_move(1, ids({0, 1, 2, 3}));
+  const std::size_t before = carriers->orders;
+  disk->hold(OperationKind::kEnter);
+  const JobId job = engine->load({chunk(1, blocks_from(20))}, 0);
+  ASSERT_TRUE(eventually([this] { return disk->held() == 2; })) << "a touch, and the read";
+  engine->cancel(job);
+  disk->release();
+  EXPECT_TRUE(eventually([this] { return stat("slabs_in_use") == 0; }));
+  EXPECT_EQ(carriers->orders, before);
+}
+
+TEST_P(RemoteEngines, WithFewSlabsLoadsFindOneWhateverHangs) {
+  options.host_memory = 3 * slab_bytes_of(options);
+  restart();
+  store(1, ids({0, 1, 2, 3}));
+  carriers->is_held = true;
+  for (std::uint64_t k = 2; k <= 6; ++k) {
+    (void)engine->store(key(k), k * 64, ids({4, 5, 6, 7}), 0);
+    std::this_thread::sleep_for(20ms);
+    engine->poll();
+  }
+  expected = bytes_of(ids({0, 1, 2, 3}));
+  engine->load({chunk(1, blocks_from(20))}, 0);
+  ASSERT_TRUE(eventually([this] {
+    for (const Completion& done : engine->poll()) {
+      if (done.kind == CompletionKind::kLoaded) return done.failed_chunks.empty();
+    }
+    return false;
+  })) << "a load waits for an upload";
+  EXPECT_EQ(bytes_of(blocks_from(20)), expected);
+  carriers->is_held = false;
+}
+
 INSTANTIATE_TEST_SUITE_P(Engines, RemoteEngines, ::testing::Values(IoEngineChoice::kThreads));
 
 // ---- Orders by themselves
