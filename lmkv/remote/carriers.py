@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from lmkv._C import Engine, RemoteLane, RemoteOrder, RemoteOrderKind, RemoteResult
 from lmkv.errors import ConfigError
 from lmkv.remote.store import Item, RemoteError, RemoteStore
+from lmkv.remote.threads import end_at_exit
 
 # What a thread takes at once: chunks of one batch are carried side by side.
 BATCH_BYTES = 64 << 20
@@ -23,6 +24,26 @@ LONGEST_PAUSE_SECONDS = 60.0
 
 # How long the end waits for threads that are in a call of the client.
 JOIN_SECONDS = 2.0
+
+
+class Budget:
+    """So many bytes a second, of all who share it; 0: no limit. Any thread."""
+
+    def __init__(self, rate: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def spend(self, size: int) -> float:
+        """Seconds to wait before so many bytes are moved: what was spent before takes its time."""
+        if not self._rate:
+            return 0.0
+        with self._lock:
+            now = self._clock()
+            begin = max(now, self._free_at)
+            self._free_at = begin + size / self._rate
+            return begin - now
 
 
 class Carriers:
@@ -47,7 +68,7 @@ class Carriers:
         self._open = open_store
         self._name_of = name_of
         self._say = say
-        self._bandwidth = bandwidth
+        self._budgets = {lane: Budget(bandwidth) for lane in RemoteLane}
         self._store: RemoteStore | None = None
         self._stopping = threading.Event()
         self._tried = threading.Event()  # to make the client
@@ -61,6 +82,7 @@ class Carriers:
         )
         for thread in self._threads:
             thread.start()
+        end_at_exit(self)
 
     @property
     def is_connected(self) -> bool:
@@ -70,12 +92,20 @@ class Carriers:
         """Take no more orders. Returns at once."""
         self._stopping.set()
 
-    def join(self) -> None:
-        """Wait for the threads, and give the client back, unless one hangs in a call of it."""
+    def end(self) -> None:
+        """``stop``, and wait for the threads."""
+        self.stop()
+        self._join_threads()
+
+    def _join_threads(self) -> bool:
         deadline = time.monotonic() + JOIN_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        if self._store is None or any(thread.is_alive() for thread in self._threads):
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def join(self) -> None:
+        """Wait for the threads, and give the client back, unless one hangs in a call of it."""
+        if not self._join_threads() or self._store is None:
             return
         closing = threading.Thread(target=self._close, args=(self._store,), daemon=True)
         closing.start()
@@ -91,8 +121,7 @@ class Carriers:
         pause = FIRST_PAUSE_SECONDS
         while not self._stopping.is_set():
             try:
-                store = self._open()
-                store.register(*self._engine.slab_memory())
+                store = self._opened()
             except (RemoteError, ConfigError) as error:
                 self._say(f"it cannot be used: {error}")
                 if isinstance(error, ConfigError):  # which will not be another one in a while
@@ -109,8 +138,17 @@ class Carriers:
             self._stopping.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
+    def _opened(self) -> RemoteStore:
+        store = self._open()
+        try:
+            store.register(*self._engine.slab_memory())
+        except Exception:
+            self._close(store)
+            raise
+        return store
+
     def _run(self, lane: RemoteLane) -> None:
-        free_at = 0.0
+        budget = self._budgets[lane]
         # Loads are computed meanwhile; stores can wait, as far as there are slabs for them.
         while lane is RemoteLane.STORES and not self._stopping.is_set():
             if self._tried.wait(WAIT_SECONDS):
@@ -119,12 +157,9 @@ class Carriers:
             orders = self._engine.take_remote(lane, BATCH_BYTES, WAIT_SECONDS)
             if not orders:
                 continue
-            if self._bandwidth:
-                free_at = max(free_at, time.monotonic())
-                free_at += sum(order.bytes for order in orders) / self._bandwidth
+            if wait := budget.spend(sum(order.bytes for order in orders)):
+                self._stopping.wait(wait)
             self._carry(orders)
-            if self._bandwidth:
-                self._stopping.wait(max(0.0, free_at - time.monotonic()))
 
     def _carry(self, orders: Sequence[RemoteOrder]) -> None:
         """Whatever happens, every order is finished, once."""
@@ -153,18 +188,24 @@ class Carriers:
         orders: Sequence[RemoteOrder],
         finish: Callable[[int, RemoteResult, str], None],
     ) -> None:
-        tickets: dict[Item, int] = {}
+        # Two orders may be for one chunk.
+        tickets: dict[Item, list[int]] = {}
         items: dict[RemoteOrderKind, list[Item]] = {kind: [] for kind in RemoteOrderKind}
         for order in orders:
-            item = Item(self._name_of(order.key), order.address, order.bytes)
-            tickets[item] = order.ticket
-            items[order.kind].append(item)
+            name = self._name_of(order.key)
+            if order.kind is RemoteOrderKind.REMOVE:
+                finish(order.ticket, store.remove(name), "")
+                continue
+            item = Item(name, order.address, order.bytes)
+            waiting = tickets.setdefault(item, [])
+            waiting.append(order.ticket)
+            if len(waiting) == 1:
+                items[order.kind].append(item)
 
         def done(item: Item, result: RemoteResult, why: str) -> None:
-            finish(tickets[item], result, why)
+            for ticket in tickets[item]:
+                finish(ticket, result, why)
 
-        for item in items[RemoteOrderKind.REMOVE]:
-            finish(tickets[item], store.remove(item.name), "")
         if gets := items[RemoteOrderKind.GET]:
             store.get(gets, done)
         if puts := items[RemoteOrderKind.PUT]:

@@ -9,6 +9,7 @@ from typing import Protocol
 from lmkv._C import Directory
 from lmkv.errors import ConfigError
 from lmkv.remote.store import Place, RemoteStore, open_store
+from lmkv.remote.threads import end_at_exit
 
 # How long an answer is believed. A chunk that has gone meanwhile is a miss of its load; one that
 # has come is not loaded yet.
@@ -19,19 +20,26 @@ ABSENT_SECONDS = 5.0
 REMEMBERED = 1 << 17
 
 # Keys of one question.
-BATCH_KEYS = 1024
+BATCH_KEYS = 256
 
-# How long a request waits for an answer: so many times what answers have taken lately, within
-# bounds. Computing goes on without it then; the answer is of use to the next.
+# Keys that wait to be asked for: then the oldest are dropped, for which nobody waits any more.
+MOST_WANTED = 1 << 13
+
+# How long a request waits for answers, all its questions together: so many times what an answer has
+# taken lately, within bounds. Computing goes on without them then; they are of use to the next.
 PATIENCE = 8.0
 SHORTEST_WAIT_SECONDS = 0.02
 LONGEST_WAIT_SECONDS = 0.25
 
-# After so many questions in a row that were not answered, or not in time, nobody waits: one is
-# asked again, with nobody waiting, after a pause that is twice as long each time.
+# After so many questions in a row that failed, or took so long, nobody waits: one is asked again,
+# with nobody waiting, after a pause that is twice as long each time.
 FAILURES = 3
+HANGS_SECONDS = 2.0
 FIRST_PAUSE_SECONDS = 2.0
 LONGEST_PAUSE_SECONDS = 60.0
+
+# How long the end waits for the thread, which may be in a call of the client.
+JOIN_SECONDS = 2.0
 
 
 class Presence(Protocol):
@@ -92,18 +100,20 @@ class RemoteLookup:
     def __init__(
         self,
         open_presence: Callable[[], Presence],
+        say: Callable[[str], None] = lambda problem: None,  # noqa: ARG005
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``say``: for the log, why nothing is found, and "" once it is again. From the thread."""
         self._open = open_presence
+        self._say = say
         self._clock = clock
         self._lock = threading.Condition()  # of all below; never held across a call of the client
         self._known: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()  # until when
-        self._wanted: dict[bytes, None] = {}  # to be asked, oldest first
+        self._wanted: OrderedDict[bytes, None] = OrderedDict()  # to be asked, the newest last
         self._asked: set[bytes] = set()  # just now
         self._asked_at = 0.0
-        self._waiting: dict[bytes, float] = {}  # since when somebody has waited for its answer
-        self._worth = LONGEST_WAIT_SECONDS
-        self._not_awaited: set[bytes] = set()  # of these: waited for no longer
+        self._not_awaited: set[bytes] = set()  # of both: waited for no longer
+        self._deadline = 0.0  # of the request that asks
         self._usual = SHORTEST_WAIT_SECONDS / PATIENCE  # what an answer takes
         self._failures = 0
         self._pause = 0.0
@@ -114,12 +124,17 @@ class RemoteLookup:
         self._ends = False
         self._thread = threading.Thread(target=self._run, name="lmkv-lookup", daemon=True)
         self._thread.start()
+        end_at_exit(self)
 
     # -- the scheduler's side --------------------------------------------------------------------
 
-    def wait_at_most(self, seconds: float) -> None:
-        """How long the questions that follow are worth waiting for, whatever is usual."""
-        self._worth = seconds
+    def begin_request(self, since: float, worth: float = LONGEST_WAIT_SECONDS) -> None:
+        """What is asked from here on is asked for one request, which first asked at ``since`` (of
+        the clock) and for which answers are worth so many seconds.
+        """
+        with self._lock:
+            usual = max(PATIENCE * self._usual, SHORTEST_WAIT_SECONDS)
+            self._deadline = since + min(usual, LONGEST_WAIT_SECONDS, worth)
 
     def leading(self, keys: Sequence[bytes]) -> int | None:
         """How many of ``keys`` are there, one after the other; None if that is not known yet."""
@@ -147,18 +162,17 @@ class RemoteLookup:
         """Have them asked for, if that is worth it."""
         if self._is_out(now):
             return False
-        for key in keys:
+        for key in reversed(keys):  # the head of a prompt is asked for before its tail
             if key not in self._asked:
-                self._wanted.setdefault(key)
+                self._wanted[key] = None
+                self._wanted.move_to_end(key)
+        while len(self._wanted) > MOST_WANTED:
+            dropped, _ = self._wanted.popitem(last=False)
+            self._not_awaited.discard(dropped)
         self._lock.notify()
         if self._failures >= FAILURES:  # a trial
             return False
-        longest = min(max(PATIENCE * self._usual, SHORTEST_WAIT_SECONDS), LONGEST_WAIT_SECONDS)
-        longest = min(longest, self._worth)
-        since = min(self._waiting.setdefault(key, now) for key in keys)
-        if self._asked:  # what hangs now has to answer before anything else is asked
-            since = min(since, self._asked_at)
-        if now - since < longest:
+        if now < self._deadline:
             return True
         new = [key for key in keys if key not in self._not_awaited]
         self._not_awaited.update(new)
@@ -199,6 +213,11 @@ class RemoteLookup:
             self._ends = True
             self._lock.notify()
 
+    def end(self) -> None:
+        """``close``, and wait for the thread."""
+        self.close()
+        self._thread.join(JOIN_SECONDS)
+
     # -- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -209,9 +228,9 @@ class RemoteLookup:
                     self._lock.wait(1.0)
                 if self._ends:
                     break
-                keys = list(self._wanted)[:BATCH_KEYS]
-                for key in keys:
-                    del self._wanted[key]
+                # The newest first: somebody waits for them.
+                few = min(BATCH_KEYS, len(self._wanted))
+                keys = [self._wanted.popitem()[0] for _ in range(few)]
                 self._asked.update(keys)
                 self._asked_at = self._clock()
             self._ask(presence, keys)
@@ -223,9 +242,11 @@ class RemoteLookup:
         while True:
             try:
                 presence = self._open()
-            except ConfigError:
-                return None  # the workers say so
-            except Exception:  # noqa: BLE001 - a library's own kinds of failure; as above
+            except ConfigError as error:
+                self._say(f"it cannot be used: {error}")
+                return None
+            except Exception as error:  # noqa: BLE001 - a library's own kinds of failure
+                self._say(f"it cannot be used: {error}")
                 with self._lock:
                     if self._ends or self._lock.wait_for(lambda: self._ends, pause):
                         return None
@@ -233,35 +254,45 @@ class RemoteLookup:
             else:
                 with self._lock:
                     self._is_open = True
+                self._say("")
                 return presence
 
     def _ask(self, presence: Presence, keys: Sequence[bytes]) -> None:
         begin = self._clock()
+        answers: list[bool] = []
+        why = ""
         try:
             answers = presence.present(keys)
-        except Exception:  # noqa: BLE001 - a library's own kinds of failure
-            answers = None
+        except Exception as error:  # noqa: BLE001 - a library's own kinds of failure
+            why = str(error) or type(error).__name__
+        if not why and len(answers) != len(keys):
+            why = f"{len(answers)} answers to {len(keys)} questions"
         with self._lock:
             now = self._clock()
+            if not why and now - begin > HANGS_SECONDS:
+                why = f"an answer took {now - begin:.1f} s"
+            was_out = self._failures >= FAILURES
             self._asked.difference_update(keys)
-            for key in keys:
-                self._waiting.pop(key, None)
-                self._not_awaited.discard(key)
-            if answers is None or now - begin > LONGEST_WAIT_SECONDS:
+            self._not_awaited.difference_update(keys)
+            if len(answers) == len(keys):
+                for key, is_there in zip(keys, answers, strict=True):
+                    lasts = PRESENT_SECONDS if is_there else ABSENT_SECONDS
+                    self._remember(key, is_there, now + lasts)
+            else:
+                self._wanted.clear()
+                self._not_awaited.clear()
+                for key in keys:
+                    self._remember(key, False, now + ABSENT_SECONDS)
+            if why:
                 self._failed(now)
             else:
                 self._failures, self._pause = 0, 0.0
                 self._usual += (now - begin - self._usual) / 8
-            if answers is None:
-                self._wanted.clear()
-                self._waiting.clear()
-                self._not_awaited.clear()
-                for key in keys:
-                    self._remember(key, False, now + ABSENT_SECONDS)
-                return
-            for key, is_there in zip(keys, answers, strict=True):
-                lasts = PRESENT_SECONDS if is_there else ABSENT_SECONDS
-                self._remember(key, is_there, now + lasts)
+            is_out = self._failures >= FAILURES
+        if is_out and not was_out:
+            self._say(f"it is not asked for a while: {why}")
+        elif was_out and not is_out:
+            self._say("")
 
     def _failed(self, now: float) -> None:
         """Caller holds the lock."""

@@ -12,6 +12,8 @@ import json
 import mmap
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +37,12 @@ except ImportError as error:
 CONFIG_VARIABLE = "MOONCAKE_CONFIG_PATH"
 
 REACH_SECONDS = 2.0
+TRY_SECONDS = 15.0
+_TRY = """
+import json, os, sys
+from mooncake.store import MooncakeDistributedStore
+os._exit(1 if MooncakeDistributedStore().setup(*json.loads(sys.argv[1])) else 0)
+"""
 
 # Of memory that failed gets may still write to. Beyond that nothing more is got by this client.
 MOST_ABANDONED_BYTES = 1 << 30
@@ -64,13 +72,21 @@ class MooncakeStore:
     def __init__(self, place: Place) -> None:
         """``place.options`` are named as in Mooncake's configuration file, which is read if
         ``MOONCAKE_CONFIG_PATH`` names one; the former win, and ``mooncake://host:port`` names the
-        master. Raises RemoteError where the master or its metadata server cannot be reached.
+        master. Blocks for some seconds: another process sets a client up first.
         """
         settings = _settings(place)
-        # Its set-up keeps the GIL while it tries, for a minute and a half: never without an answer.
-        _reach(settings["master_server_address"])
-        if settings["metadata_server"].startswith("http"):
-            _reach(urlsplit(settings["metadata_server"]).netloc)
+        self._master = settings["master_server_address"]
+        local = settings["local_hostname"] or _own_address(self._master)
+        arguments = (
+            local,
+            settings["metadata_server"],
+            parse_size(settings["global_segment_size"]),
+            parse_size(settings["local_buffer_size"]),
+            settings["protocol"],
+            settings["device_name"],
+            self._master,
+        )
+        _try_elsewhere(settings, (local, arguments[1], 0, *arguments[3:]))
         self._replicas = ReplicateConfig()
         self._replicas.replica_num = int(settings["replica_num"])
         self._store = MooncakeDistributedStore()
@@ -78,16 +94,7 @@ class MooncakeStore:
         self._lock = threading.Lock()  # of the next three
         self._free: list[_Region] = []
         self._abandoned: list[_Region] = []  # kept mapped and registered for ever
-        failed = self._store.setup(
-            settings["local_hostname"] or _own_address(settings["master_server_address"]),
-            settings["metadata_server"],
-            parse_size(settings["global_segment_size"]),
-            parse_size(settings["local_buffer_size"]),
-            settings["protocol"],
-            settings["device_name"],
-            settings["master_server_address"],
-        )
-        if failed:
+        if failed := self._store.setup(*arguments):
             raise RemoteError(f"{place}: the client was not set up ({failed})")
 
     def register(self, address: int, size: int) -> None:
@@ -171,6 +178,10 @@ class MooncakeStore:
         return RemoteResult.DONE
 
     def close(self) -> None:
+        try:  # as for the set-up: not without an answer
+            _reach(self._master)
+        except RemoteError:
+            return
         if self._registered:
             self._store.unregister_buffer(self._registered)
         self._store.close()
@@ -222,6 +233,22 @@ def _settings(place: Place) -> dict[str, Any]:
     if not settings["master_server_address"]:
         raise ConfigError(f"no master: mooncake://host:port, or in {CONFIG_VARIABLE}")
     return settings
+
+
+def _try_elsewhere(settings: Mapping[str, Any], arguments: tuple[Any, ...]) -> None:
+    """Raise RemoteError unless a client can be set up, in a process of its own: Mooncake's set-up
+    keeps the GIL while it tries, for a minute and a half where there is no answer.
+    """
+    _reach(settings["master_server_address"])
+    if settings["metadata_server"].startswith("http"):
+        _reach(urlsplit(settings["metadata_server"]).netloc)
+    command = [sys.executable, "-c", _TRY, json.dumps(arguments)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=TRY_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise RemoteError(f"no client was set up in {TRY_SECONDS:.0f} s") from None
+    if done.returncode:
+        raise RemoteError(f"no client can be set up ({done.returncode})")
 
 
 def _reach(address: str) -> None:

@@ -7,6 +7,7 @@ read in ranges, several at once, straight behind one another into its slab.
 
 import asyncio
 import ctypes
+import os
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -32,6 +33,8 @@ SINGLE_PUT_BYTES = 64 << 20
 # Parts of one object on their way at once.
 PARTS_AT_ONCE = 4
 
+QUESTIONS_AT_ONCE = 64
+
 # For each request, and for all its retries together: what takes longer is computed sooner.
 CONNECT_SECONDS = 2
 REQUEST_SECONDS = 20
@@ -42,6 +45,11 @@ _DEFAULTS = {"virtual_hosted_style_request": "false"}
 # To hash every chunk for the request's signature is most of what a client costs. A chunk has
 # checksums of its own, and TLS keeps others out; without TLS it is signed.
 _UNSIGNED = "unsigned_payload"
+
+# What an endpoint may be called, in the options and in the environment.
+_ENDPOINTS = (
+    "endpoint", "endpoint_url", "aws_endpoint", "aws_endpoint_url", "aws_endpoint_url_s3",
+)  # fmt: skip
 
 
 class S3Store:
@@ -58,7 +66,9 @@ class S3Store:
         config = dict(_DEFAULTS)
         for name, value in place.options.items():
             (client if name in _CLIENT_OPTIONS else config)[name.lower()] = value
-        if not config.get("endpoint", "").startswith("http://"):
+        named = [config.get(name, "") for name in _ENDPOINTS]
+        named += [os.environ.get(name.upper(), "") for name in _ENDPOINTS]
+        if not any(endpoint.lower().startswith("http://") for endpoint in named):
             config.setdefault(_UNSIGNED, "true")
         try:
             self._store = ObjectStore(
@@ -84,7 +94,13 @@ class S3Store:
 
     def exists(self, names: Sequence[str]) -> list[bool]:
         async def ask_all() -> list[bool]:
-            return await asyncio.gather(*map(self._exists, names))
+            some = asyncio.Semaphore(QUESTIONS_AT_ONCE)  # a connection each
+
+            async def ask(name: str) -> bool:
+                async with some:
+                    return await self._exists(name)
+
+            return await asyncio.gather(*map(ask, names))
 
         try:
             return asyncio.run(ask_all())

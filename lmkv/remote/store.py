@@ -14,7 +14,9 @@ from lmkv.errors import ConfigError
 FORMAT = "v1"
 
 # Options whose values nobody may read in a log or a config: they belong in the environment.
-_SECRET = re.compile(r"secret|password|passphrase|token|credential|access_key|private_key")
+_SECRET = re.compile(
+    r"secret|password|passphrase|token|credential|(access|private|customer|client)_key"
+)
 
 
 class RemoteError(RuntimeError):
@@ -75,9 +77,9 @@ class Place:
         parts = urlsplit(url)
         if parts.scheme not in {"s3", "mooncake", "file"}:
             raise ConfigError(
-                f's3://bucket/prefix, mooncake://host:port or file:///directory, not "{url}"'
+                "s3://bucket/prefix, mooncake://host:port or file:///directory, and not what is set"
             )
-        if parts.username or parts.password:
+        if "@" in parts.netloc:
             raise ConfigError("credentials belong in the environment, not in the address")
         if parts.query or parts.fragment:
             raise ConfigError('options belong in "remote_options", not in the address')
@@ -87,8 +89,8 @@ class Place:
             return cls("file", "", os.path.normpath(parts.path), options or {})
         if parts.scheme == "s3" and not parts.netloc:
             raise ConfigError(f'"{url}" names no bucket')
-        for name in options or {}:
-            if _SECRET.search(name.lower()):
+        for name, value in (options or {}).items():
+            if _SECRET.search(name.lower()) or "@" in urlsplit(value).netloc:
                 raise ConfigError(f"{name}: credentials belong in the environment")
         return cls(parts.scheme, parts.netloc, parts.path.strip("/"), options or {})
 

@@ -75,9 +75,11 @@ class Finder:
             stores.know(self._groups.keys_beside(loadable, first_block))
         return loadable
 
-    def wait_at_most(self, seconds: float) -> None:
-        """How long what the remote tier has is worth waiting for."""
-        self._lookup.wait_at_most(seconds)
+    def begin_request(self, since: float, worth: float) -> None:
+        """What is found next is found for a request that has waited for the remote tier since then,
+        in which it is worth waiting for so many seconds.
+        """
+        self._lookup.begin_request(since, worth)
 
     def is_remote(self, key: bytes) -> bool:
         """Whether a chunk was found in the remote tier and in no directory."""

@@ -51,6 +51,7 @@ class Outcome:
     tokens_read: int = 0
     is_trial: bool = False
     is_remote: bool = False  # as of the decision
+    read_remotely: bool = False  # some of it really was
 
 
 @dataclass(slots=True)
@@ -67,6 +68,7 @@ class _Loading:
     late: set[int] = field(default_factory=set)
     seconds: float = 0.0
     memory: set[int] | None = None  # chunks that came from host memory; None if nothing was said
+    remotely: bool = False  # the remote tier brought some, on any rank
 
     def tokens_of(self, chunks: Iterable[int]) -> int:
         """These chunks' part of all tokens, by their blocks: of several groups each has some."""
@@ -176,6 +178,7 @@ class Loads:
             if loading := self._loading.get(request_id):
                 loading.seconds = max(loading.seconds, taken)
                 loading.late |= report.late.get(request_id, set())
+                loading.remotely |= request_id in report.read_remotely
                 memory = report.memory_chunks.get(request_id, set())
                 loading.memory = memory if loading.memory is None else loading.memory & memory
 
@@ -225,4 +228,5 @@ class Loads:
             tokens_read=loading.ahead + loading.tokens_of(read) if read else 0,
             is_trial=loading.decision.is_trial,
             is_remote=loading.decision.is_remote,
+            read_remotely=loading.remotely,
         )

@@ -179,10 +179,10 @@ class Lookup:
         self._patience = max(0.0, self._patience - (time.monotonic() - begin))
         return answer
 
-    def wait_at_most(self, seconds: float) -> None:
-        """How long what the remote tier has is worth waiting for, over several steps."""
+    def begin_request(self, since: float, worth: float) -> None:
+        """As ``RemoteLookup.begin_request``, if there is a remote tier."""
         if self._remote is not None:
-            self._remote.wait_at_most(seconds)
+            self._remote.begin_request(since, worth)
 
     def is_remote(self, key: bytes) -> bool:
         """Whether a chunk was found in the remote tier and in no directory."""

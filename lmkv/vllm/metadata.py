@@ -135,6 +135,8 @@ class StepReport(KVConnectorWorkerMetadata):
     memory_chunks: dict[str, set[int]] = field(default_factory=dict)
     # Indices of what was given up because its time was over; among the failed chunks, too.
     late: dict[str, set[int]] = field(default_factory=dict)
+    # Requests whose loads the remote tier had a part in.
+    read_remotely: set[str] = field(default_factory=set)
     # How fast tiers were while that was still being read: tokens, seconds, and whether most came
     # from the remote one.
     read_after: tuple[int, float, bool] = (0, 0.0, False)
@@ -171,6 +173,7 @@ class StepReport(KVConnectorWorkerMetadata):
             self.late.setdefault(request_id, set()).update(indices)
         self.read_after = max(self.read_after, other.read_after, key=_seconds_per_token)
         self.evicted |= other.evicted
+        self.read_remotely |= other.read_remotely
         for request_id, chunks in other.memory_chunks.items():
             self.memory_chunks[request_id] = chunks & self.memory_chunks.get(request_id, chunks)
         for request_id, seconds in other.load_seconds.items():

@@ -97,6 +97,8 @@ ENGINE_GAUGES = {
 SCHEDULER_GAUGES = {
     "loads_out_of_service": "Directories that a rank does not load from, because they fail.",
     "stores_out_of_service": "Directories that a rank does not store to, because they fail.",
+    "remote_lookups_out_of_service": "1 while nothing is found in the remote tier, because it is "
+    "not reached, fails or hangs.",
     "loads_under_way": "Requests that wait for their load.",
     "stores_under_way": "Chunks on their way to the directory.",
     "compute_tokens_per_second": "How fast prompts were computed lately.",

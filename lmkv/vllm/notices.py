@@ -55,6 +55,14 @@ def remote(place: str, rank: int, problem: str) -> None:
         logger.info("lmkv: rank %d: remote tier %s: connected", rank, place)
 
 
+def remote_lookups(place: str, problem: str) -> None:
+    """The scheduler cannot ask what is in the remote tier, or ("") it can."""
+    if problem:
+        logger.warning("lmkv: nothing is found in remote tier %s: %s", place, problem)
+    else:
+        logger.info("lmkv: what is in remote tier %s is found", place)
+
+
 def random_seed(algorithm: str) -> None:
     logger.warning(
         "lmkv: the hash algorithm %s is seeded at random, so this engine's KV can be "

@@ -11,7 +11,8 @@ not pay, one is tried, for a twentieth of what computing would take: what the di
 until it has read what it was asked for says how fast it is. Where nothing else is known, others
 wait for that, for a twentieth of what computing them would take. Before any prefill was seen there
 is nothing to compare with: all is loaded. All this is known of the directories and of the remote
-tier apart; a load that needs anything of the latter is thought to take what such loads have taken.
+tier apart; a load that needs anything of the latter is thought to take what such loads have taken,
+and where that does not pay what leads of it in the directories is loaded, if that does.
 """
 
 import time
@@ -263,10 +264,21 @@ class Pace:
         if self._policy == "never" or not found:
             return Decision(0, Verdict.COMPUTE)
         everything, memory = self._parts(found, first_block, in_memory)
-        behind = found.keys[memory.chunks :] if everything.disk_tokens else ()
-        reads = self._reads(any(map(is_remote, behind)))
-        decision = self._decide(reads, everything, memory, found, first_block, ahead, backlog, held)
-        return replace(decision, is_remote=reads is self._remote)
+        keys = found.keys
+        local = next((i for i in range(memory.chunks, len(keys)) if is_remote(keys[i])), len(keys))
+        all_local = local == len(keys)
+        decision = self._decide(
+            self._reads(not all_local), everything, memory, found, first_block, ahead, backlog, held
+        )
+        if all_local or decision.chunks > local or decision.is_trial:
+            return replace(decision, is_remote=not all_local)
+        # What the directories have of it, up to there, is worth a load of its own.
+        nearer = found.first(local)
+        if not nearer or local == memory.chunks:
+            return replace(decision, is_remote=True)
+        parts = self._parts(nearer, first_block, in_memory)
+        cut = self._decide(self._local, *parts, nearer, first_block, ahead, backlog, held)
+        return cut if cut.verdict is not Verdict.LOAD else replace(cut, verdict=Verdict.CUT)
 
     def _decide(
         self,

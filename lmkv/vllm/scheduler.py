@@ -26,7 +26,7 @@ from lmkv._C import ArenaView, Directory
 from lmkv.config import Config
 from lmkv.errors import ArenaError
 from lmkv.remote.lookup import RemoteLookup, open_presence
-from lmkv.vllm import identity
+from lmkv.vllm import identity, notices
 from lmkv.vllm.activity import ActivityLog
 from lmkv.vllm.events import Events
 from lmkv.vllm.finder import Finder
@@ -182,7 +182,10 @@ class SchedulerSide:
         if place is None:
             return None
         namespace, ranks = self._handshake.namespace, self._ranks
-        return RemoteLookup(lambda: open_presence(place, namespace, ranks))
+        return RemoteLookup(
+            lambda: open_presence(place, namespace, ranks),
+            lambda problem: notices.remote_lookups(str(place), problem),
+        )
 
     def _arena(self) -> ArenaView | None:
         """Host memory that the ranks share with other engines, if they do."""
@@ -374,12 +377,16 @@ class SchedulerSide:
                 outcome.late, from_disk=outcome.from_disk, is_remote=outcome.is_remote
             )
         elif outcome.tokens_read and not outcome.failed:
+            # Another tier may have had it by then than was thought.
+            as_thought = outcome.is_remote == outcome.read_remotely
             self._pace.saw_load(
                 outcome.tokens_read,
                 outcome.seconds,
-                trial=outcome.is_trial,
-                is_remote=outcome.is_remote,
+                trial=outcome.is_trial and as_thought,
+                is_remote=outcome.read_remotely,
             )
+            if outcome.is_trial and not as_thought:
+                self._pace.tried_nothing(is_remote=outcome.is_remote)
         elif outcome.is_trial:
             self._pace.tried_nothing(is_remote=outcome.is_remote)
         if outcome.failed and self._lookup is not None and self._stores is not None:
@@ -408,6 +415,8 @@ class SchedulerSide:
             self._meter.count("lookups_given_up", self._lookup.take_given_up())
         if self._stores is not None:
             self._meter.observe("store_seconds", *self._stores.take_seconds())
+        if self._remote is not None:
+            self._meter.gauge("remote_lookups_out_of_service", int(self._remote.is_out))
         self._meter.gauge("loads_under_way", len(self._loads.requests()))
         self._meter.gauge("stores_under_way", self.stores_under_way)
         if compute := self._pace.compute_seconds_per_token:

@@ -1,6 +1,7 @@
 """What waiting requests can load, and how much of it is worth it."""
 
 import dataclasses
+import math
 import time
 
 from vllm.logger import init_logger
@@ -63,6 +64,8 @@ class Waiting:
         self._late: set[str] = set()
         # When requests were first told to wait for a trial.
         self._held_since: dict[str, float] = {}
+        # When requests first asked what can be loaded.
+        self._asked_since: dict[str, float] = {}
         self._lookups_left = LOOKUPS_PER_STEP
         self._is_off = False
 
@@ -103,9 +106,10 @@ class Waiting:
             if not self._lookups_left:
                 return None
             self._lookups_left -= 1
-            if per_token := self._pace.compute_seconds_per_token:
-                computing = per_token * (request.num_tokens - computed_tokens)
-                self._finder.wait_at_most(ASKING_SHARE * computing)
+            per_token = self._pace.compute_seconds_per_token
+            computing = (per_token or math.inf) * (request.num_tokens - computed_tokens)
+            since = self._asked_since.setdefault(request.request_id, now)
+            self._finder.begin_request(since, ASKING_SHARE * computing)
             chunks = self._finder.find(
                 request,
                 first_block,
@@ -183,6 +187,7 @@ class Waiting:
         """The request was given blocks: what was found for it, if it was asked for."""
         found = self._found.pop(request_id, None)
         self._held_since.pop(request_id, None)
+        self._asked_since.pop(request_id, None)
         if found is not None and found.decision is not None:
             self._count(found.decision)
         return found
@@ -207,5 +212,6 @@ class Waiting:
         """The request ended."""
         self._found.pop(request_id, None)
         self._held_since.pop(request_id, None)
+        self._asked_since.pop(request_id, None)
         self._controls.forget(request_id)
         self._late.discard(request_id)

@@ -213,8 +213,8 @@ class WorkerSide:
             self._carriers.join()
         if not is_closed:
             logger.warning(
-                "lmkv: rank %d: a disk does not answer; the process ends without it, and what was "
-                "being stored may be missing",
+                "lmkv: rank %d: a disk or the remote tier does not answer; the process ends "
+                "without it, and what was being stored may be missing",
                 self._rank,
             )
 
@@ -372,6 +372,8 @@ class WorkerSide:
             return
         self._report.load_seconds[load.request_id] = completion.seconds
         self._report.memory_chunks[load.request_id] = set(completion.memory_chunks)
+        if completion.remote_chunks:
+            self._report.read_remotely.add(load.request_id)
         if completion.cancelled_chunks:
             self._report.late[load.request_id] = set(completion.cancelled_chunks)
         if len(completion.failed_chunks) > len(completion.cancelled_chunks):

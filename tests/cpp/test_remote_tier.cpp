@@ -399,25 +399,29 @@ TEST_P(RemoteEngines, ALoadThatWasGivenUpDoesNotGoThere) {
   EXPECT_EQ(carriers->orders, before);
 }
 
+// A remote tier that hangs has an upload, a disk that hangs has stores.
 TEST_P(RemoteEngines, WithFewSlabsLoadsFindOneWhateverHangs) {
   options.host_memory = 3 * slab_bytes_of(options);
   restart();
+  expected = bytes_of(ids({0, 1, 2, 3}));
   store(1, ids({0, 1, 2, 3}));
   carriers->is_held = true;
-  for (std::uint64_t k = 2; k <= 6; ++k) {
+  ASSERT_TRUE(engine->store(key(2), 2 * 64, ids({4, 5, 6, 7}), 0));
+  ASSERT_TRUE(eventually([this] { return stat("remote_store_bytes_in_flight") > 0; }));
+  disk->hold(OperationKind::kWrite);
+  for (std::uint64_t k = 3; k <= 6; ++k) {
     (void)engine->store(key(k), k * 64, ids({4, 5, 6, 7}), 0);
-    std::this_thread::sleep_for(20ms);
-    engine->poll();
   }
-  expected = bytes_of(ids({0, 1, 2, 3}));
+  ASSERT_TRUE(eventually([this] { return disk->held() > 0; }));
   engine->load({chunk(1, blocks_from(20))}, 0);
-  ASSERT_TRUE(eventually([this] {
+  EXPECT_TRUE(eventually([this] {
     for (const Completion& done : engine->poll()) {
       if (done.kind == CompletionKind::kLoaded) return done.failed_chunks.empty();
     }
     return false;
-  })) << "a load waits for an upload";
+  })) << "a load waits for what hangs";
   EXPECT_EQ(bytes_of(blocks_from(20)), expected);
+  disk->release();
   carriers->is_held = false;
 }
 

@@ -1,17 +1,21 @@
 """A remote tier that damages, delays, hangs, is full or gone: what is loaded stays right."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from remote_hosts import BLOCK_BYTES, BLOCKS, PER_CHUNK, Host
+from remote_hosts import BLOCK_BYTES, BLOCKS, PER_CHUNK, Host, key
 from remote_servers import mooncake, s3_options
 from tcp_proxy import Proxy
 
-from lmkv._C import RemoteResult
+from lmkv._C import RemoteOrderKind, RemoteResult
 from lmkv.errors import ConfigError
+from lmkv.remote.carriers import Budget, Carriers
 from lmkv.remote.store import Done, Item, Place, RemoteError
 
 CONTENT = os.urandom(BLOCKS * BLOCK_BYTES)
@@ -112,18 +116,24 @@ def test_connections_that_are_cut_are_made_anew(place: Place, proxy: Proxy, tmp_
 
 
 def test_a_full_one_refuses_stores_and_nothing_else(tmp_path: Path) -> None:
-    with mooncake(tmp_path / "mooncake", segment="16MiB") as options:
+    """Of more chunks than it holds it takes some, and the directory has all."""
+    count, segment = 120, 16 << 20  # 120 x 260 KiB
+    with mooncake(tmp_path / "mooncake", segment=str(segment)) as options:
         place = Place.parse("mooncake://", options)
         with Host(tmp_path / "a", place, CONTENT) as host:
             host.wait_until_connected()
-            for pool in range(8):  # 32 MiB, with header pages
-                del pool
-                for n in range(BLOCKS // PER_CHUNK):
-                    assert host.store(n) == ""
-            # It may have made room; whatever it says, the directory has all and answers are right.
-            assert host.load(*range(FEW)).failed_chunks == []
-            assert len(list((tmp_path / "a").rglob("*.kv"))) == BLOCKS // PER_CHUNK
+            for n in range(count):
+                assert host.engine.store(key(n), 0, host.blocks(n % (BLOCKS // PER_CHUNK)))
+                assert host.ended()[-1].error == ""
+            refused = host.stat("remote_stores_failed") + host.stat("remote_stores_dropped")
+            assert refused > 0
+            assert len(list((tmp_path / "a").rglob("*.kv"))) == count
+            assert host.stat("stores_failed") == 0
             expect_all_back(host)
+        with Host(tmp_path / "a", place) as again:
+            again.engine.load([(key(0), 0, PER_CHUNK, 0, again.blocks(0))])
+            assert again.ended()[0].failed_chunks == []
+            assert again.bytes_of(0) == CONTENT[:CHUNK_BYTES]
 
 
 def test_a_master_that_dies_costs_nothing_but_its_chunks(tmp_path: Path) -> None:
@@ -210,6 +220,7 @@ def test_one_that_cannot_be_reached_is_said_and_tried_again(
         assert host.said == [
             "it cannot be used: nobody is there",
             "it cannot be used: nobody is there",
+            "it was not closed: what no client should raise",
             "it cannot be used: no memory may be registered",
             "",
         ]
@@ -235,3 +246,70 @@ def test_bandwidth_is_kept_to(place: Place, tmp_path: Path) -> None:
             assert host.store(n) == ""
         # The first goes at once.
         assert time.monotonic() - begin > 0.9 * 5 * CHUNK_BYTES / rate
+
+
+def test_all_threads_of_a_lane_share_one_budget() -> None:
+    now = [10.0]
+    budget = Budget(1000, lambda: now[0])
+    assert budget.spend(500) == 0.0
+    assert budget.spend(500) == pytest.approx(0.5)
+    assert budget.spend(100) == pytest.approx(1.0)
+    now[0] = 20.0
+    assert budget.spend(1) == 0.0
+    assert Budget(0).spend(1 << 40) == 0.0
+
+
+def test_two_orders_for_one_chunk_both_end_well(tmp_path: Path) -> None:
+    """Of REMOVEs the core may have two."""
+    finished: dict[int, RemoteResult] = {}
+
+    class Core:
+        def finish_remote(self, ticket: int, result: RemoteResult, why: str = "") -> None:
+            assert ticket not in finished, why
+            finished[ticket] = result
+
+    class Order(NamedTuple):
+        ticket: int
+        kind: RemoteOrderKind
+        key: bytes = bytes(32)
+        address: int = 4096
+        bytes: int = 4096
+
+    class Store(Unruly):
+        def put(self, items: Sequence[Item], done: Done) -> None:
+            assert len(items) == 1
+            done(items[0], RemoteResult.DONE, "")
+
+        def remove(self, name: str) -> RemoteResult:
+            return RemoteResult.DONE
+
+    carriers = object.__new__(Carriers)
+    carriers._engine = Core()  # type: ignore[assignment]
+    carriers._store = Store("")
+    carriers._name_of = bytes.hex
+    put, remove = RemoteOrderKind.PUT, RemoteOrderKind.REMOVE
+    carriers._carry([Order(1, put), Order(2, put), Order(3, remove), Order(4, remove)])  # type: ignore[list-item]
+    assert finished == dict.fromkeys((1, 2, 3, 4), RemoteResult.DONE)
+
+
+def test_a_process_that_does_not_shut_down_ends_all_the_same(
+    s3_port: int, credentials: None, tmp_path: Path
+) -> None:
+    """A thread that comes back from the core when there is no interpreter any more ends badly."""
+    program = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "from pathlib import Path\n"
+        "from lmkv.remote import carriers; carriers.WAIT_SECONDS = 0.0005  # in and out\n"
+        "from remote_hosts import Host\n"
+        "from remote_servers import s3_options\n"
+        "from lmkv.remote.store import Place\n"
+        "from lmkv.remote.lookup import RemoteLookup, open_presence\n"
+        f"place = Place.parse('s3://bucket/exit', s3_options({s3_port}))\n"
+        f"host = Host(Path({str(tmp_path)!r}), place).wait_until_connected()\n"
+        "lookup = RemoteLookup(lambda: open_presence(place, bytes(32), 1))\n"
+        "import builtins; builtins.kept = host, lookup\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")

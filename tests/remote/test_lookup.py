@@ -54,8 +54,9 @@ def clock() -> Clock:
 
 
 def started(remote: Remote, clock: Clock) -> RemoteLookup:
-    lookup = RemoteLookup(lambda: remote, clock)
+    lookup = RemoteLookup(lambda: remote, clock=clock)
     wait_for(lambda: not lookup.is_out)
+    lookup.begin_request(clock.now)
     return lookup
 
 
@@ -67,6 +68,8 @@ def wait_for(holds: object) -> None:
 
 
 def answer(lookup: RemoteLookup, keys: Sequence[bytes]) -> list[bool]:
+    """Of a new request."""
+    lookup.begin_request(lookup._clock())
     wait_for(lambda: lookup.present(keys) is not None)
     found = lookup.present(keys)
     assert found is not None
@@ -120,12 +123,14 @@ def test_one_that_is_usually_slow_is_waited_for(clock: Clock) -> None:
     lookup = started(remote, clock)
     for n in range(40):
         remote.held.clear()
+        lookup.begin_request(clock.now)
         assert lookup.present([bytes([100 + n]) * 32]) is None
         wait_for(lambda n=n: len(remote.asked) > n)
         clock.now += 0.015
         remote.held.set()
         answer(lookup, [bytes([100 + n]) * 32])
     remote.held.clear()
+    lookup.begin_request(clock.now)
     assert lookup.present(KEYS) is None
     clock.now += 5 * 0.015
     assert lookup.present(KEYS) is None
@@ -164,6 +169,7 @@ def test_switched_off_it_finds_nothing(clock: Clock) -> None:
     lookup = started(remote, clock)
     answer(lookup, KEYS)
     lookup.switch(on=False)
+    lookup.begin_request(clock.now)
     assert lookup.present([key(20)]) == [False]
     assert remote.asked == [KEYS]
     lookup.switch(on=True)
@@ -175,6 +181,7 @@ def test_what_is_forgotten_is_asked_again(clock: Clock) -> None:
     lookup = started(remote, clock)
     answer(lookup, KEYS)
     lookup.forget()
+    lookup.begin_request(clock.now)
     assert lookup.present(KEYS) is None
     answer(lookup, KEYS)
     assert remote.asked == [KEYS, KEYS]
@@ -193,7 +200,7 @@ def test_one_that_is_not_reached_is_tried_again(
             raise OSError("nobody is there")
         return remote
 
-    lookup = RemoteLookup(open_presence, clock)
+    lookup = RemoteLookup(open_presence, clock=clock)
     assert lookup.present(KEYS) == [False] * 6 or len(tries) == 3
     wait_for(lambda: not lookup.is_out)
     assert answer(lookup, KEYS) == [True] * 6
@@ -206,7 +213,7 @@ def test_one_that_cannot_ever_be_is_given_up(clock: Clock) -> None:
         tries.append(1)
         raise ConfigError("its library is missing")
 
-    lookup = RemoteLookup(open_presence, clock)
+    lookup = RemoteLookup(open_presence, clock=clock)
     wait_for(lambda: tries)
     assert lookup.present(KEYS) == [False] * 6
     assert lookup.is_out
@@ -228,3 +235,56 @@ def test_what_is_remembered_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyP
     lookup.present([key(0)])
     wait_for(lambda: len(remote.asked) == 7)
     assert len(lookup._known) <= 4
+
+
+def test_a_request_waits_once_whatever_it_asks(clock: Clock) -> None:
+    """Chunks, then tails, then windows: each is another question."""
+    remote = Remote(*KEYS)
+    remote.held.clear()
+    lookup = started(remote, clock)
+    lookup.begin_request(clock.now, worth=0.01)
+    assert lookup.present(KEYS[:2]) is None
+    clock.now += 0.009
+    assert lookup.present(KEYS[2:4]) is None
+    clock.now += 0.002
+    assert lookup.present(KEYS[4:]) == [False, False]
+    remote.held.set()
+
+
+def test_the_newest_are_asked_first_and_not_all_of_a_burst(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_WANTED", 8)
+    monkeypatch.setattr(module, "BATCH_KEYS", 4)
+    remote = Remote()
+    remote.held.clear()
+    lookup = started(remote, clock)
+    lookup.present([key(99)])
+    wait_for(lambda: remote.asked)
+    for prompt in range(5):
+        lookup.present([key(10 * prompt + n) for n in range(4)])
+    remote.held.set()
+    wait_for(lambda: len(remote.asked) == 3)
+    assert remote.asked[1:] == [[key(40 + n) for n in range(4)], [key(30 + n) for n in range(4)]]
+    time.sleep(0.05)
+    assert len(remote.asked) == 3, "the rest was dropped"
+    assert len(lookup._not_awaited) == 0
+
+
+@pytest.mark.parametrize("manner", ["fails", "short"])
+def test_why_nothing_is_found_is_said_once_and_when_it_is_again(clock: Clock, manner: str) -> None:
+    remote, said = Remote(*KEYS), []
+    lookup = RemoteLookup(lambda: remote, said.append, clock)
+    wait_for(lambda: said == [""])
+    present = remote.present
+    if manner == "short":
+        remote.present = lambda keys: present(keys)[:-1]  # type: ignore[method-assign]
+    remote.fails = manner == "fails"
+    for n in range(module.FAILURES):
+        answer(lookup, [key(10 + n)])
+    wait_for(lambda: len(said) == 2)
+    assert ("no answer" if manner == "fails" else "0 answers to 1") in said[1]
+    remote.fails, remote.present = False, present  # type: ignore[method-assign]
+    clock.now += module.FIRST_PAUSE_SECONDS + 0.1
+    lookup.present(KEYS)
+    wait_for(lambda: said[2:] == [""])

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -243,10 +244,47 @@ def test_addresses_that_cannot_be_are_refused(url: str, problem: str) -> None:
         Place.parse(url)
 
 
-@pytest.mark.parametrize("option", ["secret_access_key", "aws_access_key_id", "session_token"])
-def test_credentials_are_refused_as_options(option: str) -> None:
-    with pytest.raises(ConfigError, match="environment"):
-        Place.parse("s3://bucket", {option: "x"})
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("secret_access_key", "x"),
+        ("aws_access_key_id", "x"),
+        ("session_token", "x"),
+        ("aws_sse_customer_key_base64", "x"),
+        ("proxy_url", "http://user:pass@proxy:1"),
+    ],
+)
+def test_credentials_are_refused_as_options_and_not_shown(option: str, value: str) -> None:
+    with pytest.raises(ConfigError, match="environment") as caught:
+        Place.parse("s3://bucket", {option: value})
+    assert "pass" not in str(caught.value).replace("passphrase", "")
+
+
+def test_an_address_that_is_refused_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Place.parse("https://user:hidden@host/x")
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "variable", "is_signed"),
+    [
+        ("", "", False),
+        ("https://host", "", False),
+        ("http://host", "", True),
+        ("", "http://host", True),
+        ("", "https://host", False),
+    ],
+)
+def test_payloads_are_signed_where_there_is_no_tls(
+    option: str, variable: str, is_signed: bool, credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", variable)
+    options = {"region": "eu-1", **({"aws_endpoint": option} if option else {})}
+    store = open_store(Place.parse("s3://bucket", options))
+    config = {str(name).lower(): value for name, value in store._store.config.items()}
+    assert (config.get("unsigned_payload") != "true") == is_signed
 
 
 @pytest.mark.parametrize(
@@ -264,3 +302,39 @@ def test_names_are_the_paths_of_files(url: str, said: str, name: str) -> None:
     assert Place.parse(str(place)) == place
     key = bytes(range(32))
     assert place.name_of(b"\xab" * 32, 3, key) == (f"{name}abababababababab/r3/000/{key.hex()}.kv")
+
+
+def test_a_master_that_accepts_and_never_answers_stops_no_other_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mooncake's own set-up would keep the GIL for a minute and a half."""
+    from lmkv.remote import mooncake
+
+    monkeypatch.setattr(mooncake, "TRY_SECONDS", 4.0)
+    silent = socket.create_server(("127.0.0.1", 0))
+    port = silent.getsockname()[1]
+    gaps, ends = [], threading.Event()
+
+    def tick() -> None:
+        last = time.perf_counter()
+        while not ends.is_set():
+            time.sleep(0.001)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    begin = time.monotonic()
+    with pytest.raises(RemoteError, match="client"):
+        open_store(
+            Place.parse(
+                f"mooncake://127.0.0.1:{port}",
+                {"metadata_server": f"http://127.0.0.1:{port}/metadata"},
+            )
+        )
+    ends.set()
+    ticking.join()
+    silent.close()
+    assert time.monotonic() - begin < 20
+    assert max(gaps) < 1

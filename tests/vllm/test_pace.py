@@ -316,7 +316,7 @@ def test_each_tier_is_judged_by_what_it_has_done(clock):
     pace.began_trial(is_remote=True)
     for tokens in (1000, 2000):
         pace.saw_load(tokens, tokens * 5e-3, trial=True, is_remote=True)
-    slow = decided(pace, 10, remote={3})
+    slow = decided(pace, 10, remote=set(range(10)))
     assert slow.verdict is Verdict.COMPUTE
     assert slow.load_seconds == pytest.approx(10 * CHUNK * 5e-3)
     local = decided(pace, 10)
@@ -332,7 +332,7 @@ def test_one_tier_that_was_given_up_says_nothing_of_the_other(clock):
     pace.gave_up([bytes(32)], from_disk=True, is_remote=True)
     assert pace.remote_seconds_per_token is None
     assert decided(pace, 10).verdict is Verdict.LOAD
-    assert decided(pace, 10, remote={9}).verdict is Verdict.COMPUTE
+    assert decided(pace, 10, remote=set(range(10))).verdict is Verdict.COMPUTE
 
 
 def test_what_is_in_memory_needs_no_remote_tier(clock):
@@ -341,3 +341,19 @@ def test_what_is_in_memory_needs_no_remote_tier(clock):
     assert not decided(pace, 4, remote={0, 1, 2, 3}).is_remote
     assert decided(pace, 5, remote={0, 1, 2, 3}).is_remote is False
     assert decided(pace, 5, remote={4}).is_remote
+
+
+def test_a_slow_remote_tier_does_not_cost_what_the_directories_have(clock):
+    pace = pace_of(clock, compute=1e-3, load=1e-4)
+    clock.now += LONGEST_PAUSE_SECONDS
+    pace.gave_up([], from_disk=True, is_remote=True)
+    cut = decided(pace, 10, remote={8})
+    assert (cut.verdict, cut.chunks, cut.is_remote) == (Verdict.CUT, 8, False)
+    for tokens in (1000, 2000):
+        pace.saw_load(tokens, tokens * 5e-3, trial=False, is_remote=True)
+    cut = decided(pace, 10, remote={8})
+    assert (cut.verdict, cut.chunks, cut.is_remote) == (Verdict.CUT, 8, False)
+    for _ in range(20):
+        pace.saw_load(2000, 2000 * 1e-4, trial=False, is_remote=True)
+    everything = decided(pace, 10, remote={8})
+    assert (everything.chunks, everything.is_remote) == (10, True)
