@@ -87,22 +87,33 @@ def test_whatever_becomes_of_it_nobody_waits(
         "remote_options": s3_options(proxy.port),
         "remote_writes": "write_through",
     }
-    prompts = prompts_of(prompt, 5)
+    prompts = prompts_of(prompt, 9)
     with Engine(model, tmp_path / "a", tmp_path / "a.log", remote, environ=CREDENTIALS) as first:
         computed = [answered(first, each) for each in prompts]
         without = statistics.median(answer["ttft"] for answer in computed)
     with Engine(model, tmp_path / "b", tmp_path / "b.log", remote, environ=CREDENTIALS) as second:
         answered(second, prompt[-200:])
-        seconds = {}
-        for n, manner in enumerate(("silent", "slow", "untrue", "cut")):
+        # The first load is a trial, which shows how fast the tier is and is given up soon.
+        warm = [second.generate(each)["counters"] for each in prompts[5:]]
+        assert any("remote_hits" in one for one in warm[1:]), warm
+        seconds, counters = {}, {}
+        for n, manner in enumerate(("cut", "untrue", "slow", "silent")):
+            if manner == "cut":
+                proxy.cut()
             proxy.is_silent = manner == "silent"
             proxy.delay = 0.5 if manner == "slow" else 0.0
             proxy.flips = manner == "untrue"
-            if manner == "cut":
-                proxy.cut()
             answer = second.generate(prompts[n])
             assert answer["tokens"] == computed[n]["tokens"], manner
-            seconds[manner] = answer["ttft"]
+            seconds[manner], counters[manner] = answer["ttft"], answer["counters"]
+        proxy.is_silent, proxy.delay = False, 0.0
+        # Each was met, and not passed by.
+        cut = counters["cut"]
+        assert "remote_hits" in cut or cut["lookups_given_up"] > 0, "asked again, in time or not"
+        assert counters["untrue"]["chunks_bad"] > 0
+        for manner in ("slow", "silent"):
+            assert counters[manner]["lookups_given_up"] > 0
+            assert "tokens_loaded" not in counters[manner]
         proxy.cut()
         # It comes back by itself, and what the next asks for is loaded from there.
         deadline, loaded = time.monotonic() + 120, 0.0
@@ -114,6 +125,9 @@ def test_whatever_becomes_of_it_nobody_waits(
             assert answer["tokens"] == computed[4]["tokens"]
             loaded = answer["counters"].get("tokens_loaded", 0.0)
     proxy.close()
-    # The machine is shared; what a request would wait for one that hangs is half a minute.
+    # The machine is shared, and the server and the proxy have its processors, too; what a request
+    # would wait for one that hangs is half a minute.
     for manner, taken in seconds.items():
-        assert taken < 1.5 * without + 0.3, (manner, seconds, without)
+        # What is damaged is known when it has come, twice, and is computed then.
+        most = 2.5 if manner == "untrue" else 1.5
+        assert taken < most * without + 0.3, (manner, seconds, without)

@@ -237,7 +237,7 @@ def test_a_disk_that_does_not_answer_holds_up_no_shutdown(make, lines):
     side._engine = Hanging()
     side.shutdown()
     side.shutdown()
-    assert len([line for line in lines() if "a disk does not answer" in line]) == 1
+    assert len([line for line in lines() if "does not answer; the process ends" in line]) == 1
     assert real.close(20)
 
 
