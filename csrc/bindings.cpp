@@ -115,6 +115,7 @@ void bind_engine(py::module_& m) {
       .value("MISSING", RemoteResult::kMissing)
       .value("BAD", RemoteResult::kBad)
       .value("FAILED", RemoteResult::kFailed)
+      .value("UNSETTLED", RemoteResult::kUnsettled)
       .finalize();
   py::class_<RemoteOrder>(m, "RemoteOrder")
       .def_readonly("ticket", &RemoteOrder::ticket)

@@ -182,7 +182,8 @@ class RemoteOrderKind(Enum):
 class RemoteResult(Enum):
     """``THERE``: of a put, it has the chunk already. ``MISSING``: of a get or a removal. ``BAD``:
     of a get, what it has under this key has another size. ``FAILED``: it refused, or was not
-    reached.
+    reached. ``UNSETTLED``: of a get, the same, and its buffer may still be written to: the slab is
+    never used again.
     """
 
     DONE = 0
@@ -190,6 +191,7 @@ class RemoteResult(Enum):
     MISSING = 2
     BAD = 3
     FAILED = 4
+    UNSETTLED = 5
 
 @final
 class RemoteOrder:

@@ -129,6 +129,13 @@ SharedSlab ArenaPool::publish(Slab slab, const ChunkKey& key) {
   return make_shared_slab(index);
 }
 
+void ArenaPool::disclaim(const Slab& slab) {
+  const std::lock_guard lock(mutex_);
+  if (const auto held = lock_.take(arena_.file())) {
+    slots_.disclaim(static_cast<std::uint32_t>(index_of(slab)));
+  }
+}
+
 SlabPool::Found ArenaPool::find(const ChunkKey& key) {
   const std::lock_guard lock(mutex_);
   const auto held = lock_.take(arena_.file());

@@ -32,6 +32,7 @@ class ArenaPool final : public SlabPool {
   ~ArenaPool() override;
 
   [[nodiscard]] SharedSlab publish(Slab slab, const ChunkKey& key) override;
+  void disclaim(const Slab& slab) override;
   [[nodiscard]] Found find(const ChunkKey& key) override;
   [[nodiscard]] SlabCounts counts() const override;
   [[nodiscard]] SlabMemory memory() const override;

@@ -86,6 +86,8 @@ class ArenaSlots {
   // What is in the slot is whole: it can be found, and the caller holds it. False if a chunk of
   // this name is there already; then the slot stays the caller's, and nobody finds it.
   [[nodiscard]] bool publish(std::uint8_t member, std::uint32_t slot, const SlotName& name);
+  // Of a slot that was taken: nobody waits for it any more.
+  void disclaim(std::uint32_t slot);
   // Of a slot that was taken and not published.
   void give_back(std::uint32_t slot);
 

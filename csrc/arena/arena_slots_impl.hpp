@@ -72,6 +72,15 @@ bool ArenaSlots<Steps>::publish(std::uint8_t member, std::uint32_t slot, const S
 }
 
 template <class Steps>
+void ArenaSlots<Steps>::disclaim(std::uint32_t slot) {
+  SlotWord changed = word(slot);
+  if (!changed.named) return;
+  unname(slot);
+  changed.named = false;
+  put_word(slot, changed);
+}
+
+template <class Steps>
 void ArenaSlots<Steps>::give_back(std::uint32_t slot) {
   if (word(slot).named) unname(slot);
   SlotWord unused;

@@ -23,6 +23,11 @@ class BusyTime {
     if (--under_way_ == 0) total_ += Clock::now() - since_;
   }
 
+  [[nodiscard]] bool is_busy() const {
+    const std::lock_guard lock(mutex_);
+    return under_way_ > 0;
+  }
+
   // What is under way now counts up to this moment, so that the value never goes back.
   [[nodiscard]] std::uint64_t microseconds() const {
     const std::lock_guard lock(mutex_);

@@ -14,6 +14,7 @@ enum class StatusKind {
   kMissing,       // there is no such chunk (any more): a plain miss
   kBadChunk,      // what is there is not the chunk that was asked for
   kIo,            // the tier refused or failed; `error_number` says how, or 0: one file's own
+  kUnsettled,     // as kIo, and the buffer may be written to at any time
   kDevice,        // gather or scatter failed
   kTimedOut,      // given up, because it took too long
   kOutOfService,  // not tried, because the tier has failed again and again
@@ -41,6 +42,11 @@ class [[nodiscard]] Status {
   // Of a remote engine.
   static Status remote(std::string_view what, std::string_view name) {
     return Status(StatusKind::kIo, EREMOTEIO, std::string(name) + ": " + std::string(what));
+  }
+  static Status unsettled(std::string_view what, std::string_view name) {
+    Status status = remote(what, name);
+    status.kind_ = StatusKind::kUnsettled;
+    return status;
   }
   // Of one file, in a directory that works: no `error_number` of its own.
   static Status no_permission(int error_number, std::string_view path) {

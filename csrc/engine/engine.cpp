@@ -41,6 +41,7 @@ std::vector<Completion> Engine::poll() {
   loads_.give_up_late();
   loads_.start_arrived();
   loads_.start_waiting();  // another engine may have given a slab back
+  copies_.begin_held();
   trials_.begin_due();
   return context_.jobs.poll();
 }
@@ -99,6 +100,7 @@ std::map<std::string, std::uint64_t> Engine::stats() const {
   all["slabs_free"] = slabs.free;
   all["slabs_in_use"] = slabs.in_use;
   all["slabs_cached"] = slabs.cached;
+  all["slabs_abandoned"] = context_.abandoned();
   all["unpinned_slabs"] = context_.pool->pin_error().empty() ? 0 : slabs.total;
   all["device_lost"] = context_.device->failure().empty() ? 0 : 1;
   all["reading_microseconds"] = context_.reading.microseconds();

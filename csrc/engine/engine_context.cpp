@@ -11,6 +11,7 @@ namespace lmkv {
 namespace {
 
 constexpr std::size_t kOwnBytes = std::size_t{2} << 30;
+constexpr std::size_t kPartOfSlabs = 8;  // one of so many
 
 }  // namespace
 
@@ -25,6 +26,15 @@ EngineContext::EngineContext(const EngineOptions& with, EngineParts parts)
   device->start();
   roots = std::make_unique<Roots>(options, std::move(parts.roots), pool->memory());
   make_remote(std::move(parts.remote));
+}
+
+EngineContext::~EngineContext() {
+  if (abandoned_.empty()) return;
+  using Kept = std::vector<std::pair<std::unique_ptr<SlabPool>, std::vector<Slab>>>;
+  static std::mutex mutex;
+  static auto* const kept = new Kept;  // without an end
+  const std::lock_guard lock(mutex);
+  kept->emplace_back(std::move(pool), std::move(abandoned_));
 }
 
 void EngineContext::make_remote(RootParts parts) {
@@ -55,6 +65,28 @@ std::vector<Tier*> EngineContext::tiers() const {
   std::vector<Tier*> all(roots->usable().begin(), roots->usable().end());
   if (remote != nullptr) all.push_back(remote.get());
   return all;
+}
+
+std::size_t EngineContext::part_of_slabs() const {
+  return std::max<std::size_t>(1, pool->counts().total / pool->sharers() / kPartOfSlabs);
+}
+
+void EngineContext::abandon(Slab slab) {
+  pool->disclaim(slab);
+  std::size_t all = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    abandoned_.push_back(std::move(slab));
+    all = abandoned_.size();
+  }
+  if (all >= part_of_slabs()) {
+    remote->loads.retire("too many transfers have not come to an end: start the engine again");
+  }
+}
+
+std::size_t EngineContext::abandoned() const {
+  const std::lock_guard lock(mutex_);
+  return abandoned_.size();
 }
 
 // Without the arena that was asked for an engine works as well, for itself: with as much as it

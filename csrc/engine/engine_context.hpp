@@ -2,8 +2,10 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -24,6 +26,10 @@ namespace lmkv {
 // Engine::close() has ended every job and every callback before any of it goes.
 struct EngineContext {
   EngineContext(const EngineOptions& with, EngineParts parts);
+  EngineContext(const EngineContext&) = delete;
+  EngineContext& operator=(const EngineContext&) = delete;
+  // What was abandoned stays mapped until the process ends.
+  ~EngineContext();
 
   // Throw std::invalid_argument.
   [[nodiscard]] ChunkIdentity identity(const ChunkKey& key, std::uint64_t token_begin,
@@ -55,10 +61,20 @@ struct EngineContext {
   [[nodiscard]] std::size_t slabs_of_stores() const;
   // That can be used: roots, and the remote one.
   [[nodiscard]] std::vector<Tier*> tiers() const;
+  // Of the slabs, what copies between tiers may hold each way, and what may be abandoned.
+  [[nodiscard]] std::size_t part_of_slabs() const;
+
+  // Nobody has this slab any more: a transfer that has failed may still write to it. After so many
+  // the remote tier is left alone for good. Any thread.
+  void abandon(Slab slab);
+  [[nodiscard]] std::size_t abandoned() const;
 
  private:
   void make_remote(RootParts parts);
   std::unique_ptr<SlabPool> make_pool(ArenaPool::Reach reach);
+
+  mutable std::mutex mutex_;
+  std::vector<Slab> abandoned_;  // guarded by mutex_
 };
 
 }  // namespace lmkv

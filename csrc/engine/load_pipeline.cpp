@@ -247,13 +247,17 @@ void LoadPipeline::read(std::shared_ptr<ChunkLoad> load, Slab slab) {
     }
     start_waiting();  // before the checksums: the disk need not wait for them
     verify(load, status);
+    copies_.begin_held();
   };
   tier.read(std::move(request));
 }
 
 void LoadPipeline::verify(std::shared_ptr<ChunkLoad> load, const Status& read_status) {
-  note_health(*load, read_status);
   Status status = read_status;
+  if (status.kind() == StatusKind::kUnsettled) {
+    context_.abandon(std::move(*load->filling));
+    load->filling.reset();
+  }
   if (status.is_ok()) {
     const CountedTime time(context_.checksum_ns);
     const ChunkFault fault = verify_chunk(load->filling->bytes(), load->identity);
@@ -263,6 +267,7 @@ void LoadPipeline::verify(std::shared_ptr<ChunkLoad> load, const Status& read_st
   }
   const bool is_remote = load->tier == context_.remote.get();
   if (status.kind() == StatusKind::kBadChunk) return refuse_bad(std::move(load), status);
+  note_health(*load, status);
   if (is_remote && status.kind() == StatusKind::kMissing) copies_.note_gone(load->identity.key);
   if (status.kind() == StatusKind::kCancelled) return end(load, status);
   if (!status.is_ok()) return try_remote(std::move(load), status);
@@ -281,16 +286,25 @@ void LoadPipeline::verify(std::shared_ptr<ChunkLoad> load, const Status& read_st
 void LoadPipeline::refuse_bad(std::shared_ptr<ChunkLoad> load, const Status& status) {
   Tier& tier = *load->tier;
   const ChunkKey key = load->identity.key;
-  if (&tier == context_.remote.get()) {
-    // What others have is not removed for what may be this host's network.
-    if (!std::exchange(load->was_bad, true) && !context_.closed) {
+  bool remove = true;
+  if (&tier != context_.remote.get()) {
+    note_health(*load, status);
+  } else {
+    // It may be this host's network. Then others have no need to lose theirs, and after some
+    // chunks nothing more is asked for.
+    const bool was_bad = std::exchange(load->was_bad, true);
+    if (!was_bad && !context_.closed && !tier.loads.is_out()) {
       load->filling.reset();
       return queue(std::move(load), tier);
     }
     copies_.note_gone(key);
+    tier.trial_chunk.failed(key, load->identity.file_bytes());
+    remove = tier.loads.failed(status.message()) == 1;
+    if (tier.loads.is_out()) refuse_waiting(tier);
   }
-  // Removed before the load is reported: the chunk that is recomputed must not find it.
   context_.stats.chunks_bad.fetch_add(1, std::memory_order_relaxed);
+  if (!remove) return try_remote(std::move(load), status);
+  // Removed before the load is reported: the chunk that is recomputed must not find it.
   tier.remove(key, [this, load = std::move(load), status](const Status& removed) {
     if (removed.is_ok()) {
       context_.stats.chunks_bad_removed.fetch_add(1, std::memory_order_relaxed);
@@ -314,7 +328,8 @@ void LoadPipeline::spread(const ChunkLoad& load) {
 void LoadPipeline::note_health(const ChunkLoad& load, const Status& status) {
   Tier& tier = *load.tier;
   if (status.is_ok()) tier.trial_chunk.worked(load.identity.key, load.identity.file_bytes());
-  if (status.is_ok() || status.kind() == StatusKind::kMissing) {
+  if (status.is_ok() || status.kind() == StatusKind::kMissing ||
+      (status.kind() == StatusKind::kBadChunk && status.error_number() == 0)) {
     tier.loads.succeeded();
   } else if (status.error_number() != 0) {
     tier.trial_chunk.failed(load.identity.key, load.identity.file_bytes());

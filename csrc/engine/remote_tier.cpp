@@ -166,6 +166,9 @@ void RemoteTier::finish(std::uint64_t ticket, RemoteResult result, const std::st
     case RemoteResult::kFailed:
       task->done(Status::remote(message, name), WriteOutcome::kFailed);
       break;
+    case RemoteResult::kUnsettled:
+      task->done(Status::unsettled(message, name), WriteOutcome::kFailed);
+      break;
   }
   task.reset();
   {

@@ -35,6 +35,8 @@ enum class RemoteResult : std::uint8_t {
   kMissing,  // of a get or a removal
   kBad,      // of a get: what it has under this key has another size
   kFailed,   // it refused, or was not reached
+  // Of a get: the same, and the client cannot tell whether its transfer is over.
+  kUnsettled,
 };
 
 // The engine's clients are libraries of other languages, so whoever embeds the core brings threads
@@ -64,7 +66,7 @@ class RemoteTier final : public Tier {
   [[nodiscard]] std::vector<RemoteOrder> take(RemoteLane lane, std::size_t most_bytes,
                                               Seconds timeout);
   // Throws std::invalid_argument for a ticket that is not under way. Its buffer is not touched any
-  // more. Callbacks of the pipelines run in here.
+  // more, unless the result says so. Callbacks of the pipelines run in here.
   void finish(std::uint64_t ticket, RemoteResult result, const std::string& message);
   [[nodiscard]] bool is_shut_down() const;
 

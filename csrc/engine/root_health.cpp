@@ -14,7 +14,7 @@ constexpr std::chrono::seconds kLongestPause{60};
 bool RootHealth::admits(Clock::time_point now) {
   const std::lock_guard lock(mutex_);
   if (!out_) return true;
-  if (now < again_) return false;
+  if (retired_ || now < again_) return false;
   again_ = now + pause_;  // one trial at a time; what never comes back is followed by another
   on_trial_ = true;
   return true;
@@ -22,16 +22,17 @@ bool RootHealth::admits(Clock::time_point now) {
 
 bool RootHealth::may_admit(Clock::time_point now) const {
   const std::lock_guard lock(mutex_);
-  return !out_ || now >= again_;
+  return !out_ || (!retired_ && now >= again_);
 }
 
 bool RootHealth::is_trial_due(Clock::time_point now) const {
   const std::lock_guard lock(mutex_);
-  return out_ && now >= again_;
+  return out_ && !retired_ && now >= again_;
 }
 
 void RootHealth::succeeded() {
   const std::lock_guard lock(mutex_);
+  if (retired_) return;
   failures_ = 0;
   out_ = false;
   on_trial_ = false;
@@ -39,9 +40,10 @@ void RootHealth::succeeded() {
   last_success_ = Clock::now();
 }
 
-void RootHealth::failed(const std::string& why, Clock::time_point now) {
+int RootHealth::failed(const std::string& why, Clock::time_point now) {
   const std::lock_guard lock(mutex_);
   if (++failures_ >= kFailuresInARow || out_) take_out(why, now);
+  return failures_;
 }
 
 void RootHealth::stalled(Clock::time_point since, const std::string& why, Clock::time_point now) {
@@ -50,6 +52,7 @@ void RootHealth::stalled(Clock::time_point since, const std::string& why, Clock:
 }
 
 void RootHealth::take_out(const std::string& why, Clock::time_point now) {
+  if (retired_) return;
   reason_ = why;
   // What was asked before it was taken out fails late: the next trial is not put off for that.
   if (out_ && !on_trial_) return;
@@ -57,6 +60,13 @@ void RootHealth::take_out(const std::string& why, Clock::time_point now) {
   pause_ = std::clamp<Clock::duration>(2 * pause_, kShortestPause, kLongestPause);
   again_ = now + pause_;
   out_ = true;
+}
+
+void RootHealth::retire(const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  out_ = true;
+  retired_ = true;
+  reason_ = why;
 }
 
 bool RootHealth::is_out() const {

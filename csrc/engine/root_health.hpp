@@ -24,11 +24,14 @@ class RootHealth {
   // Out, and the time for a trial has come: admits() would let it begin.
   [[nodiscard]] bool is_trial_due(Clock::time_point now = Clock::now()) const;
   void succeeded();
-  // `why`: for people.
-  void failed(const std::string& why, Clock::time_point now = Clock::now());
+  // `why`: for people. Returns how many in a row that are.
+  int failed(const std::string& why, Clock::time_point now = Clock::now());
   // Nothing has succeeded since `since`, though something was asked: out at once.
   void stalled(Clock::time_point since, const std::string& why,
                Clock::time_point now = Clock::now());
+
+  // Out for good.
+  void retire(const std::string& why);
 
   [[nodiscard]] bool is_out() const;
   // Of the last failure, while it is out; else "".
@@ -41,6 +44,7 @@ class RootHealth {
   int failures_ = 0;  // in a row
   bool out_ = false;
   bool on_trial_ = false;
+  bool retired_ = false;
   Clock::time_point last_success_;
   Clock::time_point again_;
   Clock::duration pause_{0};

@@ -94,6 +94,9 @@ class SlabPool {
   // Makes the chunk in `slab` findable. If the key is there already, the older one stays.
   [[nodiscard]] virtual SharedSlab publish(Slab slab, const ChunkKey& key) = 0;
 
+  // The chunk that it was acquired for will not come: nobody waits for it any more.
+  virtual void disclaim(const Slab&) {}
+
   struct Found {
     std::optional<SharedSlab> chunk;
     bool is_arriving = false;  // somebody reads or gathers it just now: worth a moment
@@ -114,6 +117,7 @@ class SlabPool {
  protected:
   [[nodiscard]] Slab make_slab(std::size_t index) { return {this, index}; }
   [[nodiscard]] SharedSlab make_shared_slab(std::size_t index) { return {this, index}; }
+  [[nodiscard]] static std::size_t index_of(const Slab& slab) { return slab.index_; }
   // The handle's use goes over to the caller.
   [[nodiscard]] static std::size_t take_over(Slab& slab) {
     slab.pool_ = nullptr;

@@ -25,9 +25,10 @@ class Tier {
 
   struct Read {
     ChunkKey key;
-    std::byte* buffer = nullptr;  // page-aligned; may be written to until `done`
-    std::size_t bytes = 0;        // the chunk's exact size
-    std::uint64_t group = 0;      // FileRead::group
+    std::byte* buffer =
+        nullptr;              // page-aligned; written to until `done`, or, if kUnsettled, beyond
+    std::size_t bytes = 0;    // the chunk's exact size
+    std::uint64_t group = 0;  // FileRead::group
     std::function<void(Status)> done;
   };
 

@@ -8,7 +8,7 @@ namespace lmkv {
 namespace {
 
 constexpr std::size_t kGeneration = 1 << 16;              // keys; about 60 bytes each
-constexpr std::size_t kPartOfSlabs = 8;                   // one of so many
+constexpr auto kLongestHold = std::chrono::seconds(1);    // of a copy down, while there are reads
 constexpr auto kLongestBelief = std::chrono::minutes(5);  // and as long again
 
 void count(Stats::Counter& counter, std::uint64_t by = 1) {
@@ -20,8 +20,10 @@ void count(Stats::Counter& counter, std::uint64_t by = 1) {
 struct TierCopies::Copy {
   Tier* to = nullptr;
   ChunkIdentity identity;
+  std::int64_t used_ns = 0;
   std::optional<SharedSlab> chunk;
   std::function<void()> done;
+  Clock::time_point held_since;
 };
 
 bool TierCopies::may_begin(Tier& to, const ChunkIdentity& chunk) {
@@ -30,7 +32,7 @@ bool TierCopies::may_begin(Tier& to, const ChunkIdentity& chunk) {
       is_remote(to) ? context_.stats.remote_stores_dropped : context_.stats.promotions_dropped;
   const std::size_t slabs = context_.pool->counts().total / context_.pool->sharers();
   const std::atomic<std::size_t>& under_way = is_remote(to) ? up_ : down_;
-  const std::size_t part = std::max<std::size_t>(1, slabs / kPartOfSlabs);
+  const std::size_t part = context_.part_of_slabs();
   // Loads have as many in any case, whatever hangs.
   const std::size_t held = this->slabs() + context_.slabs_of_stores();
   const bool is_busy = under_way >= part || held + part >= slabs;
@@ -60,26 +62,70 @@ bool TierCopies::begin(Tier& to, const ChunkIdentity& chunk, std::int64_t used_n
   }
   copy->to = &to;
   copy->identity = chunk;
+  copy->used_ns = used_ns;
   copy->done = std::move(done);
   (up ? up_ : down_).fetch_add(1, std::memory_order_relaxed);
   context_.jobs.begin_quietly();
-  Tier::Write request;
-  request.key = chunk.key;
-  request.buffer = copy->chunk->bytes().data();
-  request.bytes = chunk.file_bytes();
-  request.used_ns = used_ns;
-  request.done = [this, copy = std::move(copy)](const Status& status, Tier::WriteOutcome outcome) {
-    end(*copy, status, outcome);
-    copy->chunk.reset();
-    one_ended_();
-    if (copy->done) copy->done();
-    context_.jobs.end_quietly();
-  };
-  to.write(std::move(request));
+  if (up) {
+    write(std::move(copy));
+  } else {
+    hold(std::move(copy));
+  }
   return true;
 }
 
-void TierCopies::end(const Copy& copy, const Status& status, Tier::WriteOutcome outcome) {
+void TierCopies::hold(std::shared_ptr<Copy> copy) {
+  copy->held_since = Clock::now();
+  std::shared_ptr<Copy> oldest;
+  {
+    const std::lock_guard lock(mutex_);
+    held_.push_back(std::move(copy));
+    // Of many not all can wait: as they come, others go.
+    if (4 * held_.size() > 3 * context_.part_of_slabs()) {
+      oldest = std::move(held_.front());
+      held_.pop_front();
+    }
+  }
+  if (oldest) write(std::move(oldest));
+  begin_held();  // the last read may have ended before it was there
+}
+
+void TierCopies::begin_held(Clock::time_point now) {
+  for (;;) {
+    std::shared_ptr<Copy> copy;
+    const bool is_busy = context_.reading.is_busy();
+    {
+      const std::lock_guard lock(mutex_);
+      if (held_.empty() || (is_busy && now - held_.front()->held_since < kLongestHold)) return;
+      copy = std::move(held_.front());
+      held_.pop_front();
+    }
+    write(std::move(copy));
+  }
+}
+
+void TierCopies::write(std::shared_ptr<Copy> copy) {
+  Tier& to = *copy->to;
+  Tier::Write request;
+  request.key = copy->identity.key;
+  request.buffer = copy->chunk->bytes().data();
+  request.bytes = copy->identity.file_bytes();
+  request.used_ns = copy->used_ns;
+  request.done = [this, copy = std::move(copy)](const Status& status, Tier::WriteOutcome outcome) {
+    end(*copy, status, outcome);
+  };
+  to.write(std::move(request));
+}
+
+void TierCopies::end(Copy& copy, const Status& status, Tier::WriteOutcome outcome) {
+  count_end(copy, status, outcome);
+  copy.chunk.reset();
+  one_ended_();
+  if (copy.done) copy.done();
+  context_.jobs.end_quietly();
+}
+
+void TierCopies::count_end(const Copy& copy, const Status& status, Tier::WriteOutcome outcome) {
   Stats& stats = context_.stats;
   const bool up = is_remote(*copy.to);
   (up ? up_ : down_).fetch_sub(1, std::memory_order_relaxed);

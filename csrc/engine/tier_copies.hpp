@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -19,7 +20,8 @@ namespace lmkv {
 // copied from its slab, so it is gathered, read and verified once; while it is on its way the slab
 // is not reused, and so no more than an eighth of all slabs are at a time, either way, nor so many
 // that loads would find none. What comes beyond that is dropped and counted: it can be loaded from
-// where it is. Thread-safe; never blocks.
+// where it is. Copies down, which loads have brought about, wait until loads are over, as far as
+// they are few. Thread-safe; never blocks.
 class TierCopies {
  public:
   using Clock = std::chrono::steady_clock;
@@ -33,6 +35,9 @@ class TierCopies {
   // at the end, if this returns true, and else not.
   bool begin(Tier& to, const ChunkIdentity& chunk, std::int64_t used_ns,
              std::function<void()> done = {});
+
+  // Reads are over, or time has passed: copies that have waited for that begin.
+  void begin_held(Clock::time_point now = Clock::now());
 
   // The remote tier had or was given this chunk: uses of it do not bring it there, for a while.
   void note_remote(const ChunkKey& key, Clock::time_point now = Clock::now());
@@ -50,7 +55,10 @@ class TierCopies {
   void end_key(bool up, const ChunkKey& key);
   [[nodiscard]] bool is_known_remote(const ChunkKey& key, Clock::time_point now);
   [[nodiscard]] bool is_remote(const Tier& tier) const { return &tier == context_.remote.get(); }
-  void end(const Copy& copy, const Status& status, Tier::WriteOutcome outcome);
+  void hold(std::shared_ptr<Copy> copy);
+  void write(std::shared_ptr<Copy> copy);
+  void end(Copy& copy, const Status& status, Tier::WriteOutcome outcome);
+  void count_end(const Copy& copy, const Status& status, Tier::WriteOutcome outcome);
 
   EngineContext& context_;
   std::atomic<std::size_t> up_{0};    // slabs of copies to the remote tier
@@ -66,6 +74,7 @@ class TierCopies {
   Clock::time_point begun_ = Clock::now();               // of the younger
   std::unordered_set<ChunkKey, ChunkKeyHash> going_up_;  // on their way
   std::unordered_set<ChunkKey, ChunkKeyHash> going_down_;
+  std::deque<std::shared_ptr<Copy>> held_;  // of those, not begun
 };
 
 }  // namespace lmkv

@@ -32,11 +32,11 @@ class HostMemory:
 
     def __init__(self, bytes_total: int) -> None:
         self.device, self.bytes_total = "host", bytes_total
-        self._memory = mmap.mmap(-1, bytes_total)
+        self.content = mmap.mmap(-1, bytes_total)
         tile = os.urandom(min(TILE, bytes_total))
         for at in range(0, bytes_total, len(tile)):
-            self._memory[at : at + len(tile)] = tile[: bytes_total - at]
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+            self.content[at : at + len(tile)] = tile[: bytes_total - at]
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.content))
 
     def stream(self) -> int:
         """An engine on the CPU has no stream."""

@@ -1,8 +1,9 @@
 """A remote tier through the whole core against its own client, interleaved in one run.
 
 Chunks of random bytes go from one engine's slabs to the remote tier and back into another's,
-verified and copied into a paged KV cache there. The client alone puts and gets as many bytes
-in objects of the same size, with the same calls from as many threads, and looks at none of them.
+verified and copied into a paged KV cache there. The engine's own client, used as its documentation
+shows (``remote_clients.py``), puts and gets as many bytes in objects of the same size, and looks at
+none of them.
 """
 
 from __future__ import annotations
@@ -13,22 +14,25 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lmkv._C import Engine, EngineOptions, RemoteOptions, RemoteResult
+from lmkv._C import Engine, EngineOptions, RemoteOptions
 from lmkv.bench.memory import HostMemory
-from lmkv.remote.carriers import BATCH_BYTES, LOAD_THREADS, Carriers
-from lmkv.remote.store import Item, Place, RemoteError, RemoteStore, open_store
+from lmkv.bench.remote_clients import Client, open_client
+from lmkv.remote.carriers import Carriers
+from lmkv.remote.store import Place, RemoteError, RemoteStore, open_store
 
 MIB = 1 << 20
 BLOCKS_PER_CHUNK = 16
 START_SECONDS = 120.0
 END_SECONDS = 600.0
+
+Closes = TypeVar("Closes", "Host", Client, RemoteStore)
 
 
 class Host:
@@ -112,56 +116,6 @@ def _blocks(number: int) -> list[int]:
     return list(range(number * BLOCKS_PER_CHUNK, (number + 1) * BLOCKS_PER_CHUNK))
 
 
-class Client:
-    """The remote tier's own client, by itself."""
-
-    def __init__(self, place: Place, object_bytes: int, objects: int) -> None:
-        self._place, self._size = place, object_bytes
-        self._memory = HostMemory(object_bytes * objects)
-        self._store: RemoteStore = open_store(place)
-        self._store.register(self._memory.address, self._memory.bytes_total)
-
-    def items(self, keys: Sequence[bytes]) -> list[Item]:
-        """Of so many keys, in memory one behind the other."""
-        return [
-            Item(f"bench/{key.hex()}", self._memory.address + number * self._size, self._size)
-            for number, key in enumerate(keys)
-        ]
-
-    def put(self, items: Sequence[Item]) -> float:
-        """Seconds. One thread, as the core's stores have."""
-        return self._carry(self._store.put, items, 1)
-
-    def get(self, items: Sequence[Item]) -> float:
-        """Seconds. As many threads as the core's loads have."""
-        return self._carry(self._store.get, items, LOAD_THREADS)
-
-    def _carry(self, call: Callable[..., None], items: Sequence[Item], threads: int) -> float:
-        failed: list[str] = []
-
-        def done(item: Item, result: RemoteResult, why: str) -> None:
-            if result is not RemoteResult.DONE:
-                failed.append(f"{item.name}: {result.name} {why}")
-
-        per_batch = max(1, BATCH_BYTES // self._size)
-        batches = [items[at : at + per_batch] for at in range(0, len(items), per_batch)]
-        begin = time.perf_counter()
-        with ThreadPoolExecutor(threads) as pool:
-            for outcome in [pool.submit(call, batch, done) for batch in batches]:
-                outcome.result()
-        taken = time.perf_counter() - begin
-        if failed:
-            raise RuntimeError(failed[0])
-        return taken
-
-    def remove(self, items: Iterable[Item]) -> None:
-        for item in items:
-            self._store.remove(item.name)
-
-    def close(self) -> None:
-        self._store.close()
-
-
 def measure(
     place: Place,
     *,
@@ -181,18 +135,24 @@ def measure(
     ours: dict[str, list[float]] = {"put": [], "get": []}
     theirs: dict[str, list[float]] = {"put": [], "get": []}
     object_bytes = chunk_bytes + 4096  # a chunk's file has a header page
-    client = Client(place, object_bytes, chunks)
-    try:
+    with ExitStack() as ends:
+        remover = _closing(ends, open_store(place))
+        client = _closing(ends, open_client(place, object_bytes, chunks))
         for number in range(rounds + 1):
             keys = [next(fresh) for _ in range(chunks)]
-            items = client.items([next(fresh) for _ in range(chunks)])
-            writer = Host(place, chunk_bytes, chunks, namespace)
-            reader = Host(place, chunk_bytes, chunks, namespace)
-            try:
+            names = [_name_of_client(place, next(fresh)) for _ in range(chunks)]
+            with ExitStack() as ends_of_round:
+                _removed(ends_of_round, remover, names)
+                ours_too = [place.name_of(namespace, 0, key) for key in keys]
+                _removed(ends_of_round, remover, ours_too)
+                writer, reader = (
+                    _closing(ends_of_round, Host(place, chunk_bytes, chunks, namespace))
+                    for _ in range(2)
+                )
                 # Whoever begins has the other's turn next.
                 pairs = (
-                    ("put", partial(writer.store, keys), partial(client.put, items)),
-                    ("get", partial(reader.load, keys), partial(client.get, items)),
+                    ("put", partial(writer.store, keys), partial(client.put, names)),
+                    ("get", partial(reader.load, keys), partial(client.get, names)),
                 )
                 for way, our, their in pairs:
                     turns = ((our, ours[way]), (their, theirs[way]))
@@ -201,17 +161,15 @@ def measure(
                         if number:
                             seconds.append(taken)
                 _compare(writer, reader)
-            finally:
-                writer.close()
-                reader.close()
-                client.remove(items)
-                client.remove(Item(place.name_of(namespace, 0, k), 0, 0) for k in keys)
         result: dict[str, Any] = {
             way: _rates(ours[way], theirs[way], object_bytes * chunks) for way in ours
         }
-        result["latency"] = _latency(place, client, namespace, fresh, chunk_bytes, singles)
-    finally:
-        client.close()
+        keys = [next(fresh) for _ in range(singles + 1)]
+        name = _name_of_client(place, next(fresh))
+        _removed(ends, remover, [name, *(place.name_of(namespace, 0, key) for key in keys)])
+        client.put([name])
+        hosts = [_closing(ends, Host(place, chunk_bytes, 1, namespace)) for _ in range(2)]
+        result["latency"] = _latency(hosts[0], hosts[1], partial(client.get, [name]), keys)
     for way in ours:
         each(way, result[way])
     return {
@@ -222,6 +180,21 @@ def measure(
         "cores": os.cpu_count(),
         **result,
     }
+
+
+def _closing(ends: ExitStack, one: Closes) -> Closes:
+    ends.callback(one.close)
+    return one
+
+
+def _removed(ends: ExitStack, store: RemoteStore, names: Sequence[str]) -> None:
+    for name in names:
+        ends.callback(store.remove, name)
+
+
+def _name_of_client(place: Place, key: bytes) -> str:
+    """Below the place's own prefix, which may be all that its credentials reach."""
+    return f"{place.path or 'lmkv'}/bench/{key.hex()}"
 
 
 def _compare(writer: Host, reader: Host) -> None:
@@ -242,32 +215,16 @@ def _rates(ours: list[float], theirs: list[float], size: int) -> dict[str, Any]:
 
 
 def _latency(
-    place: Place,
-    client: Client,
-    namespace: bytes,
-    fresh: Iterable[bytes],
-    chunk_bytes: int,
-    singles: int,
+    writer: Host, reader: Host, get: Callable[[], float], keys: Sequence[bytes]
 ) -> dict[str, Any]:
     """Milliseconds of one chunk at a time."""
-    keys = [key for key, _ in zip(fresh, range(singles + 1), strict=False)]
-    writer = Host(place, chunk_bytes, 1, namespace)
-    reader = Host(place, chunk_bytes, 1, namespace)
-    items = client.items([keys[0]])
     ours, theirs = [], []
-    try:
-        client.put(items)
-        for key in keys:
-            writer.engine.store(key, 0, _blocks(0))
-            writer.drain()
-            ours.append(reader.load([key]))
-            theirs.append(client.get(items))
-            reader.drain()
-    finally:
-        writer.close()
-        reader.close()
-        client.remove(items)
-        client.remove(Item(place.name_of(namespace, 0, key), 0, 0) for key in keys)
+    for key in keys:
+        writer.engine.store(key, 0, _blocks(0))
+        writer.drain()
+        ours.append(reader.load([key]))
+        theirs.append(get())
+        reader.drain()
     return {"get": _percentiles(ours[1:]), "client_get": _percentiles(theirs[1:])}
 
 

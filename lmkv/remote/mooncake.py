@@ -1,20 +1,16 @@
 """Chunks in a Mooncake Store: memory (and disks) of many hosts, over RDMA or TCP.
 
-Chunks are put from the slabs, which are registered with the client once. They are got into memory
-of the client's own and copied from there: a transfer that Mooncake has given up as failed may still
-write to its buffer later, when the slab has long been another chunk's, verified and in use. Such
-memory is never used again. (A put that is late sends what is another chunk's by then, which its
-readers' checksums find.)
+Chunks are put from the slabs and got into them, which are registered with the client once. A
+transfer that Mooncake has given up as failed may still write to its buffer later: such a slab is
+never used again. (A put that is late sends what is another chunk's by then, which its readers'
+checksums find.)
 """
 
-import ctypes
 import json
-import mmap
 import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,12 +40,21 @@ from mooncake.store import MooncakeDistributedStore
 os._exit(1 if MooncakeDistributedStore().setup(*json.loads(sys.argv[1])) else 0)
 """
 
-# Of memory that failed gets may still write to. Beyond that nothing more is got by this client.
-MOST_ABANDONED_BYTES = 1 << 30
-
 # Of mooncake-store's error codes (include/types.h).
 OBJECT_NOT_FOUND = -704
 OBJECT_ALREADY_EXISTS = -705
+# Those of a get that say that nothing is, or has been, transferred: of the question where an object
+# is, and of what is looked at when all of it has come.
+_SETTLED = frozenset(
+    {
+        -703,  # REPLICA_IS_NOT_READY
+        OBJECT_NOT_FOUND,
+        -707,  # LEASE_EXPIRED
+        -710,  # REPLICA_NOT_FOUND
+        -712,  # REPLICA_IS_GONE
+        -900,  # RPC_FAIL
+    }
+)
 
 # Names in that file, and its defaults. A client of ours holds no chunks of others unless it is told
 # to: hosts that do are Mooncake's own clients.
@@ -66,36 +71,41 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
+def connect(place: Place) -> tuple[MooncakeDistributedStore, ReplicateConfig]:
+    """Mooncake's client, set up, and how it is to put. ``place.options`` are named as in Mooncake's
+    configuration file, which is read if ``MOONCAKE_CONFIG_PATH`` names one; the former win, and
+    ``mooncake://host:port`` names the master. Blocks for some seconds: another process sets a
+    client up first. Raises RemoteError, ConfigError.
+    """
+    settings = _settings(place)
+    master = settings["master_server_address"]
+    local = settings["local_hostname"] or _own_address(master)
+    arguments = (
+        local,
+        settings["metadata_server"],
+        parse_size(settings["global_segment_size"]),
+        parse_size(settings["local_buffer_size"]),
+        settings["protocol"],
+        settings["device_name"],
+        master,
+    )
+    _try_elsewhere(settings, (local, arguments[1], 0, *arguments[3:]))
+    replicas = ReplicateConfig()
+    replicas.replica_num = int(settings["replica_num"])
+    client = MooncakeDistributedStore()
+    if failed := client.setup(*arguments):
+        raise RemoteError(f"{place}: the client was not set up ({failed})")
+    return client, replicas
+
+
 class MooncakeStore:
     """See ``RemoteStore``."""
 
     def __init__(self, place: Place) -> None:
-        """``place.options`` are named as in Mooncake's configuration file, which is read if
-        ``MOONCAKE_CONFIG_PATH`` names one; the former win, and ``mooncake://host:port`` names the
-        master. Blocks for some seconds: another process sets a client up first.
-        """
-        settings = _settings(place)
-        self._master = settings["master_server_address"]
-        local = settings["local_hostname"] or _own_address(self._master)
-        arguments = (
-            local,
-            settings["metadata_server"],
-            parse_size(settings["global_segment_size"]),
-            parse_size(settings["local_buffer_size"]),
-            settings["protocol"],
-            settings["device_name"],
-            self._master,
-        )
-        _try_elsewhere(settings, (local, arguments[1], 0, *arguments[3:]))
-        self._replicas = ReplicateConfig()
-        self._replicas.replica_num = int(settings["replica_num"])
-        self._store = MooncakeDistributedStore()
+        """As ``connect``."""
+        self._store, self._replicas = connect(place)
+        self._master = _settings(place)["master_server_address"]
         self._registered = 0
-        self._lock = threading.Lock()  # of the next three
-        self._free: list[_Region] = []
-        self._abandoned: list[_Region] = []  # kept mapped and registered for ever
-        if failed := self._store.setup(*arguments):
-            raise RemoteError(f"{place}: the client was not set up ({failed})")
 
     def register(self, address: int, size: int) -> None:
         if failed := self._store.register_buffer(address, size):
@@ -109,37 +119,11 @@ class MooncakeStore:
         return [answer == 1 for answer in answers]
 
     def get(self, items: Sequence[Item], done: Done) -> None:
-        region = self._region(sum(item.bytes for item in items))
-        is_settled = False
         try:
-            at, addresses = region.address, []
+            self._carry(items, self._store.batch_get_into, done, _got)
+        except Exception as error:  # noqa: BLE001 - it may have begun
             for item in items:
-                addresses.append(at)
-                at += item.bytes
-            names, sizes = [item.name for item in items], [item.bytes for item in items]
-            answers = self._store.batch_get_into(names, addresses, sizes)
-            outcomes = [_got(item, answer) for item, answer in zip(items, answers, strict=True)]
-            is_settled = all(result is not RemoteResult.FAILED for result, _ in outcomes)
-            for item, address, (result, why) in zip(items, addresses, outcomes, strict=True):
-                if result is RemoteResult.DONE:
-                    ctypes.memmove(item.address, address, item.bytes)  # without the GIL
-                done(item, result, why)
-        finally:
-            with self._lock:
-                (self._free if is_settled else self._abandoned).append(region)
-
-    def _region(self, size: int) -> "_Region":
-        """Memory of the client's own, of so many bytes at least. Raises RemoteError."""
-        with self._lock:
-            for index, region in enumerate(self._free):
-                if region.size >= size:
-                    return self._free.pop(index)
-            if sum(region.size for region in self._abandoned) + size > MOST_ABANDONED_BYTES:
-                raise RemoteError("too many gets have failed: start the engine again")
-        region = _Region(size)
-        if failed := self._store.register_buffer(region.address, region.size):
-            raise RemoteError(f"memory for gets was not registered ({failed})")
-        return region
+                done(item, RemoteResult.UNSETTLED, f"it was not got: {error}")
 
     def put(self, items: Sequence[Item], done: Done) -> None:
         there = self.exists([item.name for item in items])
@@ -187,15 +171,6 @@ class MooncakeStore:
         self._store.close()
 
 
-class _Region:
-    """Memory that is mapped as long as this lives."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._memory = mmap.mmap(-1, size)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-
-
 def _got(item: Item, answer: int) -> tuple[RemoteResult, str]:
     if answer == item.bytes:
         return RemoteResult.DONE, ""
@@ -203,7 +178,8 @@ def _got(item: Item, answer: int) -> tuple[RemoteResult, str]:
         return RemoteResult.MISSING, ""
     if answer >= 0:
         return RemoteResult.BAD, f"it has another size than {item.bytes} bytes"
-    return RemoteResult.FAILED, f"it was not got ({answer})"
+    result = RemoteResult.FAILED if answer in _SETTLED else RemoteResult.UNSETTLED
+    return result, f"it was not got ({answer})"
 
 
 def _put(item: Item, answer: int) -> tuple[RemoteResult, str]:

@@ -52,42 +52,48 @@ _ENDPOINTS = (
 )  # fmt: skip
 
 
+def object_store(place: Place) -> ObjectStore:
+    """Obstore's client. Raises ConfigError for options that it does not take.
+
+    ``place.options``: those of object_store's ``AmazonS3ConfigKey`` (``endpoint``, ``region``,
+    ``virtual_hosted_style_request``, ...) and of its ``ClientConfigKey`` (``allow_http``,
+    ``allow_invalid_certificates``, ``proxy_url``, ...). Credentials come from the standard chain:
+    the environment, a web identity, the metadata service; with boto3 also its profiles.
+    """
+    client = {"connect_timeout": f"{CONNECT_SECONDS}s", "timeout": f"{REQUEST_SECONDS}s"}
+    config = dict(_DEFAULTS)
+    for name, value in place.options.items():
+        (client if name in _CLIENT_OPTIONS else config)[name.lower()] = value
+    named = [config.get(name, "") for name in _ENDPOINTS]
+    named += [os.environ.get(name.upper(), "") for name in _ENDPOINTS]
+    if not any(endpoint.lower().startswith("http://") for endpoint in named):
+        config.setdefault(_UNSIGNED, "true")
+    try:
+        return ObjectStore(
+            place.host,
+            config=config,  # type: ignore[arg-type]
+            client_options=client,  # type: ignore[arg-type]
+            retry_config={
+                "max_retries": 3,
+                "backoff": {
+                    "init_backoff": timedelta(milliseconds=50),
+                    "max_backoff": timedelta(seconds=2),
+                    "base": 2,
+                },
+                "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+            },
+            credential_provider=_profile(),
+        )
+    except (BaseError, ValueError, TypeError) as error:
+        raise ConfigError(f"remote_options: {_first_line(error)}") from None
+
+
 class S3Store:
     """See ``RemoteStore``."""
 
     def __init__(self, place: Place) -> None:
-        """``place.options``: those of object_store's ``AmazonS3ConfigKey`` (``endpoint``,
-        ``region``, ``virtual_hosted_style_request``, ...) and of its ``ClientConfigKey``
-        (``allow_http``, ``allow_invalid_certificates``, ``proxy_url``, ...). Credentials come from
-        the standard chain: the environment, a web identity, the metadata service; with boto3 also
-        its profiles.
-        """
-        client = {"connect_timeout": f"{CONNECT_SECONDS}s", "timeout": f"{REQUEST_SECONDS}s"}
-        config = dict(_DEFAULTS)
-        for name, value in place.options.items():
-            (client if name in _CLIENT_OPTIONS else config)[name.lower()] = value
-        named = [config.get(name, "") for name in _ENDPOINTS]
-        named += [os.environ.get(name.upper(), "") for name in _ENDPOINTS]
-        if not any(endpoint.lower().startswith("http://") for endpoint in named):
-            config.setdefault(_UNSIGNED, "true")
-        try:
-            self._store = ObjectStore(
-                place.host,
-                config=config,  # type: ignore[arg-type]
-                client_options=client,  # type: ignore[arg-type]
-                retry_config={
-                    "max_retries": 3,
-                    "backoff": {
-                        "init_backoff": timedelta(milliseconds=50),
-                        "max_backoff": timedelta(seconds=2),
-                        "base": 2,
-                    },
-                    "retry_timeout": timedelta(seconds=RETRY_SECONDS),
-                },
-                credential_provider=_profile(),
-            )
-        except (BaseError, ValueError, TypeError) as error:
-            raise ConfigError(f"remote_options: {_first_line(error)}") from None
+        """As ``object_store``."""
+        self._store = object_store(place)
 
     def register(self, address: int, size: int) -> None:
         """Nothing to do."""

@@ -13,8 +13,10 @@ from programs import result_of
 @pytest.mark.timeout(400)
 def test_random_requests_get_a_plain_engines_answers_and_leave_nothing(tmp_path: Path) -> None:
     """With a remote tier, which has all that happens without one, too."""
+    work = tmp_path / "work"
+    work.mkdir()
     result = result_of(
-        "connector_soak.py", tmp_path, "--minutes", "0.3", "--seed", "3",
+        "connector_soak.py", work, "--minutes", "0.3", "--seed", "3",
         "--remote", f"file://{tmp_path}/remote",
     )  # fmt: skip
     assert result["failures"] == []

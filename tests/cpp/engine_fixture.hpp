@@ -62,9 +62,12 @@ class EngineTest : public ::testing::TestWithParam<IoEngineChoice>, protected Pa
   [[nodiscard]] std::uint64_t stat(const std::string& name) const {
     return engine->stats().at(name);
   }
-  // True once it holds; false when it has not after 20 s.
+  // True once it holds; false when it has not after 20 s, or so many.
   static bool eventually(const std::function<bool()>& holds) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    return eventually_within(std::chrono::seconds(20), holds);
+  }
+  static bool eventually_within(std::chrono::seconds seconds, const std::function<bool()>& holds) {
+    const auto end = std::chrono::steady_clock::now() + seconds;
     while (!holds()) {
       if (std::chrono::steady_clock::now() > end) return false;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));

@@ -48,7 +48,10 @@ class Carriers {
   }
 
   std::atomic<bool> fails{false};
-  std::atomic<bool> is_held{false};  // orders are taken, and not carried out
+  std::atomic<bool> is_unsettled{false};  // as gets fail
+  std::atomic<std::byte*> late{nullptr};  // where the last one of these may still write
+  std::atomic<bool> is_held{false};       // orders are taken, and not carried out
+  std::atomic<int> gets_until_held{1 << 30};
   std::atomic<std::size_t> orders{0};
   std::atomic<int> flips{0};  // so many gets bring one bit that is another
 
@@ -57,10 +60,19 @@ class Carriers {
     while (!tier_.is_shut_down()) {
       for (const RemoteOrder& order : tier_.take(lane, 1 << 20, std::chrono::seconds(1))) {
         ++orders;
+        if (order.kind == RemoteOrderKind::kGet && gets_until_held-- == 0) is_held = true;
         while (is_held) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-        tier_.finish(order.ticket, fails ? RemoteResult::kFailed : carry_out(order), "told to");
+        tier_.finish(order.ticket, result_of(order), "told to");
       }
     }
+  }
+
+  RemoteResult result_of(const RemoteOrder& order) {
+    if (is_unsettled && order.kind == RemoteOrderKind::kGet) {
+      late = order.buffer;
+      return RemoteResult::kUnsettled;
+    }
+    return fails ? RemoteResult::kFailed : carry_out(order);
   }
 
   RemoteResult carry_out(const RemoteOrder& order) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -317,6 +318,115 @@ TEST_P(RemoteEngines, WhatANetworkDamagedOnceIsNotRemoved) {
   EXPECT_EQ(bytes_of(blocks_from(20)), expected);
   EXPECT_TRUE(remote.has(key(1)));
   EXPECT_EQ(stat("chunks_bad"), 0U);
+}
+
+// As if this host's network card did it.
+TEST_P(RemoteEngines, WhereAllArrivesDamagedLittleIsAskedForAndNothingIsLostForOthers) {
+  expected = bytes_of(ids({0, 1, 2, 3}));
+  for (std::uint64_t k = 1; k <= 6; ++k) store(k, ids({0, 1, 2, 3}));
+  move_to_another_host();
+  carriers->flips = 1 << 30;
+  for (std::uint64_t k = 1; k <= 3; ++k) {
+    EXPECT_EQ(load({chunk(k, blocks_from(20))}).failed_chunks.size(), 1U);
+  }
+  EXPECT_TRUE(is_out());
+  EXPECT_EQ(stat("chunks_bad"), 3U);
+  EXPECT_EQ(stat("chunks_bad_removed"), 1U) << "it might be that one's own fault";
+  const std::size_t asked = carriers->orders;
+  EXPECT_EQ(load({chunk(4, blocks_from(20))}).failed_chunks.size(), 1U);
+  EXPECT_EQ(carriers->orders, asked) << "asked though all arrives damaged";
+  // A trial finds the same.
+  EXPECT_TRUE(eventually([&] {
+    engine->poll();
+    return carriers->orders > asked;
+  }));
+  EXPECT_FALSE(eventually_within(1s, [&] { return !is_out(); }));
+
+  carriers->flips = 0;
+  EXPECT_TRUE(eventually([this] {
+    engine->poll();
+    return !is_out();
+  }));
+  EXPECT_TRUE(load({chunk(4, blocks_from(20))}).failed_chunks.empty());
+  EXPECT_EQ(bytes_of(blocks_from(20)), expected);
+  EXPECT_TRUE(remote.has(key(2)));
+  EXPECT_TRUE(remote.has(key(3)));
+}
+
+TEST_P(RemoteEngines, WhereAFailedTransferMayStillWriteNothingEverLies) {
+  for (std::uint64_t k = 1; k <= 3; ++k) store(k, ids({0, 1, 2, 3}));
+  options.host_memory = 8 * slab_bytes_of(options);
+  move_to_another_host();
+  expected = bytes_of(ids({0, 1, 2, 3}));
+  carriers->is_unsettled = true;
+  EXPECT_EQ(load({chunk(1, blocks_from(20))}).failed_chunks.size(), 1U);
+  std::byte* const late = carriers->late;
+  ASSERT_NE(late, nullptr);
+  EXPECT_EQ(stat("slabs_abandoned"), 1U);
+  EXPECT_EQ(stat("slabs_in_use"), 1U);
+  EXPECT_TRUE(is_out()) << "an eighth of the slabs";
+  EXPECT_NE(engine->info().at("root1_loads_out").find("start the engine again"), std::string::npos);
+  std::memset(late, 0xee, slab_bytes_of(options));  // it does
+
+  // All that is left of the slabs, some times over.
+  for (std::uint64_t k = 11; k <= 30; ++k) store(k, ids({0, 1, 2, 3}));
+  for (std::uint64_t k = 11; k <= 30; ++k) {
+    std::memset(late, 0xee, slab_bytes_of(options));
+    EXPECT_TRUE(load({chunk(k, blocks_from(20))}).failed_chunks.empty());
+    EXPECT_EQ(bytes_of(blocks_from(20)), expected);
+  }
+  carriers->is_unsettled = false;
+  std::this_thread::sleep_for(2500ms);
+  engine->poll();
+  EXPECT_TRUE(engine->drain(20s));
+  EXPECT_TRUE(is_out()) << "for good";
+  stop();
+  std::memset(late, 0xee, options.host_memory / 8);  // even when the engine is gone
+}
+
+TEST_P(RemoteEngines, WhatOthersHadIsKeptHereOnceLoadsAreOver) {
+  for (std::uint64_t k = 1; k <= 2; ++k) store(k, ids({0, 1, 2, 3}));
+  options.host_memory = 64 * slab_bytes_of(options);
+  move_to_another_host();
+  carriers->gets_until_held = 1;
+  engine->load({chunk(1, blocks_from(0)), chunk(2, blocks_from(4))}, 0);
+  ASSERT_TRUE(eventually([this] { return carriers->is_held && stat("remote_hits") == 1; }));
+  std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(stat("chunks_promoted"), 0U) << "written while somebody waits for the other one";
+  carriers->is_held = false;
+  finish();
+  EXPECT_EQ(stat("chunks_promoted"), 2U);
+  EXPECT_EQ(stat("promotions_dropped"), 0U);
+  expect_all_slabs_back();
+}
+
+TEST_P(RemoteEngines, WhatOthersHadIsKeptHereThoughLoadsNeverEnd) {
+  for (std::uint64_t k = 1; k <= 2; ++k) store(k, ids({0, 1, 2, 3}));
+  options.host_memory = 64 * slab_bytes_of(options);
+  options.load_timeout = 60s;
+  move_to_another_host();
+  carriers->gets_until_held = 1;
+  engine->load({chunk(1, blocks_from(0)), chunk(2, blocks_from(4))}, 0);
+  EXPECT_TRUE(eventually([this] {
+    engine->poll();
+    return stat("chunks_promoted") == 1;
+  }));
+  EXPECT_TRUE(carriers->is_held);
+  carriers->is_held = false;
+  finish();
+}
+
+TEST_P(RemoteEngines, WhatWaitsToBeKeptDoesNotKeepItOpen) {
+  for (std::uint64_t k = 1; k <= 2; ++k) store(k, ids({0, 1, 2, 3}));
+  options.host_memory = 64 * slab_bytes_of(options);
+  move_to_another_host();
+  carriers->gets_until_held = 1;
+  engine->load({chunk(1, blocks_from(0)), chunk(2, blocks_from(4))}, 0);
+  ASSERT_TRUE(eventually([this] { return carriers->is_held && stat("remote_hits") == 1; }));
+  EXPECT_FALSE(engine->close(50ms)) << "an order is under way";
+  carriers->is_held = false;
+  EXPECT_TRUE(engine->close(20s));
+  expect_all_slabs_back();
 }
 
 TEST_P(RemoteEngines, WhatIsOnItsWayIsNotSentTwice) {

@@ -19,6 +19,17 @@ using namespace std::chrono_literals;
 using test::ids;
 using test::key;
 
+TEST(TrialChunk, OneThatIsDamagedForEverDoesNotSpeakForOthers) {
+  TrialChunk chunk;
+  chunk.worked(key(1), 4096);
+  for (int i = 0; i < 4; ++i) chunk.was_bad();
+  EXPECT_EQ(chunk.file().key, key(1));
+  chunk.was_bad();
+  EXPECT_EQ(chunk.file().key, ChunkKey{}) << "nothing has that key, so it is missing: an answer";
+  chunk.failed(key(2), 4096);
+  EXPECT_EQ(chunk.file().key, key(2));
+}
+
 TEST(TrialChunk, IsOneThatFailedOnlyUntilOneHasWorked) {
   TrialChunk chunk;
   EXPECT_EQ(chunk.file().key, ChunkKey{});
