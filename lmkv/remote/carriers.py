@@ -12,8 +12,8 @@ from lmkv.remote.threads import end_at_exit
 # What a thread takes at once: chunks of one batch are carried side by side.
 BATCH_BYTES = 64 << 20
 
-# Loads of one batch do not wait for those of another.
-LOAD_THREADS = 2
+# Chunks of one batch do not wait for those of another.
+THREADS_OF_A_LANE = 2
 
 # How long a thread waits for orders before it looks around.
 WAIT_SECONDS = 1.0
@@ -72,7 +72,7 @@ class Carriers:
         self._store: RemoteStore | None = None
         self._stopping = threading.Event()
         self._tried = threading.Event()  # to make the client
-        lanes = [RemoteLane.LOADS] * LOAD_THREADS + [RemoteLane.STORES]
+        lanes = [lane for lane in RemoteLane for _ in range(THREADS_OF_A_LANE)]
         self._threads = [
             threading.Thread(target=self._run, args=(lane,), name="lmkv-remote", daemon=True)
             for lane in lanes

@@ -47,6 +47,7 @@ OBJECT_ALREADY_EXISTS = -705
 # is, and of what is looked at when all of it has come.
 _SETTLED = frozenset(
     {
+        -600,  # INVALID_PARAMS: a buffer that is too small, say
         -703,  # REPLICA_IS_NOT_READY
         OBJECT_NOT_FOUND,
         -707,  # LEASE_EXPIRED

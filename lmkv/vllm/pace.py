@@ -40,6 +40,10 @@ OVERRUN = 3.0
 FIRST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 600.0
 
+# A load that is so many times larger than all that were seen or tried is tried whatever they say:
+# the first block of a client that has yet to connect says little of a long prompt.
+MUCH_LARGER = 4
+
 
 class Line:
     """Seconds over tokens: least squares over samples, of which each counts ``memory`` times as
@@ -131,29 +135,38 @@ class _Reads:
         self.tried_at = -LONGEST_PAUSE_SECONDS  # or given up
         self.pause = 0.0  # before the next trial
         self.is_trying = False
-        self._before_trial = self.tried_at, self.pause  # the latest
+        self.largest = 0  # tokens, of what the line knows and of the latest trial
+        self._before_trial = self.tried_at, self.pause, self.largest  # the latest
+
+    def may_try(self, tokens: int, now: float) -> bool:
+        """A load of so many tokens."""
+        is_new = tokens >= MUCH_LARGER * self.largest and not self.is_trying
+        return bool(tokens) and (is_new or now - self.tried_at >= self.pause)
 
     def saw(self, tokens: int, seconds: float, now: float, *, trial: bool) -> None:
         if trial:  # what was known may be of another time
             self.line.clear()
             self.is_trying = False
+            self.largest = 0
+        self.largest = max(self.largest, tokens)
         self.line.add(tokens, seconds)
         self.tried_at = now
         self.pause = max(self.pause, FIRST_PAUSE_SECONDS)
 
-    def begin_trial(self, now: float) -> None:
-        self._before_trial = self.tried_at, self.pause
+    def begin_trial(self, tokens: int, now: float) -> None:
+        self._before_trial = self.tried_at, self.pause, self.largest
+        self.largest = max(self.largest, tokens)
         self.is_trying = True
         self.tried_at = now
         self.pause = min(max(2 * self.pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
 
     def forget_trial(self) -> None:
         self.is_trying = False
-        self.tried_at, self.pause = self._before_trial
+        self.tried_at, self.pause, self.largest = self._before_trial
 
-    def refute(self, now: float) -> None:
+    def refute(self, tokens: int, now: float) -> None:
         self.line.clear()
-        self.begin_trial(now)
+        self.begin_trial(tokens, now)
         self.is_trying = False
 
 
@@ -203,9 +216,9 @@ class Pace:
         if tokens > 0 and seconds > 0:
             self._reads(is_remote).saw(tokens, seconds, self._clock(), trial=trial)
 
-    def began_trial(self, *, is_remote: bool = False) -> None:
-        """A load that was decided on as a trial is under way."""
-        self._reads(is_remote).begin_trial(self._clock())
+    def began_trial(self, tokens: int, *, is_remote: bool = False) -> None:
+        """A load that was decided on as a trial is under way, of so many tokens to be read."""
+        self._reads(is_remote).begin_trial(tokens, self._clock())
 
     def tried_nothing(self, *, is_remote: bool = False) -> None:
         """The trial is over and says nothing: all of it was in host memory, it failed, or nobody
@@ -216,15 +229,17 @@ class Pace:
     def _reads(self, is_remote: bool) -> _Reads:
         return self._remote if is_remote else self._local
 
-    def gave_up(self, keys: Iterable[bytes], *, from_disk: bool, is_remote: bool = False) -> None:
-        """A load was given up that these chunks were missing of. If they were thought to be in host
+    def gave_up(
+        self, keys: Iterable[bytes], tokens: int, *, from_disk: bool, is_remote: bool = False
+    ) -> None:
+        """A load of ``tokens`` was given up that these chunks were missing of. If they were thought to be in host
         memory, they are not; else what was expected of the disk is refuted, and what is true is not
         known yet.
         """
         for key in keys:
             self._recent.pop(key, None)
         if from_disk:
-            self._reads(is_remote).refute(self._clock())
+            self._reads(is_remote).refute(tokens, self._clock())
 
     @property
     def compute_seconds_per_token(self) -> float | None:
@@ -296,7 +311,7 @@ class Pace:
             return Decision(everything.chunks, Verdict.LOAD, disk_tokens=everything.disk_tokens)
         computing = per_token * everything.tokens
         if not reads.line:
-            if self._may_try(reads) and everything.disk_tokens:
+            if reads.may_try(everything.disk_tokens, self._clock()):
                 return self._trial(everything, None, computing)
             is_patient = held < TRIAL_SHARE * computing and not memory.chunks
             if reads.is_trying and everything.disk_tokens and is_patient:
@@ -307,7 +322,7 @@ class Pace:
         parts = [everything, memory]
         best = self._best(reads, parts, found, first_block, ahead, backlog, per_token)
         if best.chunks < everything.chunks:
-            if self._may_try(reads):
+            if reads.may_try(everything.disk_tokens, self._clock()):
                 return self._trial(everything, loading, computing)
         elif best.disk_tokens:
             reads.pause = FIRST_PAUSE_SECONDS
@@ -319,9 +334,6 @@ class Pace:
         verdict = Verdict.LOAD if best.chunks == everything.chunks else Verdict.CUT
         worth = per_token * best.tokens
         return Decision(best.chunks, verdict, within, worth, loading, computing, best.disk_tokens)
-
-    def _may_try(self, reads: _Reads) -> bool:
-        return self._clock() - reads.tried_at >= reads.pause
 
     def _from_memory(
         self, part: _Part, everything: _Part, loading: float | None, computing: float

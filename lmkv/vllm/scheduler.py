@@ -265,7 +265,8 @@ class SchedulerSide:
             used_at = self._used_at.get(request_id, 0.0)
             self._loads.begin(request_id, found, self._groups, ids, used_at)
             if found.decision is not None and found.decision.is_trial:
-                self._pace.began_trial(is_remote=found.decision.is_remote)
+                decision = found.decision
+                self._pace.began_trial(decision.disk_tokens, is_remote=decision.is_remote)
             return
         logger.error(
             "lmkv: request %s is to load %d tokens that it was not promised; they are computed",
@@ -374,7 +375,10 @@ class SchedulerSide:
             self._meter.count("loads_late", 1)
             self._waiting.gave_up(request_id)
             self._pace.gave_up(
-                outcome.late, from_disk=outcome.from_disk, is_remote=outcome.is_remote
+                outcome.late,
+                outcome.gained + outcome.lost,
+                from_disk=outcome.from_disk,
+                is_remote=outcome.is_remote,
             )
         elif outcome.tokens_read and not outcome.failed:
             # Another tier may have had it by then than was thought.

@@ -13,6 +13,9 @@ from tcp_proxy import Proxy
 sys.path.insert(0, str(Path(__file__).parents[1] / "vllm"))
 
 PROMPT_TOKENS = 1100
+FAULT_TOKENS = 600
+ROUNDS = 3
+NOISE = 0.1  # of a median of so few on a machine that others use
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -93,10 +96,16 @@ def prompts_of(prompt: list[int], count: int) -> list[list[int]]:
     return [prompt[n:] + prompt[:n] for n in range(1, count + 1)]
 
 
+def in_service(engine: Any, prompt: list[int]) -> None:
+    """Until the tier is asked again, whatever was wrong with it."""
+    wait_until_connected(engine, prompt)
+    engine.ask("forget")
+
+
 def test_whatever_becomes_of_it_nobody_waits(
     model: Path, prompt: list[int], s3_port: int, tmp_path: Path
 ) -> None:
-    """Silent, slow, cut off, untrue: answers stay the same, and come about as soon as without."""
+    """Cut off, untrue, slow, silent: answers stay the same, and come about as soon as without."""
     from engine_process import Engine
 
     proxy = Proxy(s3_port)
@@ -105,47 +114,72 @@ def test_whatever_becomes_of_it_nobody_waits(
         "remote_options": s3_options(proxy.port),
         "remote_writes": "write_through",
     }
-    prompts = prompts_of(prompt, 9)
-    with Engine(model, tmp_path / "a", tmp_path / "a.log", remote, environ=CREDENTIALS) as first:
-        computed = [answered(first, each) for each in prompts]
-        without = statistics.median(answer["ttft"] for answer in computed)
-    with Engine(model, tmp_path / "b", tmp_path / "b.log", remote, environ=CREDENTIALS) as second:
-        answered(second, prompt[-200:])
-        # The first load is a trial, which shows how fast the tier is and is given up soon.
-        warm = [second.generate(each)["counters"] for each in prompts[5:]]
-        assert any("remote_hits" in one for one in warm[1:]), warm
-        seconds, counters = {}, {}
-        for n, manner in enumerate(("cut", "untrue", "slow", "silent")):
-            if manner == "cut":
-                proxy.cut()
-            proxy.is_silent = manner == "silent"
-            proxy.delay = 0.5 if manner == "slow" else 0.0
-            proxy.flips = manner == "untrue"
-            answer = second.generate(prompts[n])
-            assert answer["tokens"] == computed[n]["tokens"], manner
-            seconds[manner], counters[manner] = answer["ttft"], answer["counters"]
-        proxy.is_silent, proxy.delay = False, 0.0
-        # Each was met, and not passed by.
-        cut = counters["cut"]
-        assert "remote_hits" in cut or cut["lookups_given_up"] > 0, "asked again, in time or not"
-        assert counters["untrue"]["chunks_bad"] > 0
-        for manner in ("slow", "silent"):
-            assert counters[manner]["lookups_given_up"] > 0
-            assert "tokens_loaded" not in counters[manner]
-        proxy.cut()
-        # It comes back by itself, and what the next asks for is loaded from there.
-        deadline, loaded = time.monotonic() + 120, 0.0
-        while not loaded:
-            assert time.monotonic() < deadline
-            time.sleep(2)
-            second.ask("forget")
-            answer = second.generate(prompts[4])
-            assert answer["tokens"] == computed[4]["tokens"]
-            loaded = answer["counters"].get("tokens_loaded", 0.0)
+    manners = ("cut", "untrue", "slow", "silent")
+    fresh = iter(prompts_of(prompt[:FAULT_TOKENS], (ROUNDS + 1) * len(manners) + 20))
+
+    def engine(name: str, more: dict[str, Any]) -> Any:
+        folder, log = tmp_path / name, tmp_path / f"{name}.log"
+        return Engine(model, folder, log, more, environ=CREDENTIALS)
+
+    def cause(manner: str) -> None:
+        proxy.is_silent = manner == "silent"
+        proxy.delay = 0.5 if manner == "slow" else 0.0
+        proxy.flips = manner == "untrue"
+        if manner in {"cut", ""}:
+            proxy.cut()
+
+    with engine("filler", remote) as filler, engine("alone", {}) as alone:
+        filler.generate(prompt[-40:])
+        alone.generate(prompt[-40:])
+        with engine("b", {**remote, "remote_writes": "on_second_use"}) as second:
+            wait_until_connected(filler, prompt)
+            wait_until_connected(second, prompt)
+
+            def put_there() -> tuple[list[int], list[int]]:
+                """A prompt that the tier has, and its answer."""
+                cause("")
+                each = next(fresh)
+                answer = filler.generate(each)
+                assert answer["counters"]["remote_chunks_stored"] > 0
+                return each, answer["tokens"]
+
+            # The first load is a trial, which shows how fast the tier is and is given up soon.
+            warm = [second.generate(put_there()[0])["counters"] for _ in range(3)]
+            assert any("remote_hits" in one for one in warm), warm
+            ratios: dict[str, list[float]] = {}
+            for manner in manners:
+                ratios[manner], met = [], 0.0
+                for number in range(ROUNDS + 1):
+                    each, tokens = put_there()
+                    if number == 0:
+                        in_service(second, prompt)
+                    cause(manner)
+                    answer = second.generate(each)
+                    assert answer["tokens"] == tokens, manner
+                    counters = answer["counters"]
+                    met += counters.get("chunks_bad", 0) + counters.get("lookups_given_up", 0)
+                    met += counters.get("remote_hits", 0)
+                    if manner in {"slow", "silent"}:
+                        assert "tokens_loaded" not in counters
+                    cause("")
+                    plain = alone.generate(each)
+                    assert plain["tokens"] == tokens
+                    # The first finds out what it is like: what is damaged has to come for that.
+                    if number > 0:
+                        ratios[manner].append(answer["ttft"] / plain["ttft"])
+                assert met > 0, f"{manner} was passed by"
+            # It comes back by itself, and what the next asks for is loaded from there.
+            deadline, loaded = time.monotonic() + 120, 0.0
+            while not loaded:
+                assert time.monotonic() < deadline
+                time.sleep(1)
+                in_service(second, prompt)
+                each, tokens = put_there()
+                answer = second.generate(each)
+                assert answer["tokens"] == tokens
+                loaded = answer["counters"].get("tokens_loaded", 0.0)
     proxy.close()
-    # The machine is shared, and the server and the proxy have its processors, too; what a request
-    # would wait for one that hangs is half a minute.
-    for manner, taken in seconds.items():
-        # What is damaged is known when it has come, twice, and is computed then.
-        most = 2.5 if manner == "untrue" else 1.5
-        assert taken < most * without + 0.3, (manner, seconds, without)
+    # The server and the proxy have these processors, too. What a request would wait for one that
+    # hangs is half a minute.
+    medians = {manner: statistics.median(found) for manner, found in ratios.items()}
+    assert max(medians.values()) < 1.05 + NOISE, ratios

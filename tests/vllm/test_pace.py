@@ -126,14 +126,14 @@ def test_where_loads_do_not_pay_one_is_tried_now_and_then(clock):
         assert trial.within == pytest.approx(0.05 * 0.64)
         # One that is decided on and never begins is no trial.
         assert decide(pace, run_of(10)).is_trial
-        pace.began_trial()
+        pace.began_trial(10 * CHUNK)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 def test_while_the_first_trial_is_under_way_others_wait_for_a_twentieth_of_computing(clock):
     pace = pace_of(clock, compute=0.001)
     assert decide(pace, run_of(10)).is_trial
-    pace.began_trial()
+    pace.began_trial(10 * CHUNK)
     patience = 0.05 * 0.001 * 10 * CHUNK
     assert decide(pace, run_of(10)).verdict is Verdict.WAIT
     assert decide(pace, run_of(10), held=0.9 * patience).verdict is Verdict.WAIT
@@ -148,20 +148,44 @@ def test_while_the_first_trial_is_under_way_others_wait_for_a_twentieth_of_compu
 @pytest.mark.parametrize("end", ["fast", "slow", "given up"])
 def test_nobody_waits_when_the_trial_is_over(clock, end):
     pace = pace_of(clock, compute=0.001)
-    pace.began_trial()
+    pace.began_trial(10 * CHUNK)
     if end == "given up":
-        pace.gave_up([], from_disk=True)
+        pace.gave_up([], 10 * CHUNK, from_disk=True)
     else:
         pace.saw_load(10 * CHUNK, 0.01 if end == "fast" else 10.0, trial=True)
     verdict = decide(pace, run_of(10)).verdict
     assert verdict is (Verdict.LOAD if end == "fast" else Verdict.COMPUTE)
 
 
+@pytest.mark.parametrize("is_given_up", [False, True])
+def test_a_small_trial_does_not_speak_for_a_large_load(clock, is_given_up):
+    pace = pace_of(clock, compute=0.001)
+    assert decide(pace, run_of(1)).is_trial
+    pace.began_trial(CHUNK)
+    assert decide(pace, run_of(10)).verdict is Verdict.WAIT, "one at a time"
+    if is_given_up:
+        pace.gave_up([], CHUNK, from_disk=True)
+        assert decide(pace, run_of(1)).verdict is Verdict.COMPUTE
+    pace.saw_load(CHUNK, 1.0, trial=True)  # its client had to connect first
+    for chunks in (1, 3):
+        assert decide(pace, run_of(chunks)).verdict is Verdict.COMPUTE
+    large = decide(pace, run_of(10))
+    assert large.is_trial
+    assert large.within == pytest.approx(0.05 * 0.001 * 10 * CHUNK)
+    pace.began_trial(10 * CHUNK)
+    if is_given_up:
+        pace.gave_up([], 10 * CHUNK, from_disk=True)
+        assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE, "now it is known of those, too"
+    pace.saw_load(10 * CHUNK, 0.1, trial=True)
+    assert decide(pace, run_of(10)).verdict is Verdict.LOAD
+    assert decide(pace, run_of(20)).verdict is Verdict.LOAD
+
+
 def test_nobody_waits_for_a_trial_where_loads_are_known_not_to_pay(clock):
     pace = pace_of(clock, compute=0.001, load=0.01)
     clock.now += FIRST_PAUSE_SECONDS
     assert decide(pace, run_of(10)).is_trial
-    pace.began_trial()
+    pace.began_trial(10 * CHUNK)
     assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
 
 
@@ -169,9 +193,9 @@ def test_a_trial_that_read_nothing_is_followed_by_another_at_once(clock):
     pace = pace_of(clock, compute=0.001)
     for _ in range(3):
         assert decide(pace, run_of(10)).is_trial
-        pace.began_trial()
+        pace.began_trial(10 * CHUNK)
         pace.tried_nothing()  # all of it was in host memory
-    pace.began_trial()
+    pace.began_trial(10 * CHUNK)
     clock.now += FIRST_PAUSE_SECONDS - 1  # no longer than without those
     assert decide(pace, run_of(10), held=1.0).verdict is Verdict.COMPUTE
     clock.now += 1
@@ -190,7 +214,7 @@ def test_a_trial_that_is_fast_brings_loads_back(clock):
 
 def test_a_load_that_was_given_up_refutes_what_was_expected(clock):
     pace = pace_of(clock, compute=0.001, load=0.0001)
-    pace.gave_up([], from_disk=True)
+    pace.gave_up([], 10 * CHUNK, from_disk=True)
     assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
     # What the disk did for it afterwards says what is true.
     pace.saw_load(640, 0.4, trial=True)
@@ -204,7 +228,7 @@ def test_what_was_not_in_memory_after_all_says_nothing_of_the_disk(clock):
     found = run_of(10)
     pace.has_in_memory(found.keys)
     assert decide(pace, found).disk_tokens == 0
-    pace.gave_up(found.keys[4:], from_disk=False)
+    pace.gave_up(found.keys[4:], 10 * CHUNK, from_disk=False)
     decision = decide(pace, found)
     assert (decision.chunks, decision.verdict) == (10, Verdict.LOAD)
     assert decision.disk_tokens == 6 * CHUNK, "the first four are still thought to be there"
@@ -213,8 +237,8 @@ def test_what_was_not_in_memory_after_all_says_nothing_of_the_disk(clock):
 def test_where_nothing_is_known_after_a_load_was_given_up_one_is_tried_after_a_pause(clock):
     pace = pace_of(clock, compute=0.001)
     assert decide(pace, run_of(10)).is_trial
-    pace.began_trial()
-    pace.gave_up([], from_disk=True)
+    pace.began_trial(10 * CHUNK)
+    pace.gave_up([], 10 * CHUNK, from_disk=True)
     assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
     clock.now += 2 * FIRST_PAUSE_SECONDS
     assert decide(pace, run_of(10)).is_trial
@@ -313,7 +337,7 @@ def test_each_tier_is_judged_by_what_it_has_done(clock):
     first = decided(pace, 10, remote={3})
     assert first.is_trial
     assert first.is_remote
-    pace.began_trial(is_remote=True)
+    pace.began_trial(10 * CHUNK, is_remote=True)
     for tokens in (1000, 2000):
         pace.saw_load(tokens, tokens * 5e-3, trial=True, is_remote=True)
     slow = decided(pace, 10, remote=set(range(10)))
@@ -329,7 +353,7 @@ def test_one_tier_that_was_given_up_says_nothing_of_the_other(clock):
     pace = pace_of(clock, compute=1e-3, load=1e-4)
     for tokens in (1000, 2000):
         pace.saw_load(tokens, tokens * 1e-4, trial=False, is_remote=True)
-    pace.gave_up([bytes(32)], from_disk=True, is_remote=True)
+    pace.gave_up([bytes(32)], 10 * CHUNK, from_disk=True, is_remote=True)
     assert pace.remote_seconds_per_token is None
     assert decided(pace, 10).verdict is Verdict.LOAD
     assert decided(pace, 10, remote=set(range(10))).verdict is Verdict.COMPUTE
@@ -346,7 +370,7 @@ def test_what_is_in_memory_needs_no_remote_tier(clock):
 def test_a_slow_remote_tier_does_not_cost_what_the_directories_have(clock):
     pace = pace_of(clock, compute=1e-3, load=1e-4)
     clock.now += LONGEST_PAUSE_SECONDS
-    pace.gave_up([], from_disk=True, is_remote=True)
+    pace.gave_up([], 10 * CHUNK, from_disk=True, is_remote=True)
     cut = decided(pace, 10, remote={8})
     assert (cut.verdict, cut.chunks, cut.is_remote) == (Verdict.CUT, 8, False)
     for tokens in (1000, 2000):
