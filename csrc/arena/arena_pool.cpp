@@ -131,9 +131,8 @@ SharedSlab ArenaPool::publish(Slab slab, const ChunkKey& key) {
 
 void ArenaPool::disclaim(const Slab& slab) {
   const std::lock_guard lock(mutex_);
-  if (const auto held = lock_.take(arena_.file())) {
-    slots_.disclaim(static_cast<std::uint32_t>(index_of(slab)));
-  }
+  disclaimed_.push_back(static_cast<std::uint32_t>(index_of(slab)));
+  if (const auto held = lock_.take(arena_.file())) give_back_kept();
 }
 
 SlabPool::Found ArenaPool::find(const ChunkKey& key) {
@@ -161,6 +160,8 @@ void ArenaPool::release(std::size_t index) {
 }
 
 void ArenaPool::give_back_kept() {
+  for (const std::uint32_t slot : disclaimed_) slots_.disclaim(slot);
+  disclaimed_.clear();
   for (const std::uint32_t slot : kept_) slots_.give_back(slot);
   kept_.clear();
 }

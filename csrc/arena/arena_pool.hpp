@@ -86,6 +86,7 @@ class ArenaPool final : public SlabPool {
   std::vector<Use> uses_;            // by slot; guarded by mutex_, as the next two
   std::size_t in_use_ = 0;           // slots with handles
   std::vector<std::uint32_t> kept_;  // to be given back, when the arena's lock can be had
+  std::vector<std::uint32_t> disclaimed_;  // the same
 
   std::vector<bool> is_mapped_;  // by slot; the constructor's, then house_'s, as the next two
   std::uint32_t mapped_to_ = 0;

@@ -65,6 +65,7 @@ bool Engine::drain(std::chrono::duration<double> timeout) {
     // What another brings to memory is noticed by nobody else.
     loads_.start_arrived();
     loads_.start_waiting();
+    copies_.begin_held();
     const std::chrono::duration<double> left = deadline - Clock::now();
     if (context_.jobs.wait_idle(std::min(left, kLook))) return true;
     if (left <= kLook) return false;

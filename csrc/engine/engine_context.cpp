@@ -79,7 +79,7 @@ void EngineContext::abandon(Slab slab) {
     abandoned_.push_back(std::move(slab));
     all = abandoned_.size();
   }
-  if (all >= part_of_slabs()) {
+  if (all >= 2 * part_of_slabs()) {
     remote->loads.retire("too many transfers have not come to an end: start the engine again");
   }
 }

@@ -61,11 +61,11 @@ struct EngineContext {
   [[nodiscard]] std::size_t slabs_of_stores() const;
   // That can be used: roots, and the remote one.
   [[nodiscard]] std::vector<Tier*> tiers() const;
-  // Of the slabs, what copies between tiers may hold each way, and what may be abandoned.
+  // Of the slabs: what copies between tiers may hold each way, and half of what may be abandoned.
   [[nodiscard]] std::size_t part_of_slabs() const;
 
   // Nobody has this slab any more: a transfer that has failed may still write to it. After so many
-  // the remote tier is left alone for good. Any thread.
+  // nothing more is got from the remote tier, for good. Any thread.
   void abandon(Slab slab);
   [[nodiscard]] std::size_t abandoned() const;
 

@@ -16,6 +16,9 @@ namespace {
 // How long a chunk is waited for that another brings: longer than a disk takes that works.
 constexpr auto kArrival = std::chrono::seconds(1);
 
+// Chunks of a remote tier in a row.
+constexpr int kMostDamaged = 3;
+
 }  // namespace
 
 struct LoadPipeline::Job {
@@ -240,6 +243,12 @@ void LoadPipeline::read(std::shared_ptr<ChunkLoad> load, Slab slab) {
   load->filling = std::move(slab);
   context_.reading.begin();
   request.done = [this, load = std::move(load)](const Status& status) {
+    // Before the next takes a slab.
+    if (status.kind() == StatusKind::kUnsettled) {
+      context_.abandon(std::move(*load->filling));
+      load->filling.reset();
+      note_health(*load, status);
+    }
     context_.reading.end();
     {
       const std::lock_guard lock(mutex_);
@@ -254,10 +263,6 @@ void LoadPipeline::read(std::shared_ptr<ChunkLoad> load, Slab slab) {
 
 void LoadPipeline::verify(std::shared_ptr<ChunkLoad> load, const Status& read_status) {
   Status status = read_status;
-  if (status.kind() == StatusKind::kUnsettled) {
-    context_.abandon(std::move(*load->filling));
-    load->filling.reset();
-  }
   if (status.is_ok()) {
     const CountedTime time(context_.checksum_ns);
     const ChunkFault fault = verify_chunk(load->filling->bytes(), load->identity);
@@ -267,13 +272,14 @@ void LoadPipeline::verify(std::shared_ptr<ChunkLoad> load, const Status& read_st
   }
   const bool is_remote = load->tier == context_.remote.get();
   if (status.kind() == StatusKind::kBadChunk) return refuse_bad(std::move(load), status);
-  note_health(*load, status);
+  if (status.kind() != StatusKind::kUnsettled) note_health(*load, status);
   if (is_remote && status.kind() == StatusKind::kMissing) copies_.note_gone(load->identity.key);
   if (status.kind() == StatusKind::kCancelled) return end(load, status);
   if (!status.is_ok()) return try_remote(std::move(load), status);
   Stats& stats = context_.stats;
   stats.bytes_loaded.fetch_add(load->identity.file_bytes(), std::memory_order_relaxed);
   if (is_remote) {
+    load->tier->damaged = 0;
     stats.remote_hits.fetch_add(1, std::memory_order_relaxed);
     stats.bytes_loaded_remote.fetch_add(load->identity.file_bytes(), std::memory_order_relaxed);
   }
@@ -299,13 +305,18 @@ void LoadPipeline::refuse_bad(std::shared_ptr<ChunkLoad> load, const Status& sta
     }
     copies_.note_gone(key);
     tier.trial_chunk.failed(key, load->identity.file_bytes());
-    remove = tier.loads.failed(status.message()) == 1;
-    if (tier.loads.is_out()) refuse_waiting(tier);
+    const int before = tier.damaged.fetch_add(1);
+    remove = before == 0;
+    if (before + 1 >= kMostDamaged) {
+      tier.loads.take_out(status.message());
+      refuse_waiting(tier);
+    }
   }
   context_.stats.chunks_bad.fetch_add(1, std::memory_order_relaxed);
   if (!remove) return try_remote(std::move(load), status);
   // Removed before the load is reported: the chunk that is recomputed must not find it.
-  tier.remove(key, [this, load = std::move(load), status](const Status& removed) {
+  tier.remove(key, [this, load = std::move(load), key, status](const Status& removed) {
+    copies_.note_gone(key);  // again: it may have been found there meanwhile
     if (removed.is_ok()) {
       context_.stats.chunks_bad_removed.fetch_add(1, std::memory_order_relaxed);
     }
@@ -334,6 +345,7 @@ void LoadPipeline::note_health(const ChunkLoad& load, const Status& status) {
   } else if (status.error_number() != 0) {
     tier.trial_chunk.failed(load.identity.key, load.identity.file_bytes());
     tier.loads.failed(status.message());
+    if (&tier == context_.remote.get() && tier.loads.is_out()) refuse_waiting(tier);
   }
 }
 
@@ -462,6 +474,9 @@ void LoadPipeline::refuse_waiting(Tier& tier) {
   {
     const std::lock_guard lock(mutex_);
     refused = queue_of(tier).waiting.clear();
+  }
+  if (&tier == context_.remote_orders) {
+    context_.remote_orders->refuse_reads(Status::out_of_service());
   }
   for (std::shared_ptr<ChunkLoad>& load : refused) {
     try_remote(std::move(load), Status::out_of_service());

@@ -69,11 +69,28 @@ void RemoteTier::cancel(std::uint64_t group) {
     const std::lock_guard lock(mutex_);
     cancelled = loads_queued_.remove(group);
   }
-  cancel_all(std::move(cancelled));
+  end_all(cancelled, Status::cancelled());
 }
 
-void RemoteTier::cancel_all(std::vector<TaskPointer> tasks) {
-  for (const TaskPointer& task : tasks) task->done(Status::cancelled(), WriteOutcome::kFailed);
+void RemoteTier::refuse_reads(const Status& status) {
+  std::vector<TaskPointer> refused;
+  {
+    const std::lock_guard lock(mutex_);
+    refused = loads_queued_.clear();
+  }
+  end_all(refused, status);
+}
+
+void RemoteTier::end_all(const std::vector<TaskPointer>& tasks, const Status& status) {
+  for (const TaskPointer& task : tasks) task->done(status, WriteOutcome::kFailed);
+}
+
+std::size_t RemoteTier::reads() const {
+  const std::lock_guard lock(mutex_);
+  return loads_queued_.size() +
+         static_cast<std::size_t>(std::ranges::count_if(under_way_, [](const auto& each) {
+           return each.second->lane() == RemoteLane::kLoads;
+         }));
 }
 
 bool RemoteTier::is_reading() const {
@@ -91,7 +108,7 @@ void RemoteTier::begin_shutdown() {
     stores_queued_.clear();
   }
   changed_.notify_all();
-  cancel_all(std::move(queued));
+  end_all(queued, Status::cancelled());
 }
 
 bool RemoteTier::wait_idle(Seconds timeout) {

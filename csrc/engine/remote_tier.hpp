@@ -56,6 +56,10 @@ class RemoteTier final : public Tier {
   void touch(const ChunkKey&, std::int64_t) override {}
   [[nodiscard]] bool has_room(std::size_t) override { return true; }
   void cancel(std::uint64_t group) override;
+  // Ends reads that were not taken yet.
+  void refuse_reads(const Status& status);
+  // Not ended yet, taken or not.
+  [[nodiscard]] std::size_t reads() const;
   [[nodiscard]] bool is_reading() const override;
   [[nodiscard]] std::string name_of(const ChunkKey& key) const override;
   void begin_shutdown() override;
@@ -86,7 +90,7 @@ class RemoteTier final : public Tier {
 
   void enqueue(TaskPointer task);
   [[nodiscard]] bool has_admissible(RemoteLane lane) const;  // caller holds mutex_
-  static void cancel_all(std::vector<TaskPointer> tasks);
+  static void end_all(const std::vector<TaskPointer>& tasks, const Status& status);
 
   const std::string name_;
   const std::size_t load_depth_;

@@ -40,10 +40,9 @@ void RootHealth::succeeded() {
   last_success_ = Clock::now();
 }
 
-int RootHealth::failed(const std::string& why, Clock::time_point now) {
+void RootHealth::failed(const std::string& why, Clock::time_point now) {
   const std::lock_guard lock(mutex_);
   if (++failures_ >= kFailuresInARow || out_) take_out(why, now);
-  return failures_;
 }
 
 void RootHealth::stalled(Clock::time_point since, const std::string& why, Clock::time_point now) {
@@ -60,6 +59,11 @@ void RootHealth::take_out(const std::string& why, Clock::time_point now) {
   pause_ = std::clamp<Clock::duration>(2 * pause_, kShortestPause, kLongestPause);
   again_ = now + pause_;
   out_ = true;
+}
+
+void RootHealth::take_out(const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  take_out(why, Clock::now());
 }
 
 void RootHealth::retire(const std::string& why) {

@@ -24,12 +24,14 @@ class RootHealth {
   // Out, and the time for a trial has come: admits() would let it begin.
   [[nodiscard]] bool is_trial_due(Clock::time_point now = Clock::now()) const;
   void succeeded();
-  // `why`: for people. Returns how many in a row that are.
-  int failed(const std::string& why, Clock::time_point now = Clock::now());
+  // `why`: for people.
+  void failed(const std::string& why, Clock::time_point now = Clock::now());
   // Nothing has succeeded since `since`, though something was asked: out at once.
   void stalled(Clock::time_point since, const std::string& why,
                Clock::time_point now = Clock::now());
 
+  // Out at once.
+  void take_out(const std::string& why);
   // Out for good.
   void retire(const std::string& why);
 

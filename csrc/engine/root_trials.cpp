@@ -47,6 +47,7 @@ void RootTrials::begin(Tier& tier, Slab slab) {
       tier.trial_chunk.was_bad();
       tier.loads.failed("what it has arrives damaged");
     } else if (status.kind() != StatusKind::kCancelled) {
+      if (is_remote && status.is_ok()) tier.damaged = 0;
       tier.loads.succeeded();
     }
     if (status.kind() == StatusKind::kUnsettled) context_.abandon(std::move(*filling));

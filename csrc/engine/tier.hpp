@@ -49,6 +49,8 @@ class Tier {
   RootHealth loads;
   RootHealth stores;
   TrialChunk trial_chunk;  // of loads
+  // Chunks that came damaged, twice, since one has come whole.
+  std::atomic<int> damaged{0};
   // Slabs of stores on their way to it.
   std::atomic<std::size_t> slabs_of_stores{0};
 

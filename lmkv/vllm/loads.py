@@ -35,7 +35,7 @@ class Outcome:
     failed.
 
     ``late``: keys of the rest, of which nothing is known, and that was given up because it took too
-    long. ``from_disk``: whether any of it was expected to be read.
+    long. ``disk_tokens``: that were expected to be read.
     ``seconds``: what it took, 0 if that is not known, for ``tokens_read``, those ahead of it
     included. ``tokens_from_memory``: of ``gained``.
     """
@@ -45,7 +45,7 @@ class Outcome:
     keys: list[bytes]
     failed: list[bytes]
     late: list[bytes] = field(default_factory=list)
-    from_disk: bool = False
+    disk_tokens: int = 0
     seconds: float = 0.0
     tokens_from_memory: int = 0
     tokens_read: int = 0
@@ -222,7 +222,7 @@ class Loads:
             [loading.keys[index] for index in arrived],
             failed,
             [loading.keys[index] for index in sorted(loading.late)],
-            loading.decision.disk_tokens > 0,
+            loading.decision.disk_tokens,
             seconds=loading.seconds,
             tokens_from_memory=loading.tokens_of(from_memory) if gained and from_memory else 0,
             tokens_read=loading.ahead + loading.tokens_of(read) if read else 0,

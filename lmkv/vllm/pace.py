@@ -143,11 +143,14 @@ class _Reads:
         is_new = tokens >= MUCH_LARGER * self.largest and not self.is_trying
         return bool(tokens) and (is_new or now - self.tried_at >= self.pause)
 
-    def saw(self, tokens: int, seconds: float, now: float, *, trial: bool) -> None:
+    def saw(
+        self, tokens: int, seconds: float, now: float, *, trial: bool, is_done: bool = True
+    ) -> None:
         if trial:  # what was known may be of another time
             self.line.clear()
             self.is_trying = False
-            self.largest = 0
+            if is_done:
+                self.largest = 0
         self.largest = max(self.largest, tokens)
         self.line.add(tokens, seconds)
         self.tried_at = now
@@ -230,16 +233,24 @@ class Pace:
         return self._remote if is_remote else self._local
 
     def gave_up(
-        self, keys: Iterable[bytes], tokens: int, *, from_disk: bool, is_remote: bool = False
+        self, keys: Iterable[bytes], disk_tokens: int, *, is_remote: bool = False
     ) -> None:
-        """A load of ``tokens`` was given up that these chunks were missing of. If they were thought to be in host
-        memory, they are not; else what was expected of the disk is refuted, and what is true is not
-        known yet.
+        """A load was given up that these chunks were missing of. If nothing was to be read, they
+        were thought to be in host memory, and are not; else what was expected of reading so many
+        tokens is refuted, and what is true is not known yet.
         """
         for key in keys:
             self._recent.pop(key, None)
-        if from_disk:
-            self._reads(is_remote).refute(tokens, self._clock())
+        if disk_tokens:
+            self._reads(is_remote).refute(disk_tokens, self._clock())
+
+    def saw_rest(self, tokens: int, seconds: float, *, is_remote: bool = False) -> None:
+        """What a directory did for a load that had been given up: as a trial, but of what happened
+        to be on its way.
+        """
+        if tokens > 0 and seconds > 0:
+            reads = self._reads(is_remote)
+            reads.saw(tokens, seconds, self._clock(), trial=True, is_done=False)
 
     @property
     def compute_seconds_per_token(self) -> float | None:

@@ -361,7 +361,7 @@ class SchedulerSide:
             self._activity.count(stored=len(stored), unstored=ended - len(stored))
         self._events.gone(report.evicted)
         tokens, seconds, is_remote = report.read_after
-        self._pace.saw_load(tokens, seconds, trial=True, is_remote=is_remote)
+        self._pace.saw_rest(tokens, seconds, is_remote=is_remote)
 
     def _loaded(self, request_id: str, outcome: Outcome) -> None:
         self._meter.count("tokens_loaded", outcome.gained)
@@ -374,12 +374,7 @@ class SchedulerSide:
         if outcome.late:
             self._meter.count("loads_late", 1)
             self._waiting.gave_up(request_id)
-            self._pace.gave_up(
-                outcome.late,
-                outcome.gained + outcome.lost,
-                from_disk=outcome.from_disk,
-                is_remote=outcome.is_remote,
-            )
+            self._pace.gave_up(outcome.late, outcome.disk_tokens, is_remote=outcome.is_remote)
         elif outcome.tokens_read and not outcome.failed:
             # Another tier may have had it by then than was thought.
             as_thought = outcome.is_remote == outcome.read_remotely

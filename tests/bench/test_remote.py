@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import result_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "remote"))
 from remote_servers import ACCESS_KEY, SECRET_KEY, s3_options, seaweedfs
@@ -49,6 +50,21 @@ def test_it_measures_both_ways_and_leaves_nothing(tmp_path: Path) -> None:
         )  # fmt: skip
         assert [one["path"] for batch in obstore.list(store) for one in batch] == []
     assert not list(Path("/dev/shm").glob("lmkv-bench-*"))
+
+
+@pytest.mark.slow
+def test_over_a_link_no_more_comes_than_it_carries(tmp_path: Path) -> None:
+    if os.geteuid() != 0 or subprocess.run(["ip", "netns"], check=False).returncode:
+        pytest.skip("may not make networks")
+    result = result_of(
+        "remote_link.py", tmp_path, "--engine", "mooncake", "--rate", "1gbit",
+        "--rounds", "2", "--chunks", "4", "--chunk-mib", "4", "--singles", "3",
+    )  # fmt: skip
+    # What the token buckets let through at once counts, too.
+    most = 0.125 * 1.5
+    for way in ("put", "get"):
+        assert 0 < result[way]["gbps"] < most
+        assert 0 < result[way]["client_gbps"] < most
 
 
 def test_what_cannot_be_reached_is_said() -> None:

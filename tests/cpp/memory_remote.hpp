@@ -51,8 +51,9 @@ class Carriers {
   std::atomic<bool> is_unsettled{false};  // as gets fail
   std::atomic<std::byte*> late{nullptr};  // where the last one of these may still write
   std::atomic<bool> is_held{false};       // orders are taken, and not carried out
-  std::atomic<int> gets_until_held{1 << 30};
   std::atomic<std::size_t> orders{0};
+  std::atomic<bool> lets_one{false};
+  void let_one_through() { lets_one = true; }
   std::atomic<int> flips{0};  // so many gets bring one bit that is another
 
  private:
@@ -60,8 +61,8 @@ class Carriers {
     while (!tier_.is_shut_down()) {
       for (const RemoteOrder& order : tier_.take(lane, 1 << 20, std::chrono::seconds(1))) {
         ++orders;
-        if (order.kind == RemoteOrderKind::kGet && gets_until_held-- == 0) is_held = true;
-        while (is_held) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        while (is_held && !lets_one.exchange(false))
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
         tier_.finish(order.ticket, result_of(order), "told to");
       }
     }

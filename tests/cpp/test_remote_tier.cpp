@@ -52,6 +52,16 @@ class RemoteEngines : public test::EngineTest {
     EXPECT_TRUE(remote.has(key(k)));
     move_to_another_host();
   }
+  // The other one is on its way when it does.
+  void load_two_of_which_one_comes() {
+    carriers->is_held = true;
+    engine->load({chunk(1, blocks_from(0)), chunk(2, blocks_from(4))}, 0);
+    ASSERT_TRUE(eventually([this] { return engine->remote()->reads() == 2; }));
+    ASSERT_TRUE(eventually([this] { return carriers->orders > 0; }));
+    carriers->let_one_through();
+    ASSERT_TRUE(eventually([this] { return stat("remote_hits") == 1; }));
+    ASSERT_EQ(engine->remote()->reads(), 1U);
+  }
   [[nodiscard]] bool has_file(std::uint64_t k) const {
     return std::filesystem::exists(
         ChunkPaths(options.roots[0], options.namespace_digest, 0).chunk(key(k)));
@@ -359,12 +369,14 @@ TEST_P(RemoteEngines, WhereAFailedTransferMayStillWriteNothingEverLies) {
   move_to_another_host();
   expected = bytes_of(ids({0, 1, 2, 3}));
   carriers->is_unsettled = true;
-  EXPECT_EQ(load({chunk(1, blocks_from(20))}).failed_chunks.size(), 1U);
+  for (std::uint64_t k = 1; k <= 2; ++k) {
+    EXPECT_EQ(load({chunk(k, blocks_from(20))}).failed_chunks.size(), 1U);
+  }
   std::byte* const late = carriers->late;
   ASSERT_NE(late, nullptr);
-  EXPECT_EQ(stat("slabs_abandoned"), 1U);
-  EXPECT_EQ(stat("slabs_in_use"), 1U);
-  EXPECT_TRUE(is_out()) << "an eighth of the slabs";
+  EXPECT_EQ(stat("slabs_abandoned"), 2U);
+  EXPECT_EQ(stat("slabs_in_use"), 2U);
+  EXPECT_TRUE(is_out()) << "a quarter of the slabs";
   EXPECT_NE(engine->info().at("root1_loads_out").find("start the engine again"), std::string::npos);
   std::memset(late, 0xee, slab_bytes_of(options));  // it does
 
@@ -384,13 +396,50 @@ TEST_P(RemoteEngines, WhereAFailedTransferMayStillWriteNothingEverLies) {
   std::memset(late, 0xee, options.host_memory / 8);  // even when the engine is gone
 }
 
+TEST_P(RemoteEngines, MissesInBetweenDoNotMakeDamageGood) {
+  for (std::uint64_t k = 1; k <= 4; ++k) store(k, ids({0, 1, 2, 3}));
+  move_to_another_host();
+  carriers->flips = 1 << 30;
+  for (std::uint64_t k = 1; k <= 3; ++k) {
+    EXPECT_EQ(load({chunk(k, blocks_from(20))}).failed_chunks.size(), 1U);
+    EXPECT_EQ(is_out(), k == 3);
+    EXPECT_EQ(load({chunk(90 + k, blocks_from(20))}).failed_chunks.size(), 1U);
+  }
+  EXPECT_EQ(stat("chunks_bad_removed"), 1U);
+}
+
+// Of a burst that goes wrong no more is lost than was on its way.
+TEST_P(RemoteEngines, ABurstOfFailedTransfersLeavesSlabsForTheRest) {
+  options.host_memory = 64 * slab_bytes_of(options);
+  options.remote.load_depth = 4 * slab_bytes_of(options);
+  restart();
+  store(100, ids({0, 1, 2, 3}));
+  carriers->is_held = true;
+  std::vector<LoadChunk> chunks;
+  for (std::uint32_t k = 1; k <= 40; ++k) chunks.push_back(chunk(k, blocks_from(0)));
+  engine->load(std::move(chunks), 0);
+  ASSERT_TRUE(eventually([this] { return carriers->orders > 0; }));
+  carriers->is_unsettled = true;
+  carriers->is_held = false;
+  EXPECT_EQ(finish().at(0).failed_chunks.size(), 40U);
+  EXPECT_LE(stat("slabs_abandoned"), 3U + 5U);
+  EXPECT_GE(stat("slabs_abandoned"), 3U);
+  EXPECT_TRUE(is_out());
+  EXPECT_TRUE(load({chunk(100, blocks_from(0))}).failed_chunks.empty());
+  store(101, ids({0, 1, 2, 3}));
+  // And it comes back.
+  carriers->is_unsettled = false;
+  EXPECT_TRUE(eventually([this] {
+    engine->poll();
+    return !is_out();
+  }));
+}
+
 TEST_P(RemoteEngines, WhatOthersHadIsKeptHereOnceLoadsAreOver) {
   for (std::uint64_t k = 1; k <= 2; ++k) store(k, ids({0, 1, 2, 3}));
   options.host_memory = 64 * slab_bytes_of(options);
   move_to_another_host();
-  carriers->gets_until_held = 1;
-  engine->load({chunk(1, blocks_from(0)), chunk(2, blocks_from(4))}, 0);
-  ASSERT_TRUE(eventually([this] { return carriers->is_held && stat("remote_hits") == 1; }));
+  load_two_of_which_one_comes();
   std::this_thread::sleep_for(100ms);
   EXPECT_EQ(stat("chunks_promoted"), 0U) << "written while somebody waits for the other one";
   carriers->is_held = false;
@@ -405,8 +454,7 @@ TEST_P(RemoteEngines, WhatOthersHadIsKeptHereThoughLoadsNeverEnd) {
   options.host_memory = 64 * slab_bytes_of(options);
   options.load_timeout = 60s;
   move_to_another_host();
-  carriers->gets_until_held = 1;
-  engine->load({chunk(1, blocks_from(0)), chunk(2, blocks_from(4))}, 0);
+  load_two_of_which_one_comes();
   EXPECT_TRUE(eventually([this] {
     engine->poll();
     return stat("chunks_promoted") == 1;
@@ -420,9 +468,7 @@ TEST_P(RemoteEngines, WhatWaitsToBeKeptDoesNotKeepItOpen) {
   for (std::uint64_t k = 1; k <= 2; ++k) store(k, ids({0, 1, 2, 3}));
   options.host_memory = 64 * slab_bytes_of(options);
   move_to_another_host();
-  carriers->gets_until_held = 1;
-  engine->load({chunk(1, blocks_from(0)), chunk(2, blocks_from(4))}, 0);
-  ASSERT_TRUE(eventually([this] { return carriers->is_held && stat("remote_hits") == 1; }));
+  load_two_of_which_one_comes();
   EXPECT_FALSE(engine->close(50ms)) << "an order is under way";
   carriers->is_held = false;
   EXPECT_TRUE(engine->close(20s));

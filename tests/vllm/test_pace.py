@@ -150,7 +150,7 @@ def test_nobody_waits_when_the_trial_is_over(clock, end):
     pace = pace_of(clock, compute=0.001)
     pace.began_trial(10 * CHUNK)
     if end == "given up":
-        pace.gave_up([], 10 * CHUNK, from_disk=True)
+        pace.gave_up([], 10 * CHUNK)
     else:
         pace.saw_load(10 * CHUNK, 0.01 if end == "fast" else 10.0, trial=True)
     verdict = decide(pace, run_of(10)).verdict
@@ -164,7 +164,7 @@ def test_a_small_trial_does_not_speak_for_a_large_load(clock, is_given_up):
     pace.began_trial(CHUNK)
     assert decide(pace, run_of(10)).verdict is Verdict.WAIT, "one at a time"
     if is_given_up:
-        pace.gave_up([], CHUNK, from_disk=True)
+        pace.gave_up([], CHUNK)
         assert decide(pace, run_of(1)).verdict is Verdict.COMPUTE
     pace.saw_load(CHUNK, 1.0, trial=True)  # its client had to connect first
     for chunks in (1, 3):
@@ -174,11 +174,24 @@ def test_a_small_trial_does_not_speak_for_a_large_load(clock, is_given_up):
     assert large.within == pytest.approx(0.05 * 0.001 * 10 * CHUNK)
     pace.began_trial(10 * CHUNK)
     if is_given_up:
-        pace.gave_up([], 10 * CHUNK, from_disk=True)
+        pace.gave_up([], 10 * CHUNK)
         assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE, "now it is known of those, too"
     pace.saw_load(10 * CHUNK, 0.1, trial=True)
     assert decide(pace, run_of(10)).verdict is Verdict.LOAD
     assert decide(pace, run_of(20)).verdict is Verdict.LOAD
+
+
+def test_what_was_on_its_way_when_a_load_was_given_up_does_not_bring_the_next_trial(clock):
+    pace = pace_of(clock, compute=0.001)
+    pace.began_trial(40 * CHUNK)
+    for _ in range(3):
+        pace.gave_up([], 40 * CHUNK)
+        pace.saw_rest(2 * CHUNK, 3.0)
+        assert decide(pace, run_of(40)).verdict is Verdict.COMPUTE
+        clock.now += FIRST_PAUSE_SECONDS - 1
+        assert decide(pace, run_of(40)).verdict is Verdict.COMPUTE
+        clock.now += LONGEST_PAUSE_SECONDS
+        assert decide(pace, run_of(40)).is_trial
 
 
 def test_nobody_waits_for_a_trial_where_loads_are_known_not_to_pay(clock):
@@ -214,7 +227,7 @@ def test_a_trial_that_is_fast_brings_loads_back(clock):
 
 def test_a_load_that_was_given_up_refutes_what_was_expected(clock):
     pace = pace_of(clock, compute=0.001, load=0.0001)
-    pace.gave_up([], 10 * CHUNK, from_disk=True)
+    pace.gave_up([], 10 * CHUNK)
     assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
     # What the disk did for it afterwards says what is true.
     pace.saw_load(640, 0.4, trial=True)
@@ -228,7 +241,7 @@ def test_what_was_not_in_memory_after_all_says_nothing_of_the_disk(clock):
     found = run_of(10)
     pace.has_in_memory(found.keys)
     assert decide(pace, found).disk_tokens == 0
-    pace.gave_up(found.keys[4:], 10 * CHUNK, from_disk=False)
+    pace.gave_up(found.keys[4:], 0)
     decision = decide(pace, found)
     assert (decision.chunks, decision.verdict) == (10, Verdict.LOAD)
     assert decision.disk_tokens == 6 * CHUNK, "the first four are still thought to be there"
@@ -238,7 +251,7 @@ def test_where_nothing_is_known_after_a_load_was_given_up_one_is_tried_after_a_p
     pace = pace_of(clock, compute=0.001)
     assert decide(pace, run_of(10)).is_trial
     pace.began_trial(10 * CHUNK)
-    pace.gave_up([], 10 * CHUNK, from_disk=True)
+    pace.gave_up([], 10 * CHUNK)
     assert decide(pace, run_of(10)).verdict is Verdict.COMPUTE
     clock.now += 2 * FIRST_PAUSE_SECONDS
     assert decide(pace, run_of(10)).is_trial
@@ -353,7 +366,7 @@ def test_one_tier_that_was_given_up_says_nothing_of_the_other(clock):
     pace = pace_of(clock, compute=1e-3, load=1e-4)
     for tokens in (1000, 2000):
         pace.saw_load(tokens, tokens * 1e-4, trial=False, is_remote=True)
-    pace.gave_up([bytes(32)], 10 * CHUNK, from_disk=True, is_remote=True)
+    pace.gave_up([bytes(32)], 10 * CHUNK, is_remote=True)
     assert pace.remote_seconds_per_token is None
     assert decided(pace, 10).verdict is Verdict.LOAD
     assert decided(pace, 10, remote=set(range(10))).verdict is Verdict.COMPUTE
@@ -370,7 +383,7 @@ def test_what_is_in_memory_needs_no_remote_tier(clock):
 def test_a_slow_remote_tier_does_not_cost_what_the_directories_have(clock):
     pace = pace_of(clock, compute=1e-3, load=1e-4)
     clock.now += LONGEST_PAUSE_SECONDS
-    pace.gave_up([], 10 * CHUNK, from_disk=True, is_remote=True)
+    pace.gave_up([], 10 * CHUNK, is_remote=True)
     cut = decided(pace, 10, remote={8})
     assert (cut.verdict, cut.chunks, cut.is_remote) == (Verdict.CUT, 8, False)
     for tokens in (1000, 2000):
