@@ -72,12 +72,16 @@ ArenaPool::ArenaPool(const ArenaPlace& place, std::uint64_t bytes,
 
 ArenaPool::~ArenaPool() {
   assert(in_use_ == 0);
-  ends_.store(true, std::memory_order_relaxed);
-  house_wakes_.ring();
-  house_.join();
+  end_threads();
   if (pin_error_.empty()) device_.unpin(arena_.file().slabs().data());
   const std::lock_guard lock(mutex_);
   if (const auto held = lock_.take(arena_.file())) give_back_kept();
+}
+
+void ArenaPool::end_threads() {
+  ends_.store(true, std::memory_order_relaxed);
+  house_wakes_.ring();
+  if (house_.joinable()) house_.join();
 }
 
 // ---- Slabs

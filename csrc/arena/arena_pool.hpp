@@ -33,6 +33,7 @@ class ArenaPool final : public SlabPool {
 
   [[nodiscard]] SharedSlab publish(Slab slab, const ChunkKey& key) override;
   void disclaim(const Slab& slab) override;
+  void end_threads() override;
   [[nodiscard]] Found find(const ChunkKey& key) override;
   [[nodiscard]] SlabCounts counts() const override;
   [[nodiscard]] SlabMemory memory() const override;

@@ -30,6 +30,7 @@ EngineContext::EngineContext(const EngineOptions& with, EngineParts parts)
 
 EngineContext::~EngineContext() {
   if (abandoned_.empty()) return;
+  pool->end_threads();
   using Kept = std::vector<std::pair<std::unique_ptr<SlabPool>, std::vector<Slab>>>;
   static std::mutex mutex;
   static auto* const kept = new Kept;  // without an end

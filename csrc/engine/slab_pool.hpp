@@ -97,6 +97,9 @@ class SlabPool {
   // The chunk that it was acquired for will not come: nobody waits for it any more.
   virtual void disclaim(const Slab&) {}
 
+  // Ends its threads: nothing will be acquired any more, though it stays mapped. Idempotent.
+  virtual void end_threads() = 0;
+
   struct Found {
     std::optional<SharedSlab> chunk;
     bool is_arriving = false;  // somebody reads or gathers it just now: worth a moment
@@ -144,6 +147,7 @@ class PrivateSlabPool final : public SlabPool {
   ~PrivateSlabPool() override;
 
   [[nodiscard]] SharedSlab publish(Slab slab, const ChunkKey& key) override;
+  void end_threads() override { pages_.reset(); }
   [[nodiscard]] Found find(const ChunkKey& key) override;
   [[nodiscard]] SlabCounts counts() const override;
   [[nodiscard]] SlabMemory memory() const override { return {memory_, memory_bytes_, slab_bytes_}; }

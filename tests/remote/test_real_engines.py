@@ -1,8 +1,10 @@
 """Real vLLM engines with a directory each: through a real remote engine they share prompts."""
 
+import itertools
 import statistics
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "vllm"))
 PROMPT_TOKENS = 1100
 FAULT_TOKENS = 600
 ROUNDS = 3
-NOISE = 0.1  # of a median of so few on a machine that others use
+
+# What a request takes behind a tier that fails, of what it takes without one; the first, which
+# finds that out; and what the server, the proxy and others on this machine may add.
+SHARE, FIRST, NOISE_SECONDS = 1.05, 3.0, 0.15
+MET = ("chunks_bad", "lookups_given_up", "remote_hits")
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -96,90 +102,95 @@ def prompts_of(prompt: list[int], count: int) -> list[list[int]]:
     return [prompt[n:] + prompt[:n] for n in range(1, count + 1)]
 
 
-def in_service(engine: Any, prompt: list[int]) -> None:
-    """Until the tier is asked again, whatever was wrong with it."""
-    wait_until_connected(engine, prompt)
-    engine.ask("forget")
+class Fleet:
+    """An engine that fills the tier, one that has none, and one that has it behind a proxy."""
+
+    def __init__(self, ends: ExitStack, model: Path, folder: Path, prompt: list[int], port: int):
+        from engine_process import Engine
+
+        self.proxy = Proxy(port)
+        ends.callback(self.proxy.close)
+        remote = {"remote": "s3://bucket/faults", "remote_options": s3_options(self.proxy.port)}
+        found = []
+        for name, more in (
+            ("filler", {**remote, "remote_writes": "write_through"}),
+            ("alone", {}),
+            ("behind", {**remote, "remote_writes": "on_second_use"}),
+        ):
+            engine = Engine(model, folder / name, folder / f"{name}.log", more, environ=CREDENTIALS)
+            found.append(ends.enter_context(engine))
+            found[-1].generate(prompt[-40:])
+        self.filler, self.alone, self.behind = found
+        self._prompt = prompt
+        self._numbers = itertools.count(1)
+        for engine in (self.filler, self.behind):
+            wait_until_connected(engine, prompt)
+
+    def put_there(self) -> tuple[list[int], list[int]]:
+        """A new prompt that the tier has, and its answer."""
+        self.cause("")
+        number = next(self._numbers) % FAULT_TOKENS
+        each = self._prompt[number:FAULT_TOKENS] + self._prompt[:number]
+        answer = self.filler.generate(each)
+        assert answer["counters"]["remote_chunks_stored"] > 0
+        return each, answer["tokens"]
+
+    def cause(self, manner: str) -> None:
+        self.proxy.is_silent = manner == "silent"
+        self.proxy.delay = 0.5 if manner == "slow" else 0.0
+        self.proxy.flips = manner == "untrue"
+        if manner in {"cut", ""}:
+            self.proxy.cut()
+
+    def wait_until_in_service(self) -> None:
+        wait_until_connected(self.behind, self._prompt)
+
+    def turn(self, manner: str, number: int) -> tuple[dict[str, float], float, float]:
+        """What one request counts, its TTFT, and that of an engine alone."""
+        each, tokens = self.put_there()
+        if number == 0:
+            self.wait_until_in_service()
+        seconds, counters = {}, {}
+        names = ["behind", "alone"]
+        for name in names if number % 2 else reversed(names):
+            self.cause(manner if name == "behind" else "")
+            answer = getattr(self, name).generate(each)
+            assert answer["tokens"] == tokens, manner
+            seconds[name], counters[name] = answer["ttft"], answer["counters"]
+        self.cause("")
+        return counters["behind"], seconds["behind"], seconds["alone"]
 
 
 def test_whatever_becomes_of_it_nobody_waits(
     model: Path, prompt: list[int], s3_port: int, tmp_path: Path
 ) -> None:
     """Cut off, untrue, slow, silent: answers stay the same, and come about as soon as without."""
-    from engine_process import Engine
-
-    proxy = Proxy(s3_port)
-    remote = {
-        "remote": "s3://bucket/faults",
-        "remote_options": s3_options(proxy.port),
-        "remote_writes": "write_through",
-    }
-    manners = ("cut", "untrue", "slow", "silent")
-    fresh = iter(prompts_of(prompt[:FAULT_TOKENS], (ROUNDS + 1) * len(manners) + 20))
-
-    def engine(name: str, more: dict[str, Any]) -> Any:
-        folder, log = tmp_path / name, tmp_path / f"{name}.log"
-        return Engine(model, folder, log, more, environ=CREDENTIALS)
-
-    def cause(manner: str) -> None:
-        proxy.is_silent = manner == "silent"
-        proxy.delay = 0.5 if manner == "slow" else 0.0
-        proxy.flips = manner == "untrue"
-        if manner in {"cut", ""}:
-            proxy.cut()
-
-    with engine("filler", remote) as filler, engine("alone", {}) as alone:
-        filler.generate(prompt[-40:])
-        alone.generate(prompt[-40:])
-        with engine("b", {**remote, "remote_writes": "on_second_use"}) as second:
-            wait_until_connected(filler, prompt)
-            wait_until_connected(second, prompt)
-
-            def put_there() -> tuple[list[int], list[int]]:
-                """A prompt that the tier has, and its answer."""
-                cause("")
-                each = next(fresh)
-                answer = filler.generate(each)
-                assert answer["counters"]["remote_chunks_stored"] > 0
-                return each, answer["tokens"]
-
-            # The first load is a trial, which shows how fast the tier is and is given up soon.
-            warm = [second.generate(put_there()[0])["counters"] for _ in range(3)]
-            assert any("remote_hits" in one for one in warm), warm
-            ratios: dict[str, list[float]] = {}
-            for manner in manners:
-                ratios[manner], met = [], 0.0
-                for number in range(ROUNDS + 1):
-                    each, tokens = put_there()
-                    if number == 0:
-                        in_service(second, prompt)
-                    cause(manner)
-                    answer = second.generate(each)
-                    assert answer["tokens"] == tokens, manner
-                    counters = answer["counters"]
-                    met += counters.get("chunks_bad", 0) + counters.get("lookups_given_up", 0)
-                    met += counters.get("remote_hits", 0)
-                    if manner in {"slow", "silent"}:
-                        assert "tokens_loaded" not in counters
-                    cause("")
-                    plain = alone.generate(each)
-                    assert plain["tokens"] == tokens
-                    # The first finds out what it is like: what is damaged has to come for that.
-                    if number > 0:
-                        ratios[manner].append(answer["ttft"] / plain["ttft"])
-                assert met > 0, f"{manner} was passed by"
-            # It comes back by itself, and what the next asks for is loaded from there.
-            deadline, loaded = time.monotonic() + 120, 0.0
-            while not loaded:
-                assert time.monotonic() < deadline
-                time.sleep(1)
-                in_service(second, prompt)
-                each, tokens = put_there()
-                answer = second.generate(each)
-                assert answer["tokens"] == tokens
-                loaded = answer["counters"].get("tokens_loaded", 0.0)
-    proxy.close()
-    # The server and the proxy have these processors, too. What a request would wait for one that
-    # hangs is half a minute.
-    medians = {manner: statistics.median(found) for manner, found in ratios.items()}
-    assert max(medians.values()) < 1.05 + NOISE, ratios
+    with ExitStack() as ends:
+        fleet = Fleet(ends, model, tmp_path, prompt, s3_port)
+        # The first load is a trial, which shows how fast the tier is and is given up soon.
+        warm = [fleet.behind.generate(fleet.put_there()[0])["counters"] for _ in range(3)]
+        assert any("remote_hits" in one for one in warm), warm
+        excess: dict[str, list[float]] = {}
+        for manner in ("cut", "untrue", "slow", "silent"):
+            excess[manner], met = [], 0.0
+            for number in range(ROUNDS + 1):
+                counters, with_it, alone = fleet.turn(manner, number)
+                met += sum(counters.get(name, 0) for name in MET)
+                if manner in {"slow", "silent"}:
+                    assert "tokens_loaded" not in counters
+                # The first finds out what it is like: what is damaged has to come for that.
+                assert with_it < FIRST * alone + NOISE_SECONDS, manner
+                if number > 0:
+                    excess[manner].append(with_it - SHARE * alone)
+            assert met > 0, f"{manner} was passed by"
+        # It comes back by itself, and what the next asks for is loaded from there.
+        deadline, loaded = time.monotonic() + 180, 0.0
+        while not loaded:
+            assert time.monotonic() < deadline
+            fleet.wait_until_in_service()
+            each, tokens = fleet.put_there()
+            answer = fleet.behind.generate(each)
+            assert answer["tokens"] == tokens
+            loaded = answer["counters"].get("remote_hits", 0.0)
+    # What a request would wait for one that hangs is half a minute.
+    assert max(statistics.median(found) for found in excess.values()) < NOISE_SECONDS, excess
