@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from command_line import folder_in, parser_of, write_result
+from command_line import folder_in, keep_standard_output, parser_of, write_result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "remote"))
 from remote_servers import ACCESS_KEY, SECRET_KEY, Where, mooncake, s3_options, seaweedfs
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=("s3", "mooncake"), required=True)
     parser.add_argument("--rate", default="4gbit", help="as tc has it")
     arguments, words = parser.parse_known_args()
+    keep_standard_output()
     with ExitStack() as ends:
         folder = ends.enter_context(folder_in(arguments.path, "remote"))
         server, at_the_other_end = ends.enter_context(link(arguments.rate))

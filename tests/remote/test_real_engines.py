@@ -93,7 +93,7 @@ def test_what_one_engine_computed_another_loads(
             if "tokens_loaded" in loaded["counters"]:
                 break
     assert loaded["counters"]["tokens_loaded"] >= PROMPT_TOKENS - 32
-    assert loaded["counters"]["remote_hits"] == 5
+    assert loaded["counters"]["remote_hits"] >= 5  # and what came for one that was given up
     assert loaded["ttft"] < computed[n]["ttft"]
 
 
