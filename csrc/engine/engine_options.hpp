@@ -30,7 +30,7 @@ struct RemoteOptions {
   RemoteWrites writes = RemoteWrites::kBehind;
   std::uint64_t capacity = 0;  // of the directory, as EngineOptions::capacity
   std::size_t load_depth = 128 << 20;
-  std::size_t store_depth = 64 << 20;
+  std::size_t store_depth = 128 << 20;
 };
 
 struct EngineOptions {

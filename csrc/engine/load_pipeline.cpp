@@ -296,14 +296,16 @@ void LoadPipeline::refuse_bad(std::shared_ptr<ChunkLoad> load, const Status& sta
   if (&tier != context_.remote.get()) {
     note_health(*load, status);
   } else {
-    // It may be this host's network. Then others have no need to lose theirs, and after some
-    // chunks nothing more is asked for.
     const bool was_bad = std::exchange(load->was_bad, true);
     if (!was_bad && !context_.closed && !tier.loads.is_out()) {
       load->filling.reset();
       return queue(std::move(load), tier);
     }
     copies_.note_gone(key);
+  }
+  // It may be the way that a client has. Then others have no need to lose theirs, and after some
+  // chunks nothing more is asked for.
+  if (&tier == context_.remote_orders) {
     tier.trial_chunk.failed(key, load->identity.file_bytes());
     const int before = tier.damaged.fetch_add(1);
     remove = before == 0;

@@ -39,7 +39,7 @@ void RootTrials::begin(Tier& tier, Slab slab) {
   request.done = [this, &tier, file, filling = std::move(filling)](const Status& status) mutable {
     // Whatever is there, and if it is nothing: the tier has answered. But what comes from a remote
     // one over a network that damages it is no answer.
-    const bool is_remote = &tier == context_.remote.get();
+    const bool is_remote = &tier == context_.remote_orders;
     if (status.error_number() != 0) {
       tier.loads.failed(status.message());
     } else if (is_remote && status.is_ok() &&

@@ -16,43 +16,6 @@ import pytest
 from remote_servers import ACCESS_KEY, SECRET_KEY, Where, mooncake, s3_options, seaweedfs
 
 HERE = Path(__file__).parent
-NAMES = ("server", "a", "b")
-
-
-def ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"may not make networks: ip {' '.join(words)}: {done.stderr.strip()}")
-
-
-@pytest.fixture
-def networks() -> Iterator[dict[str, Where]]:
-    """By name."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to make networks")
-    made: dict[str, Where] = {}
-    number = os.getpid() % 200 + 20
-    try:
-        for place, name in enumerate(NAMES, 1):
-            space = f"lmkv-{os.getpid()}-{name}"
-            ip("netns", "add", space)
-            made[name] = Where(("ip", "netns", "exec", space), f"10.{number}.0.{place}")
-            ip("-n", space, "link", "set", "lo", "up")
-        server = made["server"].wrapper[-1]
-        ip("-n", server, "link", "add", "bridge", "type", "bridge")
-        ip("-n", server, "addr", "add", f"{made['server'].address}/24", "dev", "bridge")
-        ip("-n", server, "link", "set", "bridge", "up")
-        for name in NAMES[1:]:
-            space = made[name].wrapper[-1]
-            pair = ("type", "veth", "peer", "eth0", "netns", space)
-            ip("-n", server, "link", "add", f"to-{name}", *pair)
-            ip("-n", server, "link", "set", f"to-{name}", "master", "bridge", "up")
-            ip("-n", space, "addr", "add", f"{made[name].address}/24", "dev", "eth0")
-            ip("-n", space, "link", "set", "eth0", "up")
-        yield made
-    finally:
-        for where in made.values():
-            subprocess.run(["ip", "netns", "del", where.wrapper[-1]], check=False)
 
 
 @pytest.fixture(params=["s3", "mooncake"])

@@ -4,12 +4,13 @@ import itertools
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from remote_servers import ACCESS_KEY, SECRET_KEY, s3_options
+from remote_servers import ACCESS_KEY, SECRET_KEY, Where, mooncake, s3_options, seaweedfs
 from tcp_proxy import Proxy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "vllm"))
@@ -47,13 +48,19 @@ def prompt(model: Path) -> list[int]:
 
 
 @pytest.fixture(params=["s3", "mooncake"])
-def remote(request: pytest.FixtureRequest) -> dict[str, Any]:
+def remote(
+    request: pytest.FixtureRequest, networks: dict[str, Where], tmp_path: Path
+) -> Iterator[dict[str, Any]]:
+    """In a network of its own."""
     more = {"remote_writes": "write_through"}  # counters are whole when a request ends
+    server = networks["server"]
     if request.param == "s3":
-        options = s3_options(request.getfixturevalue("s3_port"))
-        return {"remote": "s3://bucket/real-engines", "remote_options": options, **more}
-    options = request.getfixturevalue("mooncake_options")
-    return {"remote": "mooncake:///real-engines", "remote_options": options, **more}
+        with seaweedfs(tmp_path / "server", server) as port:
+            options = s3_options(port, server.address)
+            yield {"remote": "s3://bucket/real-engines", "remote_options": options, **more}
+    else:
+        with mooncake(tmp_path / "server", where=server) as options:
+            yield {"remote": "mooncake:///real-engines", "remote_options": options, **more}
 
 
 def answered(engine: Any, prompt: list[int]) -> dict[str, Any]:
@@ -71,20 +78,30 @@ def wait_until_connected(engine: Any, prompt: list[int]) -> None:
 
 
 def test_what_one_engine_computed_another_loads(
-    model: Path, prompt: list[int], remote: dict[str, Any], tmp_path: Path
+    model: Path,
+    prompt: list[int],
+    remote: dict[str, Any],
+    networks: dict[str, Where],
+    tmp_path: Path,
 ) -> None:
+    """Two hosts: networks of their own, and no directory in common."""
     from engine_process import Engine
+
+    def host(name: str) -> Any:
+        folder, log = tmp_path / name, tmp_path / f"{name}.log"
+        environ = {**CREDENTIALS, "TEST_NETWORK": networks[name].wrapper[-1]}
+        return Engine(model, folder, log, remote, environ=environ)
 
     # A first load is a trial, and where others have the processors it may be given up as any.
     prompts = prompts_of(prompt, 3)
-    with Engine(model, tmp_path / "a", tmp_path / "a.log", remote, environ=CREDENTIALS) as first:
+    with host("a") as first:
         wait_until_connected(first, prompt)
         computed, digests = [], []
         for each in prompts:
             computed.append(answered(first, each))
             digests.append(first.ask("kv", prompt=each))
             assert computed[-1]["counters"]["remote_chunks_stored"] == 5
-    with Engine(model, tmp_path / "b", tmp_path / "b.log", remote, environ=CREDENTIALS) as second:
+    with host("b") as second:
         wait_until_connected(second, prompt)
         for n, each in enumerate(prompts):
             loaded = answered(second, each)
