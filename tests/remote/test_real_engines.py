@@ -127,12 +127,14 @@ class Fleet:
 
         self.proxy = Proxy(port)
         ends.callback(self.proxy.close)
-        remote = {"remote": "s3://bucket/faults", "remote_options": s3_options(self.proxy.port)}
+        place = {"remote": "s3://bucket/faults"}
+        direct = {"remote_options": s3_options(port), "remote_writes": "write_through"}
+        behind = {"remote_options": s3_options(self.proxy.port), "remote_writes": "on_second_use"}
         found = []
         for name, more in (
-            ("filler", {**remote, "remote_writes": "write_through"}),
+            ("filler", {**place, **direct}),
             ("alone", {}),
-            ("behind", {**remote, "remote_writes": "on_second_use"}),
+            ("behind", {**place, **behind}),
         ):
             engine = Engine(model, folder / name, folder / f"{name}.log", more, environ=CREDENTIALS)
             found.append(ends.enter_context(engine))
@@ -145,7 +147,6 @@ class Fleet:
 
     def put_there(self) -> tuple[list[int], list[int]]:
         """A new prompt that the tier has, and its answer."""
-        self.cause("")
         number = next(self._numbers) % FAULT_TOKENS
         each = self._prompt[number:FAULT_TOKENS] + self._prompt[:number]
         answer = self.filler.generate(each)
@@ -153,11 +154,11 @@ class Fleet:
         return each, answer["tokens"]
 
     def cause(self, manner: str) -> None:
+        """Until another is caused."""
         self.proxy.is_silent = manner == "silent"
         self.proxy.delay = 0.5 if manner == "slow" else 0.0
         self.proxy.flips = manner == "untrue"
-        if manner in {"cut", ""}:
-            self.proxy.cut()
+        self.proxy.cut()
 
     def wait_until_in_service(self) -> None:
         wait_until_connected(self.behind, self._prompt)
@@ -166,15 +167,16 @@ class Fleet:
         """What one request counts, its TTFT, and that of an engine alone."""
         each, tokens = self.put_there()
         if number == 0:
+            self.cause("")
             self.wait_until_in_service()
+        if number == 0 or manner == "cut":
+            self.cause(manner)
         seconds, counters = {}, {}
         names = ["behind", "alone"]
         for name in names if number % 2 else reversed(names):
-            self.cause(manner if name == "behind" else "")
             answer = getattr(self, name).generate(each)
             assert answer["tokens"] == tokens, manner
             seconds[name], counters[name] = answer["ttft"], answer["counters"]
-        self.cause("")
         return counters["behind"], seconds["behind"], seconds["alone"]
 
 
@@ -201,6 +203,7 @@ def test_whatever_becomes_of_it_nobody_waits(
                     excess[manner].append(with_it - SHARE * alone)
             assert met > 0, f"{manner} was passed by"
         # It comes back by itself, and what the next asks for is loaded from there.
+        fleet.cause("")
         deadline, loaded = time.monotonic() + 180, 0.0
         while not loaded:
             assert time.monotonic() < deadline
