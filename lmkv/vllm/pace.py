@@ -232,9 +232,7 @@ class Pace:
     def _reads(self, is_remote: bool) -> _Reads:
         return self._remote if is_remote else self._local
 
-    def gave_up(
-        self, keys: Iterable[bytes], disk_tokens: int, *, is_remote: bool = False
-    ) -> None:
+    def gave_up(self, keys: Iterable[bytes], disk_tokens: int, *, is_remote: bool = False) -> None:
         """A load was given up that these chunks were missing of. If nothing was to be read, they
         were thought to be in host memory, and are not; else what was expected of reading so many
         tokens is refuted, and what is true is not known yet.
