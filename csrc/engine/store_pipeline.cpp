@@ -94,8 +94,9 @@ bool StorePipeline::has_share(const Root& root) const {
   const auto of_each = [this](std::size_t slabs) {
     return std::max<std::size_t>(1, slabs / context_.pool->sharers());
   };
-  // What goes on from here to the remote tier is among them.
-  return context_.slabs_of_stores() + copies_.slabs() < of_each(most_slabs_) &&
+  // What goes on from here to the remote tier is among them, and what nobody has any more.
+  const std::size_t taken = context_.slabs_of_stores() + copies_.slabs() + context_.abandoned();
+  return taken < of_each(most_slabs_) &&
          root.slabs_of_stores.load(std::memory_order_relaxed) < of_each(most_slabs_of_a_root_);
 }
 

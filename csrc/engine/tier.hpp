@@ -25,8 +25,8 @@ class Tier {
 
   struct Read {
     ChunkKey key;
-    std::byte* buffer =
-        nullptr;              // page-aligned; written to until `done`, or, if kUnsettled, beyond
+    // Page-aligned; may be written to until `done`, and for ever if that says kUnsettled.
+    std::byte* buffer = nullptr;
     std::size_t bytes = 0;    // the chunk's exact size
     std::uint64_t group = 0;  // FileRead::group
     std::function<void(Status)> done;

@@ -34,7 +34,7 @@ bool TierCopies::may_begin(Tier& to, const ChunkIdentity& chunk) {
   const std::atomic<std::size_t>& under_way = is_remote(to) ? up_ : down_;
   const std::size_t part = context_.part_of_slabs();
   // Loads have as many in any case, whatever hangs.
-  const std::size_t held = this->slabs() + context_.slabs_of_stores();
+  const std::size_t held = this->slabs() + context_.slabs_of_stores() + context_.abandoned();
   const bool is_busy = under_way >= part || held + part >= slabs;
   if (is_busy || !to.has_room(chunk.file_bytes()) || !to.stores.may_admit()) {
     count(dropped);

@@ -435,6 +435,34 @@ TEST_P(RemoteEngines, ABurstOfFailedTransfersLeavesSlabsForTheRest) {
   }));
 }
 
+// What is abandoned, and a disk that hangs.
+TEST_P(RemoteEngines, AbandonedSlabsAreTheStoresLoss) {
+  options.host_memory = 8 * slab_bytes_of(options);
+  restart();
+  expected = bytes_of(ids({0, 1, 2, 3}));
+  store(1, ids({0, 1, 2, 3}));
+  carriers->is_unsettled = true;
+  for (std::uint64_t k = 91; k <= 92; ++k) {
+    EXPECT_EQ(load({chunk(k, blocks_from(20))}).failed_chunks.size(), 1U);
+  }
+  ASSERT_EQ(stat("slabs_abandoned"), 2U);
+  disk->hold(OperationKind::kWrite);
+  for (std::uint64_t k = 11; k <= 20; ++k) {
+    (void)engine->store(key(k), k * 64, ids({4, 5, 6, 7}), 0);
+  }
+  ASSERT_TRUE(eventually([this] { return disk->held() > 0; }));
+  engine->load({chunk(1, blocks_from(20))}, 0);
+  EXPECT_TRUE(eventually_within(3s, [this] {
+    for (const Completion& done : engine->poll()) {
+      if (done.kind == CompletionKind::kLoaded) return done.failed_chunks.empty();
+    }
+    return false;
+  }));
+  EXPECT_EQ(bytes_of(blocks_from(20)), expected);
+  disk->release();
+  EXPECT_TRUE(engine->drain(20s));
+}
+
 TEST_P(RemoteEngines, WhatOthersHadIsKeptHereOnceLoadsAreOver) {
   for (std::uint64_t k = 1; k <= 2; ++k) store(k, ids({0, 1, 2, 3}));
   options.host_memory = 64 * slab_bytes_of(options);
