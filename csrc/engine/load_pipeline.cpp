@@ -301,6 +301,7 @@ void LoadPipeline::refuse_bad(std::shared_ptr<ChunkLoad> load, const Status& sta
       load->filling.reset();
       return queue(std::move(load), tier);
     }
+    remove = was_bad;  // it came twice
     copies_.note_gone(key);
   }
   // It may be the way that a client has. Then others have no need to lose theirs, and after some
@@ -308,7 +309,7 @@ void LoadPipeline::refuse_bad(std::shared_ptr<ChunkLoad> load, const Status& sta
   if (&tier == context_.remote_orders) {
     tier.trial_chunk.failed(key, load->identity.file_bytes());
     const int before = tier.damaged.fetch_add(1);
-    remove = before == 0;
+    remove = remove && before == 0;
     if (before + 1 >= kMostDamaged) {
       tier.loads.take_out(status.message());
       refuse_waiting(tier);

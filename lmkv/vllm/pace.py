@@ -6,9 +6,10 @@ still have to bring counted as ahead of it. A request waits for the longer of it
 prefills ahead of it, and then computes what was not loaded: of all leading parts of what was found
 it loads the one with which it is done first. What still lies in host memory costs next to nothing.
 A load must not take much longer than was thought, nor than computing what has arrived would have,
-or it is given up and the rest computed. Before any load was seen, and now and then where loads do
-not pay, one is tried, for a twentieth of what computing would take: what the directory does for it
-until it has read what it was asked for says how fast it is. Where nothing else is known, others
+or it is given up and the rest computed. Before any load was seen, and, where loads do not
+pay, now and then or if it is far larger than any before, one is tried, for a twentieth of what
+computing would take: what the directory does for it until it has read what it was asked for says
+how fast it is. Where nothing else is known, others
 wait for that, for a twentieth of what computing them would take. Before any prefill was seen there
 is nothing to compare with: all is loaded. All this is known of the directories and of the remote
 tier apart; a load that needs anything of the latter is thought to take what such loads have taken,
