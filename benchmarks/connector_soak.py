@@ -10,7 +10,8 @@ few requests, so that it preempts, and a directory for few documents, so that it
 arrive at random, with other priorities, salts, answer lengths, kv_transfer_params and `n`; some
 are aborted, wherever they are; vLLM's own cache is emptied now and then, and files are deleted.
 Every few seconds the disk gets other faults (I/O errors, flipped bits, delays, ...) or none. With a
-remote tier each has a directory of its own, and they share that.
+remote tier each has a directory of its own, and they share that; if it is a directory, files are
+deleted from it, too.
 
 At the end of such a phase nothing may be left of it: no request, no block, no state of lmkv's, and
 descriptors and, after some minutes, memory are what they were. Every greedy answer has to be the
@@ -30,6 +31,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from command_line import folder_in, keep_standard_output, parser_of, write_result
 from soak import MOST_RSS_GROWTH_MIB, delete_some, judged, random_spec, settled
@@ -186,10 +188,13 @@ class Soak:
         scheduler.STORE_LINGER_SECONDS = REST_SECONDS
 
         self._prompts, self._answers = prompts, answers
-        self._root = root
-        # A client keeps connections as it likes.
-        is_client = "remote" in remote and not remote["remote"].startswith("file:")
-        self._flat = FLAT[1:] if is_client else FLAT
+        self._roots = [root]
+        self._flat = FLAT
+        if (url := urlsplit(remote.get("remote", ""))).scheme == "file":
+            # A chunk that is gone here is there: without this no load would ever fail.
+            self._roots.append(Path(url.path))
+        elif remote:  # a client keeps connections as it likes
+            self._flat = FLAT[1:]
         self._wanted = (*SEEN, "remote_hits", "remote_chunks_stored") if remote else SEEN
         self._dice = random.Random(seed)
         self.failures: list[str] = []
@@ -312,7 +317,8 @@ class Soak:
         dice = self._dice
         self.faults.release()
         if dice.random() < 0.3:
-            delete_some(self._root, dice)
+            for root in self._roots:
+                delete_some(root, dice)
         if dice.random() < 0.2:
             # True: all running requests are preempted.
             running = dice.random() < 0.3
