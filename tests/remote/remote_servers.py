@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,34 +101,63 @@ def seaweedfs(folder: Path, where: Where = HERE_ALONE) -> Iterator[int]:
         yield s3
 
 
+class MooncakeServers:
+    """A master with its metadata server, and a host with memory, at addresses that they keep when
+    they are started again; ``options`` of a client.
+    """
+
+    def __init__(self, folder: Path, segment: str = "256MiB", where: Where = HERE_ALONE) -> None:
+        """Starts neither."""
+        pytest.importorskip("mooncake.store", reason="needs Mooncake's wheel")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._segment, self._where = folder, segment, where
+        self._rpc, self._metadata, self._metrics = free_ports(3)
+        self.options = {
+            "metadata_server": f"http://{where.address}:{self._metadata}/metadata",
+            "master_server_address": f"{where.address}:{self._rpc}",
+        }
+        self._ends: dict[str, ExitStack] = {}
+
+    def start(self, name: str) -> None:
+        """``"master"`` or ``"host"``; returns once it is up."""
+        where, ready = self._where, self._folder / "ready"
+        ready.unlink(missing_ok=True)
+        if name == "master":
+            command = [
+                Path(sys.executable).with_name("mooncake_master"), f"--rpc_port={self._rpc}",
+                "--enable_http_metadata_server=true",
+                f"--http_metadata_server_host={where.address}",
+                f"--http_metadata_server_port={self._metadata}", f"--metrics_port={self._metrics}",
+            ]  # fmt: skip
+            is_up = lambda: where.listens(self._rpc) and where.listens(self._metadata)  # noqa: E731
+        else:
+            command = [
+                sys.executable, HERE / "mooncake_host.py", json.dumps(self.options), self._segment,
+                ready, where.address,
+            ]  # fmt: skip
+            is_up = ready.exists
+        self._ends[name] = ExitStack()
+        log = self._folder / f"{name}.log"
+        self._ends[name].enter_context(running([*where.wrapper, *command], log, is_up))
+
+    def kill(self, name: str) -> None:
+        """At any instant of what it does."""
+        self._ends.pop(name).close()
+
+    def close(self) -> None:
+        for name in reversed(list(self._ends)):
+            self.kill(name)
+
+
 @contextmanager
 def mooncake(
     folder: Path, segment: str = "256MiB", where: Where = HERE_ALONE
 ) -> Iterator[dict[str, str]]:
-    """The options of a client: a master with its metadata server, and a host with memory."""
-    pytest.importorskip("mooncake.store", reason="needs Mooncake's wheel")
-    folder.mkdir(parents=True, exist_ok=True)
-    rpc, metadata, metrics = free_ports(3)
-    command = [
-        *where.wrapper, Path(sys.executable).with_name("mooncake_master"), f"--rpc_port={rpc}",
-        "--enable_http_metadata_server=true", f"--http_metadata_server_host={where.address}",
-        f"--http_metadata_server_port={metadata}", f"--metrics_port={metrics}",
-    ]  # fmt: skip
-    options = {
-        "metadata_server": f"http://{where.address}:{metadata}/metadata",
-        "master_server_address": f"{where.address}:{rpc}",
-    }
-    is_up = lambda: where.listens(rpc) and where.listens(metadata)  # noqa: E731
-    ready = folder / "ready"
-    host = [
-        *where.wrapper, sys.executable, HERE / "mooncake_host.py", json.dumps(options), segment,
-        ready, where.address,
-    ]  # fmt: skip
-    with (
-        running(command, folder / "master.log", is_up),
-        running(host, folder / "host.log", ready.exists),
-    ):
-        yield options
+    """The options of a client of a store of one host."""
+    with closing(MooncakeServers(folder, segment, where)) as servers:
+        servers.start("master")
+        servers.start("host")
+        yield servers.options
 
 
 def s3_options(port: int, address: str = "127.0.0.1") -> dict[str, str]:

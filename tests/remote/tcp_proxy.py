@@ -13,6 +13,7 @@ class Proxy:
         self._target = port
         self.delay = 0.0  # before each piece of an answer
         self.is_silent = False  # nothing goes through, and nothing is closed
+        self.is_gone = False  # no connection is made
         self.flips = False  # a byte of every large piece of an answer
         self._ends = False
         self._sockets: list[socket.socket] = []
@@ -37,6 +38,9 @@ class Proxy:
         while True:
             try:
                 client, _ = self._listener.accept()
+                if self.is_gone:
+                    client.close()
+                    continue
                 server = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 if self._ends:

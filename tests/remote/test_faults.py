@@ -5,12 +5,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from remote_hosts import BLOCK_BYTES, BLOCKS, PER_CHUNK, Host, key
-from remote_servers import mooncake, s3_options
+from remote_servers import MooncakeServers, mooncake, s3_options
 from tcp_proxy import Proxy
 
 from lmkv._C import RemoteOrderKind, RemoteResult
@@ -167,6 +168,44 @@ def test_a_master_that_dies_costs_nothing_but_its_chunks(tmp_path: Path) -> None
     last.carriers.stop()
     last.engine.close(60)
     last.carriers.join()
+
+
+@pytest.mark.parametrize("who", ["master", "host"])
+def test_mooncake_servers_that_come_back_are_used_again(who: str, tmp_path: Path) -> None:
+    """Both forget what they held; neither makes an engine wait, or start again."""
+    with (
+        closing(MooncakeServers(tmp_path / "mooncake")) as servers,
+        ExitStack() as ends,
+    ):
+        servers.start("master")
+        servers.start("host")
+        place = Place.parse("mooncake://", servers.options)
+        a, b = (
+            ends.enter_context(Host(tmp_path / name, place, fill, load_timeout=2.0))
+            for name, fill in (("a", CONTENT), ("b", b""))
+        )
+        for each in (a, b):
+            each.wait_until_connected()
+        for n in (0, 1):
+            assert a.store(n) == ""
+        assert b.load(0).failed_chunks == []
+        servers.kill(who)
+        begin = time.monotonic()
+        assert b.load(1).failed_chunks == [0], "what was there is gone"
+        assert time.monotonic() - begin < 5
+        assert not any(b.bytes_of(1))
+        assert a.store(2) == "", "the directory is well"
+        servers.start(who)
+        deadline, chunk = time.monotonic() + 120, 2
+        while b.load(chunk).failed_chunks:
+            assert time.monotonic() < deadline, (a.engine.stats(), b.engine.stats())
+            chunk += 1 if chunk + 1 < BLOCKS // PER_CHUNK else 1 - chunk
+            assert a.store(chunk) == ""
+            time.sleep(0.5)
+        whole = slice(chunk * CHUNK_BYTES, (chunk + 1) * CHUNK_BYTES)
+        assert b.memory.raw[whole] == CONTENT[whole]
+        for each in (a, b):
+            assert each.stat("slabs_abandoned") <= 3
 
 
 class Unruly:

@@ -1,0 +1,40 @@
+"""``benchmarks/remote_faults.py``: whatever becomes of a remote tier, nobody waits for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from programs import result_of
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "remote"))
+from fleet import MANNERS
+
+# What a request takes behind a tier that fails, of what it takes without one; the first, which
+# finds that out; and what the server, the proxy and others on this machine may add.
+SHARE, FIRST, NOISE_SECONDS = 1.05, 3.0, 0.15
+MET = {"chunks_bad", "lookups_given_up", "remote_hits", "remote_lookups_out_of_service"}
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_whatever_becomes_of_it_nobody_waits(tmp_path: Path) -> None:
+    """Cut off, gone, untrue, slow, silent: answers, which the program compares, stay the same, and
+    come about as soon as without. What a request would wait for one that hangs is half a minute.
+    """
+    result = result_of("remote_faults.py", tmp_path, "--rounds", "3")
+    assert set(result["manners"]) == {"well", *MANNERS}
+    for manner in MANNERS:
+        found = result["manners"][manner]
+        said = f"{manner}: {json.dumps(found)}"
+        assert found["counters"].keys() & MET, f"{said}: it was passed by"
+        if manner in {"gone", "slow", "silent"}:
+            assert "tokens_loaded" not in found["counters"], said
+        alone = found["alone_seconds"]["median"]
+        assert found["first"] < FIRST + NOISE_SECONDS / alone, said
+        late = found["excess_ms"]["median"] / 1e3 - (SHARE - 1) * alone
+        assert late < NOISE_SECONDS, said
+    assert result["recovery_seconds"] < 180
