@@ -6,15 +6,31 @@ renders from this dataclass.
 """
 
 import difflib
-import json
-import os.path
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 from lmkv.errors import ConfigError
 from lmkv.remote.store import Place
+from lmkv.values import (
+    HostMemory,
+    format_size,
+    one_of,
+    parse_age,
+    parse_bool,
+    parse_host_memory,
+    parse_int,
+    parse_number,
+    parse_options,
+    parse_path,
+    parse_paths,
+    parse_percent,
+    parse_remote,
+    parse_size,
+    parse_text,
+    split_paths,
+)
 
 ENVIRONMENT_PREFIX = "LMKV_"
 
@@ -29,168 +45,6 @@ _KUBERNETES = re.compile(
 # Seconds; the core has the same bounds.
 LONGEST_LOAD_TIMEOUT = 86_400
 LONGEST_AGE = 10 * 366 * 86_400
-
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?\s*", re.IGNORECASE)
-_AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*")
-_SHARED = "shared:"
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%?\s*")
-_TRUE = frozenset({"true", "1", "yes", "on"})
-_FALSE = frozenset({"false", "0", "no", "off"})
-
-
-def parse_size(value: object) -> int:
-    """Bytes in ``value``: an int, or text such as ``"500GiB"``, ``"2GB"`` or ``"4096"``.
-
-    KiB, MiB, GiB and TiB are powers of 1024, KB, MB, GB and TB powers of 1000. Raises
-    ConfigError for anything else.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ConfigError(f'expected a size such as "500GiB", "2GB" or a number, not {value!r}')
-    number, unit = match.group(1), (match.group(2) or "B").upper()
-    base = 1024 if "I" in unit else 1000
-    return int(float(number) * base ** "BKMGT".index(unit[0]))
-
-
-class HostMemory(NamedTuple):
-    """``bytes``, of each worker alone; or of an arena that all engines of the node share."""
-
-    bytes: int
-    is_shared: bool = False
-
-    def __str__(self) -> str:
-        return f"{_SHARED if self.is_shared else ''}{format_size(self.bytes)}"
-
-
-def parse_host_memory(value: object) -> HostMemory:
-    """As ``parse_size``, or text such as ``"shared:64GiB"``."""
-    if isinstance(value, HostMemory):
-        return value
-    if isinstance(value, str) and value.strip().startswith(_SHARED):
-        return HostMemory(parse_size(value.strip().removeprefix(_SHARED)), is_shared=True)
-    return HostMemory(parse_size(value))
-
-
-def parse_age(value: object) -> float:
-    """Seconds in ``value``: a number, or text such as ``"90s"``, ``"30m"``, ``"12h"``, ``"7d"``,
-    ``"2w"`` or ``"0"``. Raises ConfigError for anything else, text without a unit included.
-    """
-    if value == "0":
-        return 0.0
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    match = _AGE.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ConfigError(f'expected a time span such as "12h", "7d" or "2w", not {value!r}')
-    return float(match.group(1)) * _SECONDS[match.group(2)]
-
-
-def format_size(size: int) -> str:
-    """The shortest exact text for ``size`` bytes, such as ``"2GiB"``."""
-    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size and size % (1 << shift) == 0:
-            return f"{size >> shift}{unit}"
-    return f"{size}B"
-
-
-def _parse_bool(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
-    if text not in _TRUE | _FALSE:
-        raise ConfigError(f"expected true or false, not {value!r}")
-    return text in _TRUE
-
-
-def _parse_int(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*", value):
-        return int(value)
-    raise ConfigError(f"expected a whole number, not {value!r}")
-
-
-def _parse_percent(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, str) and (match := _PERCENT.fullmatch(value)):
-        return float(match.group(1))
-    raise ConfigError(f'expected a percentage such as 5 or "2.5%", not {value!r}')
-
-
-def _parse_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(f"expected text, not {value!r}")
-    return value
-
-
-def _parse_number(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?\s*", value):
-        return float(value)
-    raise ConfigError(f"expected a number, not {value!r}")
-
-
-def split_paths(text: str) -> list[str]:
-    """The directories in ``text``, which are separated by ":" as in PATH."""
-    return text.split(os.pathsep)
-
-
-def _parse_path(value: object) -> str:
-    if not isinstance(value, str | os.PathLike):
-        raise ConfigError(f"expected an absolute path, not {value!r}")
-    text = os.path.expanduser(os.fspath(value))
-    if not os.path.isabs(text):
-        raise ConfigError(f"expected an absolute path, not {value!r}")
-    return os.path.normpath(text)
-
-
-def _parse_paths(value: object) -> tuple[str, ...]:
-    listed = value if isinstance(value, list | tuple) else [value]
-    paths = tuple(_parse_path(one) for one in listed)
-    if not paths:
-        raise ConfigError("expected a directory or a list of directories, not an empty list")
-    if twice := sorted({path for path in paths if paths.count(path) > 1}):
-        raise ConfigError(f"{twice[0]} is named twice")
-    return paths
-
-
-def _parse_remote(value: object) -> str:
-    text = _parse_text(value)
-    return str(Place.parse(text)) if text else ""
-
-
-def _json(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"expected JSON, not {text!r}: {error}") from None
-
-
-def _parse_options(value: object) -> tuple[tuple[str, str], ...]:
-    if isinstance(value, str):
-        value = _json(value) if value.strip("() ") else {}
-    pairs = value.items() if isinstance(value, Mapping) else value
-    if not isinstance(pairs, Iterable) or isinstance(pairs, str):
-        raise ConfigError(f"expected a mapping, not {value!r}")
-    return tuple(sorted((str(name), _option(one)) for name, one in pairs))
-
-
-def _option(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _one_of(*choices: str) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        if value not in choices:
-            raise ConfigError(f"expected one of {', '.join(choices)}, not {value!r}")
-        return str(value)
-
-    return parse
 
 
 def _setting(
@@ -213,7 +67,7 @@ class Config:
     """
 
     path: tuple[str, ...] = _setting(
-        _parse_paths,
+        parse_paths,
         "Directory that holds the chunks; engines that name the same one share them. Required, "
         "absolute; `~` is expanded. It is created when it is missing. A list of "
         'directories, `["/nvme0/kv", "/nvme1/kv"]`, spreads the chunks evenly over them; in the '
@@ -223,7 +77,7 @@ class Config:
         from_text=split_paths,
     )
     chunk_tokens: int = _setting(
-        _parse_int,
+        parse_int,
         "Tokens in one chunk, the unit of key, file and I/O. A multiple of vLLM's block size. "
         "Engines share only with engines that use the same number.",
         unit="tokens",
@@ -241,7 +95,7 @@ class Config:
         default=HostMemory(2 << 30),
     )
     arena_directory: str = _setting(
-        _parse_path,
+        parse_path,
         "Where host memory that is shared lies: a tmpfs or hugetlbfs that all those engines see.",
         default="/dev/shm",
     )
@@ -254,7 +108,7 @@ class Config:
         default=0,
     )
     free_space_floor: float = _setting(
-        _parse_percent,
+        parse_percent,
         "How much of the filesystem stays free: below that nothing is stored, and no more is "
         "evicted than this engine has stored since it started. 0 switches it off. With several "
         "directories it holds for each.",
@@ -262,7 +116,7 @@ class Config:
         default=5.0,
     )
     eviction: str = _setting(
-        _one_of("reuse", "lru"),
+        one_of("reuse", "lru"),
         "Which chunks go first: `reuse` learns from the directory how soon chunks like this one "
         "were used again, `lru` takes the least recently used. Either takes a prompt's end before "
         "its beginning.",
@@ -276,19 +130,19 @@ class Config:
         default=0.0,
     )
     io_engine: str = _setting(
-        _one_of("auto", "io_uring", "threads"),
+        one_of("auto", "io_uring", "threads"),
         "How files are read and written. `auto` takes io_uring where the kernel allows it and "
         "direct I/O works, and threads elsewhere; the log says which and why.",
         default="auto",
     )
     direct_io: str = _setting(
-        _one_of("auto", "on", "off"),
+        one_of("auto", "on", "off"),
         "O_DIRECT. `auto` uses it where the filesystem accepts it; `on` refuses to start where "
         "it does not.",
         default="auto",
     )
     shared: str = _setting(
-        _one_of("auto", "yes", "no"),
+        one_of("auto", "yes", "no"),
         "Whether other hosts have the directory mounted too. Then a chunk's data is on the server "
         "before its file gets its name, and an error that comes late (no space, a quota) is seen. "
         "`auto` goes by the kind of filesystem: yes for NFS, SMB, Ceph, Lustre and others of "
@@ -296,34 +150,34 @@ class Config:
         default="auto",
     )
     file_mode: str = _setting(
-        _one_of("private", "group"),
+        one_of("private", "group"),
         "Who may use the files: `private`, this user alone (files 0600, directories 0700), or "
         "`group`, all members of the directory's group, who may then read, renew and evict "
         "(files 0660, directories 2770, whatever the umask is). Set the same everywhere.",
         default="private",
     )
     io_threads: int = _setting(
-        _parse_int,
+        parse_int,
         "I/O threads of each worker, for each directory.",
         unit="threads",
         default=1,
     )
     load_policy: str = _setting(
-        _one_of("auto", "always", "never"),
+        one_of("auto", "always", "never"),
         "Whether what is found is loaded: `auto` loads what a request is done sooner with, by what "
         "loads and prefills have taken lately, and gives up a load that turns out to be slow; "
         "`always` loads all that is found, `never` nothing.",
         default="auto",
     )
     load_timeout: float = _setting(
-        _parse_number,
+        parse_number,
         "A load that takes longer is given up, and its tokens are computed. 0: by how fast loads "
         "are, from 5 s to a minute; it is for a directory that hangs, not for one that is slow.",
         unit="seconds",
         default=0.0,
     )
     transfer: str = _setting(
-        _one_of("auto", "copy_engine", "kernel_staged", "kernel_mapped"),
+        one_of("auto", "copy_engine", "kernel_staged", "kernel_mapped"),
         "How blocks are copied between a GPU and host memory: by its copy engines, by a kernel "
         "and a buffer on the GPU, or by a kernel alone. `auto` goes by the size of the pieces "
         "(`lmkv bench transfer --calibrate` measures from which on); the log says which and why. "
@@ -331,7 +185,7 @@ class Config:
         default="auto",
     )
     remote: str = _setting(
-        _parse_remote,
+        parse_remote,
         "A tier behind `path`, for nodes that share no directory: `s3://bucket/prefix` (any "
         "S3-compatible store), `mooncake://master:port` (a Mooncake Store) or `file:///directory` "
         "(one that other nodes share, behind a local disk). What is stored goes there, too, and "
@@ -339,14 +193,14 @@ class Config:
         default="",
     )
     remote_options: tuple[tuple[str, str], ...] = _setting(
-        _parse_options,
+        parse_options,
         'Of its client, as a mapping: `{"endpoint": "https://...", "region": "..."}`; in the '
         "environment as JSON. Credentials come from the client's own environment and are refused "
         "here.",
         default=(),
     )
     remote_writes: str = _setting(
-        _one_of("write_behind", "write_through", "on_second_use"),
+        one_of("write_behind", "write_through", "on_second_use"),
         "When a chunk goes to the remote tier: `write_behind`, once it is stored, with nobody "
         "waiting; `write_through`, where a store has ended when both have it; `on_second_use`, "
         "when it is loaded from memory or `path`.",
@@ -367,18 +221,18 @@ class Config:
         default=0,
     )
     store_generated: bool = _setting(
-        _parse_bool,
+        parse_bool,
         "Store chunks that hold generated tokens too, not only those of the prompt.",
         default=False,
     )
     store_tail: bool = _setting(
-        _parse_bool,
+        parse_bool,
         "Store the whole blocks behind a prompt's last whole chunk as one shorter chunk, so "
         "that the end of a prompt, and a prompt shorter than a chunk, hit too.",
         default=True,
     )
     namespace: str = _setting(
-        _parse_text,
+        parse_text,
         "Any text of your own; engines share only with engines that use the same. Change it to "
         "start afresh, or to keep tenants apart.",
         default="",

@@ -4,15 +4,8 @@ import json
 import pytest
 
 from lmkv import ConfigError
-from lmkv.config import (
-    NOT_SETTINGS,
-    Config,
-    HostMemory,
-    format_size,
-    parse_host_memory,
-    parse_size,
-    settings_table,
-)
+from lmkv.config import NOT_SETTINGS, Config, settings_table
+from lmkv.values import HostMemory, format_size, parse_host_memory, parse_size
 
 
 def test_defaults_apply_when_only_the_path_is_given():

@@ -20,10 +20,10 @@ from lmkv.bench import lookup as lookup_bench
 from lmkv.bench import transfer as transfer_bench
 from lmkv.bench.depth import calibrate as calibrate_depths
 from lmkv.bench.memory import CudaMemory
-from lmkv.config import format_size
 from lmkv.errors import ConfigError
 from lmkv.remote.store import Place, RemoteError
 from lmkv.tuning import Tuning, load_tuning, save_depths, save_tuning
+from lmkv.values import format_size
 
 app = typer.Typer(
     help="Measure parts of lmkv against the limit of this machine.", no_args_is_help=True

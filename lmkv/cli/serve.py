@@ -15,9 +15,10 @@ from typing import Annotated, Any
 
 import typer
 
-from lmkv.config import ENVIRONMENT_PREFIX, Config, split_paths
+from lmkv.config import ENVIRONMENT_PREFIX, Config
 from lmkv.errors import ConfigError
 from lmkv.serving import kv_transfer_config, server_command
+from lmkv.values import split_paths
 
 FLAG = "--kv-transfer-config"
 

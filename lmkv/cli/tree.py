@@ -25,8 +25,8 @@ from rich.table import Table
 
 from lmkv.cli import arenas
 from lmkv.cli.text import age_text, one_line_errors, shown, size_text
-from lmkv.config import parse_age, parse_size
 from lmkv.errors import ConfigError
+from lmkv.values import parse_age, parse_size
 
 if TYPE_CHECKING:
     from lmkv._C import TreeFile

@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lmkv._C import RemoteResult
-from lmkv.config import parse_size
 from lmkv.errors import ConfigError
 from lmkv.remote.store import Done, Item, Place, RemoteError
+from lmkv.values import parse_size
 
 try:
     from mooncake.store import MooncakeDistributedStore, ReplicateConfig

@@ -6,7 +6,8 @@ from collections.abc import Container, Mapping
 
 from vllm.logger import init_logger
 
-from lmkv.config import Config, format_size
+from lmkv.config import Config
+from lmkv.values import format_size
 
 logger = init_logger("vllm.lmkv")
 

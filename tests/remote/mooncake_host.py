@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mooncake.store import MooncakeDistributedStore
 
-from lmkv.config import parse_size
+from lmkv.values import parse_size
 
 
 def main(options: str, segment: str, ready: str, address: str) -> None:
