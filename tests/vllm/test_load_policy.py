@@ -10,7 +10,7 @@ from vllm.v1.request import RequestStatus
 from worker_harness import RealWorker, checked_prompt, files, run
 
 from lmkv._C import Faults, fault_engine
-from lmkv.vllm.pace import FIRST_PAUSE_SECONDS
+from lmkv.vllm.reads import FIRST_PAUSE_SECONDS
 
 PROMPT = 3 * CHUNK + 9
 SECONDS_PER_TOKEN = 0.0015

@@ -2,7 +2,8 @@ import pytest
 from scheduler_harness import seconds_per_call
 
 from lmkv.vllm.lookup import Run
-from lmkv.vllm.pace import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Line, Pace, Verdict
+from lmkv.vllm.pace import Pace, Verdict
+from lmkv.vllm.reads import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Line
 
 BLOCK = 16
 PER_CHUNK = 4
