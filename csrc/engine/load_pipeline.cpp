@@ -21,71 +21,17 @@ constexpr int kMostDamaged = 3;
 
 }  // namespace
 
-struct LoadPipeline::Job {
-  JobId id{};
-  std::shared_ptr<const Fence> after;
-  UseTime used_at;
-  Clock::time_point begun;
-  Clock::time_point deadline;
-
-  std::mutex mutex;
-  std::vector<Stage> stages;                  // of its chunks; guarded by mutex, as all below
-  std::vector<std::uint64_t> bytes;           // of its chunks that count in bytes_left_
-  std::vector<Tier*> tiers;                   // that its chunks are asked of, or nullptr
-  std::size_t chunks_left = 0;                // not ended
-  std::vector<std::size_t> failed_chunks;     // ascending once the job is complete
-  std::vector<std::size_t> memory_chunks;     // the same
-  std::vector<std::size_t> remote_chunks;     // the same
-  std::vector<std::size_t> cancelled_chunks;  // of failed_chunks; by cancel()
-  std::string error;
-
-  [[nodiscard]] std::uint64_t number() const { return static_cast<std::uint64_t>(id); }
-};
-
-// One chunk on its way.
-struct LoadPipeline::ChunkLoad {
-  std::shared_ptr<Job> job;
-  std::size_t index = 0;  // in the job
-  LoadChunk chunk;
-  ChunkIdentity identity;
-  Root* root = nullptr;  // its directory, if that can be used
-  Tier* tier = nullptr;  // that it is asked of
-  std::optional<Slab> filling;
-  std::optional<SharedSlab> verified;
-  bool from_memory = false;
-  bool was_bad = false;  // what the remote tier brought
-};
-
 LoadPipeline::LoadPipeline(EngineContext& context, TierCopies& copies)
     : context_(context),
       copies_(copies),
       patience_(context.options.load_timeout),
-      most_reading_(std::max<std::size_t>(
-          2, 2 * context.options.load_depth / slab_bytes_of(context.options))) {
-  for (Tier* tier : context.tiers()) queues_.push_back({tier, {}, 0});
+      queues_(context.tiers(), std::max<std::size_t>(2, 2 * context.options.load_depth /
+                                                            slab_bytes_of(context.options))) {
   copies_.when_one_ends([this] { start_waiting(); });
 }
 
-LoadPipeline::TierQueue& LoadPipeline::queue_of(const Tier& tier) {
-  return *std::ranges::find(queues_, &tier, &TierQueue::tier);
-}
-
-bool LoadPipeline::is_readable(const TierQueue& queue) const {
-  return !queue.waiting.empty() && queue.reading < most_reading_;
-}
-
-LoadPipeline::TierQueue* LoadPipeline::next_readable() {
-  for (std::size_t i = 0; i < queues_.size(); ++i) {
-    TierQueue& queue = queues_[(next_queue_ + i) % queues_.size()];
-    if (!is_readable(queue)) continue;
-    next_queue_ = (next_queue_ + i + 1) % queues_.size();
-    return &queue;
-  }
-  return nullptr;
-}
-
-std::vector<std::shared_ptr<LoadPipeline::ChunkLoad>> LoadPipeline::make_loads(
-    std::vector<LoadChunk> chunks, const std::shared_ptr<Job>& job) const {
+std::vector<std::shared_ptr<ChunkLoad>> LoadPipeline::make_loads(
+    std::vector<LoadChunk> chunks, const std::shared_ptr<LoadJob>& job) const {
   if (chunks.empty()) throw std::invalid_argument("a load of no chunks");
   std::vector<std::shared_ptr<ChunkLoad>> loads;
   loads.reserve(chunks.size());
@@ -99,6 +45,7 @@ std::vector<std::shared_ptr<LoadPipeline::ChunkLoad>> LoadPipeline::make_loads(
     load->job = job;
     load->index = loads.size();
     load->root = context_.roots->of(chunk.key);
+    job->add(load->identity.file_bytes(), load->root);
     load->chunk = std::move(chunk);
     loads.push_back(std::move(load));
   }
@@ -106,26 +53,16 @@ std::vector<std::shared_ptr<LoadPipeline::ChunkLoad>> LoadPipeline::make_loads(
 }
 
 JobId LoadPipeline::begin(std::vector<LoadChunk> chunks, std::uintptr_t stream, UseTime used_at) {
-  auto job = std::make_shared<Job>();
+  auto job = std::make_shared<LoadJob>(context_.device->fence(stream), used_at);
   std::vector<std::shared_ptr<ChunkLoad>> loads = make_loads(std::move(chunks), job);
-  std::uint64_t bytes = 0;
-  for (const std::shared_ptr<ChunkLoad>& load : loads) {
-    job->bytes.push_back(load->identity.file_bytes());
-    job->tiers.push_back(load->root);
-    bytes += load->identity.file_bytes();
-  }
-  job->stages.assign(loads.size(), Stage::kWaiting);
-  job->chunks_left = loads.size();
-  job->after = context_.device->fence(stream);
-  job->used_at = used_at;
-  job->begun = Clock::now();
+  const std::uint64_t bytes = job->bytes();
   const std::uint64_t ahead = bytes_left_.fetch_add(bytes, std::memory_order_relaxed);
-  job->deadline = job->begun + patience_.of(ahead + bytes);
-  const JobId id = job->id = context_.jobs.begin();
+  const JobId id = context_.jobs.begin();
+  job->begin(id, job->begun + patience_.of(ahead + bytes));
   {
     const std::lock_guard lock(mutex_);
     jobs_.emplace(job->number(), job);
-    next_deadline_ = std::min(next_deadline_, job->deadline);
+    next_deadline_ = std::min(next_deadline_, job->deadline());
   }
   for (std::shared_ptr<ChunkLoad>& load : loads) start(std::move(load));
   return id;
@@ -174,17 +111,7 @@ void LoadPipeline::try_remote(std::shared_ptr<ChunkLoad> load, const Status& why
 
 void LoadPipeline::queue(std::shared_ptr<ChunkLoad> load, Tier& tier) {
   load->tier = &tier;
-  bool given_up = false;
-  {
-    // Both, or whoever gives the job up in between would not find it.
-    Job& job = *load->job;
-    const std::lock_guard lock(mutex_);
-    const std::lock_guard of_job(job.mutex);
-    given_up = job.stages[load->index] == Stage::kEnded;
-    job.tiers[load->index] = &tier;
-    if (!given_up) queue_of(tier).waiting.push(job.number(), load);
-  }
-  if (given_up) return end(load, Status::cancelled());
+  if (!queues_.push(tier, load)) return end(load, Status::cancelled());
   start_waiting();
 }
 
@@ -208,28 +135,11 @@ void LoadPipeline::start_arrived(Clock::time_point now) {
   }
 }
 
-bool LoadPipeline::is_waiting() const {
-  const std::lock_guard lock(mutex_);
-  return std::ranges::any_of(queues_,
-                             [this](const TierQueue& queue) { return is_readable(queue); });
-}
+bool LoadPipeline::is_waiting() const { return queues_.is_waiting(); }
 
 void LoadPipeline::start_waiting() {
-  for (;;) {
-    std::optional<Slab> slab;
-    std::shared_ptr<ChunkLoad> load;
-    {
-      // In one piece: a slab that was taken and not used would be missed by whoever waits for it.
-      const std::lock_guard lock(mutex_);
-      TierQueue* const queue = next_readable();
-      if (queue == nullptr) return;
-      load = queue->waiting.front();
-      slab = context_.pool->try_acquire(load->identity.key);
-      if (!slab) return;
-      queue->waiting.pop();
-      ++queue->reading;
-    }
-    read(std::move(load), std::move(*slab));
+  while (std::optional<LoadQueues::Next> next = queues_.pop(*context_.pool)) {
+    read(std::move(next->load), std::move(next->slab));
   }
 }
 
@@ -250,10 +160,7 @@ void LoadPipeline::read(std::shared_ptr<ChunkLoad> load, Slab slab) {
       note_health(*load, status);
     }
     context_.reading.end();
-    {
-      const std::lock_guard lock(mutex_);
-      --queue_of(*load->tier).reading;
-    }
+    queues_.ended(*load->tier);
     start_waiting();  // before the checksums: the disk need not wait for them
     verify(load, status);
     copies_.begin_held();
@@ -353,21 +260,14 @@ void LoadPipeline::note_health(const ChunkLoad& load, const Status& status) {
 }
 
 void LoadPipeline::scatter(std::shared_ptr<ChunkLoad> load) {
-  Job& job = *load->job;
-  bool given_up = false;
-  {
-    const std::lock_guard lock(job.mutex);
-    Stage& stage = job.stages[load->index];
-    given_up = stage == Stage::kEnded;
-    if (!given_up) stage = Stage::kScattering;
-  }
-  if (given_up) return end(load, Status::ok());  // the blocks may be another request's by now
+  // The blocks of one that was given up may be another request's by now.
+  if (!load->job->scatter(load->index)) return end(load, Status::ok());
   Transfer transfer;
   transfer.direction = Direction::kScatter;
   transfer.blocks = load->chunk.blocks;
   transfer.host = load->verified->bytes().data() + kHeaderBytes +
                   load->chunk.first_block * context_.table.block_bytes();
-  transfer.after = job.after;
+  transfer.after = load->job->after;
   transfer.done = [this, load = std::move(load)](const Status& status) { end(load, status); };
   context_.device->submit(std::move(transfer));
 }
@@ -377,29 +277,20 @@ void LoadPipeline::end(const std::shared_ptr<ChunkLoad>& load, const Status& sta
   load->verified.reset();
   start_waiting();
 
-  Job& job = *load->job;
-  bool is_last = false;
-  {
-    const std::lock_guard lock(job.mutex);
-    if (job.stages[load->index] == Stage::kEnded) return;  // was given up
-    job.stages[load->index] = Stage::kEnded;
-    // Counted before the job can be seen to be complete, by whichever chunk ends last.
-    bytes_left_.fetch_sub(job.bytes[load->index], std::memory_order_relaxed);
-    if (status.is_ok()) {
-      context_.stats.chunks_loaded.fetch_add(1, std::memory_order_relaxed);
-      if (load->from_memory) {
-        job.memory_chunks.push_back(load->index);
-      } else if (load->tier == context_.remote.get()) {
-        job.remote_chunks.push_back(load->index);
-      }
-    } else {
-      count_failed(status);
-      job.failed_chunks.push_back(load->index);
-      if (job.error.empty()) job.error = status.message();
-    }
-    is_last = --job.chunks_left == 0;
+  using Source = LoadJob::Source;
+  LoadJob& job = *load->job;
+  const bool is_remote = load->tier != nullptr && load->tier == context_.remote.get();
+  const Source source = load->from_memory ? Source::kMemory
+                        : is_remote       ? Source::kRemote
+                                          : Source::kDisk;
+  if (!job.end(load->index, status, source)) return;  // was given up
+  bytes_left_.fetch_sub(load->identity.file_bytes(), std::memory_order_relaxed);
+  if (status.is_ok()) {
+    context_.stats.chunks_loaded.fetch_add(1, std::memory_order_relaxed);
+  } else {
+    count_failed(status);
   }
-  if (is_last) finish(job);
+  if (job.settled(1)) finish(job);
 }
 
 void LoadPipeline::count_failed(const Status& status) {
@@ -417,67 +308,33 @@ void LoadPipeline::count_failed(const Status& status) {
   }
 }
 
-void LoadPipeline::finish(Job& job) {
+void LoadPipeline::finish(LoadJob& job) {
   {
     const std::lock_guard lock(mutex_);
     jobs_.erase(job.number());
   }
-  std::ranges::sort(job.failed_chunks);
-  std::ranges::sort(job.memory_chunks);
-  std::ranges::sort(job.remote_chunks);
-  const std::chrono::duration<double> taken = Clock::now() - job.begun;
-  context_.jobs.end({CompletionKind::kLoaded, job.id, std::move(job.failed_chunks),
-                     std::move(job.error), std::move(job.memory_chunks),
-                     std::move(job.cancelled_chunks), std::move(job.remote_chunks), taken.count()});
+  context_.jobs.end(job.completion());
 }
 
 // ---- Giving up
 
-std::set<Tier*> LoadPipeline::give_up(const std::shared_ptr<Job>& job, const Status& status) {
-  std::set<Tier*> tiers;
-  std::size_t ended = 0;
-  std::uint64_t bytes = 0;
-  bool is_last = false;
-  {
-    const std::lock_guard lock(job->mutex);
-    for (std::size_t i = 0; i < job->stages.size(); ++i) {
-      if (job->stages[i] != Stage::kWaiting) continue;
-      job->stages[i] = Stage::kEnded;
-      job->failed_chunks.push_back(i);
-      if (status.kind() == StatusKind::kCancelled) job->cancelled_chunks.push_back(i);
-      bytes += job->bytes[i];
-      if (job->tiers[i] != nullptr) tiers.insert(job->tiers[i]);
-      ++ended;
-    }
-    if (ended == 0) return tiers;
-    if (job->error.empty()) job->error = status.message();
-    // Counted before the job can be seen to be complete, as in end().
-    bytes_left_.fetch_sub(bytes, std::memory_order_relaxed);
-    for (std::size_t i = 0; i < ended; ++i) count_failed(status);
-    job->chunks_left -= ended;
-    is_last = job->chunks_left == 0;
-  }
-  std::vector<std::shared_ptr<ChunkLoad>> unread;
+std::set<Tier*> LoadPipeline::give_up(const std::shared_ptr<LoadJob>& job, const Status& status) {
+  LoadJob::GivenUp given_up = job->give_up(status);
+  if (given_up.chunks == 0) return {};
+  bytes_left_.fetch_sub(given_up.bytes, std::memory_order_relaxed);
+  for (std::size_t i = 0; i < given_up.chunks; ++i) count_failed(status);
   {
     const std::lock_guard lock(mutex_);
     std::erase_if(awaited_, [&](const Awaited& each) { return each.load->job == job; });
-    for (const Tier* tier : tiers) {
-      for (std::shared_ptr<ChunkLoad>& load : queue_of(*tier).waiting.remove(job->number())) {
-        unread.push_back(std::move(load));
-      }
-    }
   }
-  for (Tier* tier : tiers) tier->cancel(job->number());
-  if (is_last) finish(*job);
-  return tiers;
+  static_cast<void>(queues_.remove(*job, given_up.tiers));
+  for (Tier* tier : given_up.tiers) tier->cancel(job->number());
+  if (job->settled(given_up.chunks)) finish(*job);
+  return std::move(given_up.tiers);
 }
 
 void LoadPipeline::refuse_waiting(Tier& tier) {
-  std::vector<std::shared_ptr<ChunkLoad>> refused;
-  {
-    const std::lock_guard lock(mutex_);
-    refused = queue_of(tier).waiting.clear();
-  }
+  std::vector<std::shared_ptr<ChunkLoad>> refused = queues_.clear(tier);
   if (&tier == context_.remote_orders) {
     context_.remote_orders->refuse_reads(Status::out_of_service());
   }
@@ -487,7 +344,7 @@ void LoadPipeline::refuse_waiting(Tier& tier) {
 }
 
 void LoadPipeline::cancel(JobId id) {
-  std::shared_ptr<Job> job;
+  std::shared_ptr<LoadJob> job;
   {
     const std::lock_guard lock(mutex_);
     const auto found = jobs_.find(static_cast<std::uint64_t>(id));
@@ -497,12 +354,12 @@ void LoadPipeline::cancel(JobId id) {
   for (Tier* tier : give_up(job, Status::cancelled())) watch(*tier, *job);
 }
 
-void LoadPipeline::watch(Tier& tier, const Job& job) {
+void LoadPipeline::watch(Tier& tier, const LoadJob& job) {
   if (!tier.is_reading()) return;
   const std::lock_guard lock(mutex_);
   const bool is_watched =
       std::ranges::any_of(watches_, [&](const Watch& each) { return each.tier == &tier; });
-  if (!is_watched) watches_.push_back({&tier, job.begun, job.deadline});
+  if (!is_watched) watches_.push_back({&tier, job.begun, job.deadline()});
 }
 
 void LoadPipeline::look_at_watched(Clock::time_point now) {
@@ -522,16 +379,16 @@ void LoadPipeline::take_out_if_stalled(Tier& tier, Clock::time_point since, Cloc
   if (tier.loads.is_out()) refuse_waiting(tier);
 }
 
-std::vector<std::shared_ptr<LoadPipeline::Job>> LoadPipeline::take_late(Clock::time_point now) {
-  std::vector<std::shared_ptr<Job>> late;
+std::vector<std::shared_ptr<LoadJob>> LoadPipeline::take_late(Clock::time_point now) {
+  std::vector<std::shared_ptr<LoadJob>> late;
   const std::lock_guard lock(mutex_);
   if (now < next_deadline_) return late;
   next_deadline_ = Clock::time_point::max();
   for (const auto& [number, job] : jobs_) {
-    if (job->deadline <= now) {
+    if (job->deadline() <= now) {
       late.push_back(job);
     } else {
-      next_deadline_ = std::min(next_deadline_, job->deadline);
+      next_deadline_ = std::min(next_deadline_, job->deadline());
     }
   }
   return late;
@@ -539,7 +396,7 @@ std::vector<std::shared_ptr<LoadPipeline::Job>> LoadPipeline::take_late(Clock::t
 
 void LoadPipeline::give_up_late(Clock::time_point now) {
   patience_.observe(context_.stats.bytes_loaded, context_.reading.microseconds());
-  for (const std::shared_ptr<Job>& job : take_late(now)) {
+  for (const std::shared_ptr<LoadJob>& job : take_late(now)) {
     for (Tier* tier : give_up(job, Status::timed_out("a load took longer than its time"))) {
       take_out_if_stalled(*tier, job->begun, now);
     }
@@ -548,12 +405,12 @@ void LoadPipeline::give_up_late(Clock::time_point now) {
 }
 
 void LoadPipeline::close() {
-  std::vector<std::shared_ptr<Job>> jobs;
+  std::vector<std::shared_ptr<LoadJob>> jobs;
   {
     const std::lock_guard lock(mutex_);
     for (const auto& [number, job] : jobs_) jobs.push_back(job);
   }
-  for (const std::shared_ptr<Job>& job : jobs) give_up(job, Status::cancelled());
+  for (const std::shared_ptr<LoadJob>& job : jobs) give_up(job, Status::cancelled());
 }
 
 }  // namespace lmkv

@@ -11,9 +11,10 @@
 #include <unordered_map>
 #include <vector>
 
-#include "common/fair_queue.hpp"
 #include "engine/engine_context.hpp"
+#include "engine/load_job.hpp"
 #include "engine/load_patience.hpp"
+#include "engine/load_queues.hpp"
 #include "engine/tier_copies.hpp"
 #include "store/use_stamp.hpp"
 
@@ -25,7 +26,7 @@ namespace lmkv {
 // still delivers reaches a slab and no block.
 class LoadPipeline {
  public:
-  using Clock = std::chrono::steady_clock;
+  using Clock = LoadJob::Clock;
 
   LoadPipeline(EngineContext& context, TierCopies& copies);
 
@@ -49,13 +50,8 @@ class LoadPipeline {
   void close();
 
  private:
-  enum class Stage : std::uint8_t { kWaiting, kScattering, kEnded };
-  struct Job;
-  struct ChunkLoad;
-  struct TierQueue;
-
   std::vector<std::shared_ptr<ChunkLoad>> make_loads(std::vector<LoadChunk> chunks,
-                                                     const std::shared_ptr<Job>& job) const;
+                                                     const std::shared_ptr<LoadJob>& job) const;
   void start(std::shared_ptr<ChunkLoad> load);
   void start_found(std::shared_ptr<ChunkLoad> load, SharedSlab chunk);
   void start_reading(std::shared_ptr<ChunkLoad> load);
@@ -72,38 +68,25 @@ class LoadPipeline {
   void scatter(std::shared_ptr<ChunkLoad> load);
   void end(const std::shared_ptr<ChunkLoad>& load, const Status& status);
   void count_failed(const Status& status);
-  void finish(Job& job);
+  void finish(LoadJob& job);
 
   // Returns the tiers that it was waiting for.
-  std::set<Tier*> give_up(const std::shared_ptr<Job>& job, const Status& status);
+  std::set<Tier*> give_up(const std::shared_ptr<LoadJob>& job, const Status& status);
   void refuse_waiting(Tier& tier);
   // Whoever gave up a job may do so long before a disk counts as hanging: that is found out later.
-  void watch(Tier& tier, const Job& job);
+  void watch(Tier& tier, const LoadJob& job);
   void look_at_watched(Clock::time_point now);
   void take_out_if_stalled(Tier& tier, Clock::time_point since, Clock::time_point now);
-  // Caller holds mutex_.
-  [[nodiscard]] TierQueue& queue_of(const Tier& tier);
-  [[nodiscard]] bool is_readable(const TierQueue& queue) const;
-  [[nodiscard]] TierQueue* next_readable();
-  std::vector<std::shared_ptr<Job>> take_late(Clock::time_point now);
+  std::vector<std::shared_ptr<LoadJob>> take_late(Clock::time_point now);
 
   EngineContext& context_;
   TierCopies& copies_;
   LoadPatience patience_;
-  const std::size_t most_reading_;  // chunks of one tier: one that hangs has not all the slabs
+  LoadQueues queues_;
   std::atomic<std::uint64_t> bytes_left_{0};  // to be read, of all jobs under way
 
-  // Of all below; never held across I/O or callbacks. The pool's lock is inside it.
-  mutable std::mutex mutex_;
-  // Of one tier: what waits for a slab, by job, and how many are being read.
-  struct TierQueue {
-    Tier* tier;
-    FairQueue<std::shared_ptr<ChunkLoad>> waiting;
-    std::size_t reading = 0;
-  };
-  std::vector<TierQueue> queues_;
-  std::size_t next_queue_ = 0;  // whose turn it is
-  std::unordered_map<std::uint64_t, std::shared_ptr<Job>> jobs_;
+  mutable std::mutex mutex_;  // of all below; never held across I/O or callbacks
+  std::unordered_map<std::uint64_t, std::shared_ptr<LoadJob>> jobs_;
   Clock::time_point next_deadline_ = Clock::time_point::max();
   // What is on its way to memory by another's hand, and until when that is waited for.
   struct Awaited {
