@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "remote"))
 from fleet import MANNERS, PROMPT_TOKENS, Fleet, Turn
 from remote_servers import seaweedfs
 
+SPARE = 100  # prompts, to warm up and to see the tier come back
+
 COUNTED = (
     "tokens_loaded", "remote_hits", "chunks_bad", "lookups_given_up",
     "remote_lookups_out_of_service",
@@ -59,8 +61,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12, help="requests behind the first, of each")
     parser.add_argument("--manner", action="append", choices=list(MANNERS), help="default: all")
     arguments = parser.parse_args()
-    keep_standard_output()
     manners = ["well", *(arguments.manner or MANNERS)]
+    # Prompts begin at each token of one text.
+    most = (PROMPT_TOKENS - SPARE) // len(manners) - 1
+    if not 0 < arguments.rounds <= most:
+        parser.error(f"--rounds: 1 to {most}")
+    keep_standard_output()
     found: dict[str, Any] = {}
     with ExitStack() as ends:
         folder = ends.enter_context(folder_in(arguments.path, "remote-faults"))

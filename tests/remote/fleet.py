@@ -99,11 +99,14 @@ class Fleet:
 
     def cause(self, manner: str) -> None:
         """One of MANNERS, until another is caused; ``""``: none."""
-        self.proxy.is_gone = manner == "gone"
         self.proxy.is_silent = manner == "silent"
         self.proxy.delay = SLOW_SECONDS if manner == "slow" else 0.0
         self.proxy.flips = manner == "untrue"
-        self.proxy.cut()
+        if manner == "gone":
+            self.proxy.refuse()
+        else:
+            self.proxy.listen()
+            self.proxy.cut()
 
     def turn(self, manner: str, number: int) -> Turn:
         """Request ``number`` of those behind a tier that fails in this manner: the first is the one
@@ -113,7 +116,7 @@ class Fleet:
         if number == 0:
             self.cause("")
             wait_until_connected(self.behind, self._prompt)
-        if number == 0 or manner == "cut":
+        if manner and (number == 0 or manner == "cut"):
             self.cause(manner)
         seconds, counters = {}, {}
         names = ["behind", "alone"]

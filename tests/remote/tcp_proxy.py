@@ -13,13 +13,29 @@ class Proxy:
         self._target = port
         self.delay = 0.0  # before each piece of an answer
         self.is_silent = False  # nothing goes through, and nothing is closed
-        self.is_gone = False  # no connection is made
         self.flips = False  # a byte of every large piece of an answer
         self._ends = False
         self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = 0
+        self._listener: socket.socket | None = None
+        self.listen()
+
+    def listen(self) -> None:
+        """Be there (again): at the same port."""
+        if self._listener is not None:
+            return
+        self._listener = socket.create_server(("127.0.0.1", self.port))
         self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def refuse(self) -> None:
+        """Close all connections there are; whoever wants a new one is refused."""
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+            self._listener.close()
+            self._listener = None
+        self.cut()
 
     def cut(self) -> None:
         """Close all connections there are."""
@@ -31,20 +47,18 @@ class Proxy:
 
     def close(self) -> None:
         self._ends = True
-        self._listener.close()
-        self.cut()
+        self.refuse()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                client, _ = self._listener.accept()
-                if self.is_gone:
-                    client.close()
-                    continue
+                client, _ = listener.accept()
+            except OSError:
+                return
+            try:
                 server = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
-                if self._ends:
-                    return
+                client.close()
                 continue
             self._sockets += [client, server]
             for source, sink, is_answer in ((client, server, False), (server, client, True)):
