@@ -225,16 +225,29 @@ std::span<std::byte> ArenaFile::slab(std::uint32_t slot) const {
 
 // Others have files there that they touch without asking first (vLLM, NCCL, PyTorch: /dev/shm), for
 // which a filesystem without room is SIGBUS.
-bool ArenaFile::has_room() const {
+bool ArenaFile::has_room(std::uint64_t bytes) const {
   struct statfs found{};
   if (::fstatfs(fd(), &found) != 0 || found.f_blocks == 0) return true;  // or it has no limit
   const auto block = static_cast<std::uint64_t>(found.f_bsize);
   const std::uint64_t kept = found.f_blocks / kPartForOthers * block;
-  return found.f_bavail * block >= header().slab_bytes + kept;
+  return found.f_bavail * block >= bytes + kept;
 }
 
 int ArenaFile::give_pages(std::uint32_t slot, const std::stop_token& stop) const {
-  return has_room() ? map_pages(slot, stop) : ENOSPC;
+  if (!has_room(header().slab_bytes)) return ENOSPC;
+  int failed = map_pages(slot, stop);
+  // Somebody else may have found the same room.
+  if (failed == 0 && !has_room(0)) failed = ENOSPC;
+  if (failed == ENOSPC) take_pages(slot);
+  return failed;
+}
+
+void ArenaFile::take_pages(std::uint32_t slot) const {
+  const std::span<std::byte> bytes = slab(slot);
+  const auto at = static_cast<off_t>(bytes.data() - base_);
+  // If it cannot be done, they are there for the next who is given them.
+  ::fallocate(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at,
+              static_cast<off_t>(bytes.size()));
 }
 
 int ArenaFile::map_pages(std::uint32_t slot, const std::stop_token& stop) const {

@@ -67,7 +67,9 @@ class ArenaFile {
   [[nodiscard]] int map_pages(std::uint32_t slot, const std::stop_token& stop = {}) const;
 
  private:
-  [[nodiscard]] bool has_room() const;  // for another slab
+  // For so many bytes, besides what is left to others.
+  [[nodiscard]] bool has_room(std::uint64_t bytes) const;
+  void take_pages(std::uint32_t slot) const;
   [[nodiscard]] int populate(std::span<std::byte> bytes) const;
   ArenaFile(UniqueFd fd, const ArenaSeat& seat, std::string path, std::byte* base,
             std::size_t bytes, bool is_new);

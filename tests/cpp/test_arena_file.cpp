@@ -1,12 +1,16 @@
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <fstream>
+#include <latch>
 #include <string>
 #include <thread>
 #include <vector>
@@ -173,6 +177,43 @@ TEST_F(ArenaFileTest, MemoryIsTakenSlotBySlot) {
   EXPECT_LT(before, 4U << 20);
   for (std::uint32_t slot = 0; slot < 1000; ++slot) ASSERT_EQ(arena.give_pages(slot), 0);
   EXPECT_GE(used(), before + 1000 * kSlabBytes);
+}
+
+// Whoever looked at the same time as others leaves as much as one who was alone.
+TEST_F(ArenaFileTest, HoweverManyTakeMemoryAtOnceSomeIsLeftForOthers) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root to mount";
+  const test::TemporaryDirectory small{"/dev/shm"};
+  if (::mount("none", small.path().c_str(), "tmpfs", 0, "size=8m") != 0) {
+    GTEST_SKIP() << "mounts are not allowed here";
+  }
+  constexpr std::uint32_t kThreads = 16;
+  {
+    const ArenaPlace tight{small.path(), std::size_t{1} << 20};
+    const ArenaFile arena = ArenaFile::open_or_create(tight, 64 << 20);
+    std::latch all(kThreads);
+    std::atomic<int> given{0};
+    std::vector<std::thread> threads;
+    for (std::uint32_t slot = 0; slot < kThreads; ++slot) {
+      threads.emplace_back([&, slot] {
+        all.arrive_and_wait();
+        const int failed = arena.give_pages(slot);
+        EXPECT_TRUE(failed == 0 || failed == ENOSPC) << failed;
+        given += failed == 0;
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    struct statfs left{};
+    ASSERT_EQ(::statfs(small.path().c_str(), &left), 0);
+    EXPECT_GE(left.f_bavail, left.f_blocks / 16);
+    // Of those that met some could be given theirs after all.
+    EXPECT_LT(given, 8);
+    std::uint32_t slot = kThreads;
+    while (arena.give_pages(slot) == 0) ++slot;
+    ASSERT_EQ(::statfs(small.path().c_str(), &left), 0);
+    EXPECT_GE(left.f_bavail, left.f_blocks / 16);
+    EXPECT_GE(given + slot - kThreads, 5U);
+  }
+  EXPECT_EQ(::umount(small.path().c_str()), 0);
 }
 
 // ---- The lock

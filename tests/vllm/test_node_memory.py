@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 
 import pytest
 from scheduler_harness import BLOCK, CHUNK
@@ -24,7 +25,14 @@ def arena():
 def make(engines_with_workers, tiny_model, root, arena):
     def make(**extra):
         shared = {"host_memory": "shared:64MiB", "arena_directory": arena}
-        return engines_with_workers(tiny_model, root, **{**shared, **extra})
+        engine = engines_with_workers(tiny_model, root, **{**shared, **extra})
+        # Memory for slabs is made while nothing else runs: what comes before it is not stored.
+        core = engine.worker.connector._worker._engine
+        deadline = time.monotonic() + 60
+        while (stats := core.stats())["slabs_free"] + stats["slabs_cached"] < 16:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return engine
 
     return make
 
