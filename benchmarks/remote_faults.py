@@ -1,13 +1,14 @@
-"""What requests take behind a remote tier that fails, against an engine that has none.
+"""What requests take behind a remote tier that fails, against requests that load nothing.
 
     python benchmarks/remote_faults.py --path DIR [--rounds 12] [--manner NAME ...] [--json FILE]
 
-Three real engines (vLLM on the CPU, SmolLM2-135M) and SeaweedFS with its S3 gateway: one fills the
-tier with each prompt before it is asked for, one has the tier behind a proxy that fails in one
-manner after the other, one has no remote tier. The same request goes to the last two, one right
-after the other, in turns; both answer alike or the run ends. Of each manner the first request,
-which is the one that finds out, is told from those after it, and none is left out. "well" is a tier
-that does not fail. At the end: how long it takes until something is loaded again.
+Two real engines (vLLM on the CPU, SmolLM2-135M) and SeaweedFS with its S3 gateway: one fills the
+tier with each prompt before it is asked for, the other has the tier behind a proxy that fails in
+one manner after the other. It is asked for such a prompt, and, right before or after, for another
+one, as long, with `{"lmkv": {"load": false}}`, which computes it without a look. Answers that are
+not those of the first engine end the run. Of each manner the first request, which is the one that
+finds out, is told from those after it, and none is left out. "well" is a tier that does not fail.
+At the end: how long it takes until something is loaded again.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def spread(values: list[float]) -> dict[str, float]:
 def told(turns: list[Turn]) -> dict[str, Any]:
     """Ratios are those of each pair: what else this machine does goes up and down with both."""
     first, *others = turns
-    ratios = [turn.with_it / turn.alone for turn in others]
+    ratios = [turn.with_it / turn.without for turn in others]
     return {
         "ratio": spread(ratios),
-        "excess_ms": spread([1e3 * (turn.with_it - turn.alone) for turn in others]),
-        "first": first.with_it / first.alone,
-        "alone_seconds": spread([turn.alone for turn in others]),
+        "excess_ms": spread([1e3 * (turn.with_it - turn.without) for turn in others]),
+        "first": first.with_it / first.without,
+        "without_seconds": spread([turn.without for turn in others]),
         "counters": {
             name: count
             for name in COUNTED
@@ -63,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     manners = ["well", *(arguments.manner or MANNERS)]
     # Prompts begin at each token of one text.
-    most = (PROMPT_TOKENS - SPARE) // len(manners) - 1
+    most = (PROMPT_TOKENS - SPARE) // (2 * len(manners)) - 1
     if not 0 < arguments.rounds <= most:
         parser.error(f"--rounds: 1 to {most}")
     keep_standard_output()

@@ -53,14 +53,20 @@ class Driver:
         if arguments.get("pipeline_parallel_size", 1) > 1:
             self.llm.collective_rpc(make_room_for_a_pipeline)
 
-    def generate(self, prompt, max_tokens=1, cache_salt=None):
-        """``prompt`` is token ids, a text, or a chat's messages."""
+    def generate(self, prompt, max_tokens=1, cache_salt=None, control=None):
+        """``prompt`` is token ids, a text, or a chat's messages; ``control`` as in
+        ``kv_transfer_params``.
+        """
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
         before = self.counters()
         sampling = SamplingParams(
-            max_tokens=max_tokens, temperature=0.0, ignore_eos=True, detokenize=False
+            max_tokens=max_tokens,
+            temperature=0.0,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args={"kv_transfer_params": {"lmkv": control}} if control else None,
         )
         if isinstance(prompt, list) and isinstance(prompt[0], dict):
             (output,) = self.llm.chat(prompt, sampling, use_tqdm=False)

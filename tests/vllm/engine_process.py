@@ -116,5 +116,5 @@ class Engine:
             tail = "\n".join(self._log.read_text().splitlines()[-40:])
             pytest.fail(f"the engine ended; its log says:\n{tail}")
 
-    def generate(self, prompt):
-        return self.ask("generate", prompt=prompt, max_tokens=ANSWER_TOKENS)
+    def generate(self, prompt, control=None):
+        return self.ask("generate", prompt=prompt, max_tokens=ANSWER_TOKENS, control=control)
