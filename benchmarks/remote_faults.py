@@ -30,7 +30,7 @@ SPARE = 100  # prompts, to warm up and to see the tier come back
 
 COUNTED = (
     "tokens_loaded", "remote_hits", "chunks_bad", "lookups_given_up",
-    "remote_lookups_out_of_service",
+    "remote_lookups_out_of_service", "load_decisions_compute",
 )  # fmt: skip
 
 

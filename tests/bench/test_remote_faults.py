@@ -17,7 +17,11 @@ from fleet import MANNERS
 # and the proxy on this machine may add; the first, which finds that out, where others compute
 # beside it. What it would wait for a client that hangs is 75 times as long.
 SHARE, NOISE_SECONDS, FIRST = 1.05, 0.15, 20.0
-MET = {"chunks_bad", "lookups_given_up", "remote_hits", "remote_lookups_out_of_service"}
+# Where others compute, too, a load may not pay.
+MET = {
+    "chunks_bad", "lookups_given_up", "remote_hits", "remote_lookups_out_of_service",
+    "load_decisions_compute",
+}  # fmt: skip
 
 
 @pytest.mark.engine
