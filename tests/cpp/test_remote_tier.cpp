@@ -60,6 +60,7 @@ class RemoteEngines : public test::EngineTest {
     ASSERT_TRUE(eventually([this] { return carriers->orders > 0; }));
     carriers->let_one_through();
     ASSERT_TRUE(eventually([this] { return stat("remote_hits") == 1; }));
+    ASSERT_TRUE(eventually([this] { return carriers->orders == 2; }));
     ASSERT_EQ(engine->remote()->reads(), 1U);
   }
   [[nodiscard]] bool has_file(std::uint64_t k) const {
