@@ -207,8 +207,9 @@ TEST_F(HousekeeperTest, ByReuseWhatIsOnlyKnownByItsLastUseGoesInThatOrder) {
   put(1, 110);
   start(100);
   ASSERT_TRUE(eventually([&] { return stat("store_bytes_used") == 95 * kChunk; }));
-  // Deep and shallow ones differ a little as soon as there is something to count.
-  EXPECT_EQ(present(80), 80U);
+  // Deep and shallow ones of about one age differ a little as soon as there is something to count,
+  // which there is where a scan takes long.
+  EXPECT_EQ(present(60), 60U);
 }
 
 TEST_F(HousekeeperTest, AScanServesSeveralPassesWhereItTakesLong) {
